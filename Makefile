@@ -1,0 +1,61 @@
+# Everything a newcomer needs, by name. `make` alone lists the targets.
+# Extra options for a command go in ARGS:   make demo ARGS="--resume"      make test ARGS="-k flow"
+# Another interpreter:                      make .venv PYTHON=python3.12
+# Another source for the torch wheel:       make .venv TORCH_ARGS="--index-url URL"   (for example a CPU-only build)
+
+PYTHON ?= python3
+ARGS ?=
+TORCH_ARGS ?=
+BIN := .venv/bin
+
+# Idle threads sleep instead of spinning (on a busy machine spinning makes generation several times slower);
+# no model hub is ever asked; the tokenizer stays out of the way of forked workers.
+export OMP_WAIT_POLICY := PASSIVE
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo bootstrap smoke test lint tensorboard clean
+
+help: ## list these targets
+	@grep -E '^[.a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([.a-z-]+):.*## (.*)/  make \1|\2/' \
+	  | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+.venv: .venv/.installed ## set up the Python environment (again when pyproject.toml or constraints.txt change)
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "       Name another interpreter:  make $(or $(MAKECMDGOALS),.venv) PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@if $(BIN)/python -m pip show --quiet torchvision 2>/dev/null; then \
+	  echo "error: torchvision is in .venv, where it breaks transformers' image processors." >&2; \
+	  echo "       Remove it:  $(BIN)/python -m pip uninstall torchvision" >&2; exit 1; fi
+	@touch $@
+
+demo: .venv/.installed ## all three stages on the embedded scenes, at most 10 minutes on 2 cores
+	$(BIN)/uae run --config conf/demo.yaml $(ARGS)
+	@report=$$(ls -t runs/*/report.html 2>/dev/null | head -n 1); \
+	  if [ -n "$$report" ]; then echo "Open the report in a browser: $$report"; \
+	  else echo "error: the run ended without a report.html under runs/" >&2; exit 1; fi
+
+bootstrap: .venv/.installed ## train the shipped backbones from scratch (hours; resumable)
+	$(BIN)/uae bootstrap $(ARGS)
+
+smoke: .venv/.installed ## two optimiser steps of every stage, to see that all the parts fit
+	$(BIN)/uae run --config conf/smoke.yaml $(ARGS)
+
+test: .venv/.installed ## the tests: no network, no GPU, under 10 minutes
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed ## ruff
+	$(BIN)/ruff check . $(ARGS)
+
+tensorboard: .venv/.installed ## curves and image grids of all runs
+	$(BIN)/tensorboard --logdir runs $(ARGS)
+
+clean: ## remove caches and build output; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache lightning_logs
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

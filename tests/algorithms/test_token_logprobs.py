@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+
+from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
+
+
+def example(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(2, 5, 11, generator=generator)).to(dtype)
+    return logits, torch.randint(11, (2, 5), generator=generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_entropy_are_those_of_a_categorical_distribution(dtype, temperature):
+    # Red if logits / temperature becomes logits * temperature, or .float() goes.
+    logits, tokens = example(dtype)
+    policy = torch.distributions.Categorical(logits=logits.float() / temperature)
+    logp = gather_logprobs(logits, tokens, temperature=temperature)
+    assert logp.dtype == torch.float32 and logp.shape == (2, 5)
+    torch.testing.assert_close(logp, policy.log_prob(tokens))
+    torch.testing.assert_close(entropy(logits, temperature=temperature), policy.entropy())
+
+
+def test_gradient_is_one_hot_minus_softmax():
+    # Red if "chosen -" becomes "chosen +".
+    logits, tokens = example()
+    logits.requires_grad_()
+    gather_logprobs(logits, tokens).sum().backward()
+    expected = torch.nn.functional.one_hot(tokens, 11) - logits.detach().softmax(-1)
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_large_logits_do_not_overflow():
+    # Red if logsumexp becomes exp().sum().log().
+    logits = torch.tensor([[1000.0, 0.0]])
+    assert gather_logprobs(logits, torch.tensor([0])).item() == 0
+    assert gather_logprobs(logits, torch.tensor([1])).item() == -1000
+
+
+def test_entropy_of_uniform_and_of_certain_and_with_forbidden_tokens():
+    # Red if the masked_fill of -inf goes: 0 * -inf is NaN.
+    assert entropy(torch.zeros(3, 8)).tolist() == pytest.approx([math.log(8)] * 3)
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]], requires_grad=True)
+    value = entropy(logits)
+    assert value.tolist() == pytest.approx([math.log(2), 0.0])
+    value.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_bad_arguments_are_named():
+    # Red if a check is turned round: gather alone would take too short a row of tokens without a word.
+    logits, tokens = example()
+    with pytest.raises(ValueError, match="vocabulary"):
+        gather_logprobs(logits, tokens[:, :3])
+    with pytest.raises(ValueError, match="temperature"):
+        gather_logprobs(logits, tokens, temperature=0.0)
+    with pytest.raises(ValueError, match="temperature"):
+        entropy(logits, temperature=-1.0)

@@ -1,0 +1,3 @@
+"""uae-lightning: training code for "Unified Multimodal Model as Auto-Encoder" (arXiv 2509.09666)."""
+
+__version__ = "0.1.0"

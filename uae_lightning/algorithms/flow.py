@@ -1,0 +1,161 @@
+"""Rectified flow: straight lines from a picture to noise, and the way back along them.
+
+    B           pictures in a batch
+    C, h, w     channels, height and width of the latents
+    S           sampling steps
+    x0          clean latents                  [B, C, h, w]
+    n           noise, N(0, I)                 [B, C, h, w]
+    sigma       noise level: 0 is the picture, 1 is pure noise; a float, [] or [B]
+    x           = (1 - sigma) x0 + sigma n     [B, C, h, w]
+    v           = dx / dsigma = n - x0         [B, C, h, w]
+
+    Rectified flow             Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747
+    Logit-normal and shift     Stable Diffusion 3, arXiv 2403.03206, section 3.1 and eq. 23
+    Guidance                   Ho and Salimans, arXiv 2207.12598
+
+Sigmas are held in fp32 and enter as tensors with dimensions, so half-precision latents are promoted: arithmetic is
+never below fp32. The caller casts for the network.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SigmaDistribution = Literal["logit_normal", "shifted_uniform", "uniform"]
+
+TRAIN_LEVELS = 1000  # num_train_timesteps of SD3's scheduler: its lowest noise level is the shifted 1/1000
+
+
+def per_sample(value: float | Tensor, like: Tensor) -> Tensor:
+    """Shape a scalar or a [B] vector so that it broadcasts over `like` [B, ...]: fp32, [1, 1, ...] or [B, 1, ...].
+
+    Raises:
+        ValueError: neither one value nor B of them.
+    """
+    value = torch.as_tensor(value, dtype=torch.float32, device=like.device)
+    if value.numel() not in (1, like.shape[0]):
+        raise ValueError(f"expected one value or {like.shape[0]} (one per sample), got shape {list(value.shape)}")
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def interpolate(x0: Tensor, noise: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents and the velocity a decoder has to predict there: the training pair.
+
+    Args:
+        x0, noise: [B, C, h, w].
+        sigma: float, [] or [B].
+
+    Returns:
+        (x_sigma, velocity), each [B, C, h, w]: x = (1 - sigma) x0 + sigma n and v = n - x0 (arXiv 2403.03206 eq. 13).
+
+    Raises:
+        ValueError: `x0` and `noise` differ in shape, or `sigma` is not one value per sample.
+    """
+    if x0.shape != noise.shape:
+        raise ValueError(f"x0 {list(x0.shape)} and noise {list(noise.shape)} must have the same shape")
+    sigma = per_sample(sigma, x0)
+    return (1 - sigma) * x0 + sigma * noise, noise - x0
+
+
+def shift_sigma(sigma: float | Tensor, shift: float) -> float | Tensor:
+    """Move noise levels up as larger pictures need it: shift * s / (1 + (shift - 1) s) (arXiv 2403.03206 eq. 23).
+
+    Keeps 0 and 1, keeps the order, and adds log(shift) to logit(s).
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def sample_sigma(
+    batch_size: int,
+    *,
+    distribution: SigmaDistribution = "logit_normal",
+    shift: float = 3.0,
+    mean: float = 0.0,
+    std: float = 1.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Noise levels to train at.
+
+    Args:
+        batch_size: B.
+        distribution:
+            ``"logit_normal"``     sigmoid(mean + std * N(0, 1)): mostly the middle, where the task is hard (SD3).
+            ``"shifted_uniform"``  uniform, then shifted: the levels an evenly spaced sampler with this shift visits.
+            ``"uniform"``          uniform.
+        shift: of "shifted_uniform" alone.
+        mean, std: of "logit_normal" alone. A shift k of logit-normal levels is the same as mean + log(k): the SD3
+            training script of diffusers (logit-normal index into a schedule shifted by 3) is mean = log 3 = 1.0986.
+        generator: where the randomness comes from.
+        device: where the result goes; the numbers are drawn on the generator's device.
+
+    Returns:
+        [B] fp32 in (0, 1].
+
+    Raises:
+        ValueError: unknown `distribution`, or `shift` not positive.
+    """
+    if shift <= 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    draw = {"generator": generator, "device": generator.device if generator is not None else device}
+    if distribution == "logit_normal":
+        sigma = torch.sigmoid(mean + std * torch.randn(batch_size, **draw))
+    elif distribution in ("uniform", "shifted_uniform"):
+        sigma = 1 - torch.rand(batch_size, **draw)  # rand is in [0, 1): turned round, 0 cannot occur
+        if distribution == "shifted_uniform":
+            sigma = shift_sigma(sigma, shift)
+    else:
+        raise ValueError(f"distribution must be 'logit_normal', 'shifted_uniform' or 'uniform', got {distribution!r}")
+    return sigma.to(device) if device is not None else sigma
+
+
+def sigma_schedule(steps: int, *, shift: float = 1.0, device: torch.device | str | None = None) -> Tensor:
+    """The noise levels of a sampler, from 1 to 0.
+
+    The same numbers as `FlowMatchEulerDiscreteScheduler(shift=shift).set_timesteps(steps)` of diffusers, which the SD3
+    pipeline calls. Two of its habits are therefore ours: the even spacing ends at the lowest level of training (the
+    shifted 1/1000) rather than at 1/steps, so the last step before 0 is a tiny one; and shift is applied to that
+    spacing, so to the lowest level twice. The timestep SD3's network is given is 1000 * sigma.
+
+    Args:
+        steps: S, at least 1.
+        shift: 3.0 for SD3; 1.0 leaves the spacing even.
+        device: where the result goes.
+
+    Returns:
+        [S + 1] fp32, strictly descending, first 1, last 0.
+
+    Raises:
+        ValueError: `steps` below 1, or `shift` not positive.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if shift <= 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    even = torch.linspace(1.0, shift_sigma(1 / TRAIN_LEVELS, shift), steps, dtype=torch.float64)
+    sigmas = torch.cat([shift_sigma(even, shift), even.new_zeros(1)])
+    return sigmas.to(device=device, dtype=torch.float32)
+
+
+def euler_step(x: Tensor, velocity: Tensor, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
+    """One step of the ODE: x + v (sigma_next - sigma). [B, C, h, w] -> [B, C, h, w], at least fp32."""
+    return x + velocity * (per_sample(sigma_next, x) - per_sample(sigma, x))
+
+
+def guide(v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance: v_uncond + guidance (v_cond - v_uncond); guidance 1 leaves the conditional velocity.
+
+    All [B, C, h, w]. Take the unconditional branch without gradient for what Flow-GRPO's code trains.
+    """
+    return v_uncond + guidance * (v_cond - v_uncond)
+
+
+def predict_clean(x: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
+    """The clean latents this velocity points at: x0^ = x - sigma v. [B, C, h, w]."""
+    return x - per_sample(sigma, x) * velocity
+
+
+def predict_noise(x: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
+    """The noise this velocity comes from: n^ = x + (1 - sigma) v. [B, C, h, w]."""
+    return x + (1 - per_sample(sigma, x)) * velocity

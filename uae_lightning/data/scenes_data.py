@@ -1,0 +1,99 @@
+"""Scenes as a LightningDataModule: an endless training stream, and a fixed list of held-out pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from uae_lightning.data.captions import write_caption
+from uae_lightning.data.scenes import render, sample_scene
+from uae_lightning.types import Batch
+
+
+def scene_batch(split: str, seed: int, indices: list[int], *, max_objects: int, level: str = "long") -> Batch:
+    """Render the scenes with these indices; the caption of a scene depends on (split, seed, index) alone as well."""
+    scenes = [sample_scene(split, seed, index, max_objects=max_objects) for index in indices]
+    images = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+    captions = [
+        write_caption(scene, np.random.default_rng([seed, index]), level=level)
+        for scene, index in zip(scenes, indices, strict=True)
+    ]
+    return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices])
+
+
+class ScenesData(L.LightningDataModule):
+    """Procedural scenes (`uae_lightning.data.scenes`).
+
+    Args:
+        batch_size: pictures per batch and device.
+        validation_pictures: held-out pictures scored at every validation, always the same ones.
+        validation_batch_size: pictures per validation batch.
+        max_objects: objects per scene, 1 to 4.
+        caption_level: "long", "short" or "tag": of the captions for decoder pre-training.
+        seed: which of the endless streams.
+        split: "validation" or "test": where the held-out pictures come from.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        validation_pictures: int = 64,
+        validation_batch_size: int = 64,
+        max_objects: int = 3,
+        caption_level: str = "long",
+        seed: int = 0,
+        split: str = "validation",
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.max_objects, self.caption_level, self.seed = batch_size, max_objects, caption_level, seed
+        self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
+        self.split = split
+        self.first_batch = 0
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(_Stream(self, rank, world), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(_HeldOut(self), batch_size=None)
+
+    # A checkpoint holds how many batches were used up, so that a resumed run goes on with the next one.
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.first_batch = state["batches"]
+
+
+class _Stream(IterableDataset):
+    def __init__(self, data: ScenesData, rank: int, world: int) -> None:
+        self.data, self.rank, self.world = data, rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        data, batch = self.data, self.data.first_batch
+        while True:
+            first = (batch * self.world + self.rank) * data.batch_size
+            indices = list(range(first, first + data.batch_size))
+            yield scene_batch(
+                "train", data.seed, indices, max_objects=data.max_objects, level=data.caption_level
+            )
+            batch += 1
+
+
+class _HeldOut(Dataset):
+    def __init__(self, data: ScenesData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return -(-self.data.validation_pictures // self.data.validation_batch_size)
+
+    def __getitem__(self, batch: int) -> Batch:
+        data = self.data
+        first = batch * data.validation_batch_size
+        last = min(first + data.validation_batch_size, data.validation_pictures)
+        return scene_batch(data.split, data.seed, list(range(first, last)), max_objects=data.max_objects)

@@ -1,0 +1,1 @@
+"""What is measured after training, by judges that were not the reward."""

@@ -1,0 +1,87 @@
+"""What a stage asks of its parts. Stages know these classes only; any of them can be swapped by `class_path` in YAML."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from uae_lightning.types import Captions, Conditioning, RewardInput, RewardOutput
+
+
+class Component(nn.Module, ABC):
+    """A part with weights of its own that one stage can hand to the next."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the part in the format of its library (safetensors), adapters merged; its class can start from it."""
+
+
+class Encoder(Component):
+    """Vision-language model: image -> caption, and caption -> hidden states."""
+
+    hidden_size: int
+
+    @abstractmethod
+    def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
+        """`samples` captions of each image [B, 3, H, W]; N = B * samples. Temperature 0 is greedy.
+
+        The same seed gives the same captions and leaves the global random state as it was.
+        """
+
+    @abstractmethod
+    def token_logits(self, images: Tensor, captions: Captions) -> Tensor:
+        """Teacher-forced logits [N, T, V] of the captions of images [N, 3, H, W]; position t predicts tokens[:, t]."""
+
+    @abstractmethod
+    def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
+
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the model is the one the stage started from: adapters off."""
+
+
+class Projector(Component):
+    """Encoder states [N, L, hidden_size] -> conditioning states [N, L, D]."""
+
+    input_size: int  # hidden_size of the encoder it fits
+
+    @abstractmethod
+    def forward(self, states: Tensor) -> Tensor: ...
+
+
+class Decoder(Component):
+    """Flow-matching image generator in a latent space; sigma in (0, 1], 1 is pure noise."""
+
+    latent_shape: tuple[int, int, int]  # C, h, w
+    conditioning_size: int  # D
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] in [0, 1] -> latents [N, C, h, w]."""
+
+    @abstractmethod
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """[N, C, h, w] -> images [N, 3, H, W] in [0, 1]."""
+
+    @abstractmethod
+    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:
+        """v = noise - x0 at x [N, C, h, w], sigma [N], float32; conditioning None is the unconditional branch."""
+
+    @abstractmethod
+    def schedule(self, steps: int) -> Tensor:
+        """[steps + 1] sigmas of the sampler, from 1 down to 0."""
+
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the model is the one the stage started from: adapters off."""
+
+
+class Reward(nn.Module, ABC):
+    """How well pictures survived the round trip; frozen, in eval mode. Higher is better."""
+
+    @abstractmethod
+    def forward(self, inputs: RewardInput) -> RewardOutput: ...

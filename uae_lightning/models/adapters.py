@@ -1,0 +1,96 @@
+"""LoRA through peft, used by encoder and decoder alike. The adapter-off network is the reference policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685).
+
+    Args:
+        rank: of the update matrices.
+        alpha: the update is scaled by alpha / rank.
+        targets: a regular expression on full module names, or a list of name endings.
+        init: peft's `init_lora_weights`; "gaussian" is the released UAE's.
+    """
+
+    rank: int = 32
+    alpha: int = 64
+    targets: str | list[str] | None = None
+    init: str = "gaussian"
+
+    def config(self, default_targets: str | list[str]) -> LoraConfig:
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=self.targets or default_targets,
+            init_lora_weights=self.init,
+            lora_dropout=0.0,  # dropout would make the ratio of new to old policy differ from 1 on policy
+        )
+
+
+def add_lora(model: nn.Module, lora: LoRA, default_targets: str | list[str]) -> None:
+    """Freeze `model` and inject trainable fp32 adapters in place.
+
+    Raises:
+        ValueError: no module matches `targets`.
+    """
+    model.requires_grad_(False)
+    inject_adapter_in_model(lora.config(default_targets), model)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+
+def lora_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before adapters were added; does nothing without adapters."""
+    layers = lora_layers(model)
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """peft's state dict of the adapters, [] if there are none."""
+    return get_peft_model_state_dict(model) if lora_layers(model) else {}
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict the model has without adapters, their update added to the weights. The model is not changed."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            weight = state[f"{name}.weight"]
+            delta = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
+            state[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+
+
+def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def to_dtype(name: str) -> torch.dtype:
+    """"float32", "bfloat16" or "float16" as a torch dtype."""
+    return getattr(torch, name)

@@ -1,0 +1,56 @@
+"""The bridge: an MLP from encoder states to what the decoder's text stream takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from uae_lightning.interfaces import Projector
+from uae_lightning.paths import resolve
+
+
+class MLPProjector(Projector):
+    """Linear, GELU, Linear (released UAE: 2048 -> 8192 -> 4096).
+
+    Args:
+        path: folder that `save` wrote; None starts from random weights of the sizes below.
+        input_size: hidden size of the encoder.
+        hidden_size: width between the two layers.
+        output_size: text width of the decoder (`joint_attention_dim`).
+        normalize: LayerNorm in front; small encoders need it, the release has none.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        input_size: int = 2048,
+        hidden_size: int = 8192,
+        output_size: int = 4096,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
+        folder = resolve(path) if path is not None else None
+        self.config = json.loads((folder / "config.json").read_text()) if folder else {**sizes, "normalize": normalize}
+        self.input_size = self.config["input_size"]
+        self.layers = nn.Sequential(
+            nn.LayerNorm(self.config["input_size"]) if self.config["normalize"] else nn.Identity(),
+            nn.Linear(self.config["input_size"], self.config["hidden_size"]),
+            nn.GELU(),
+            nn.Linear(self.config["hidden_size"], self.config["output_size"]),
+        )
+        if folder:
+            self.load_state_dict(load_file(folder / "model.safetensors"))
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.layers(states.to(self.layers[1].weight.dtype))
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config, indent=1))
+        state = {name: tensor.detach().cpu().to(dtype or tensor.dtype) for name, tensor in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors")

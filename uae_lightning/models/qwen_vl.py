@@ -1,0 +1,199 @@
+"""Qwen2.5-VL as the encoder: image -> caption by generation, caption -> hidden states by reading it alone."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from uae_lightning.interfaces import Encoder
+from uae_lightning.models.adapters import LoRA, add_lora, adapters_off, lora_layers, merged_state, to_dtype
+from uae_lightning.paths import resolve
+from uae_lightning.types import Captions
+
+# released code of UAE: the prompt P of Unified-GRPO and the system line of the decoder's template
+CAPTION_SYSTEM = "You are an expert vision-language model."
+CAPTION_PROMPT = (
+    "Your task is: Given an input image, generate a textual description of the image. If there is text in the image, "
+    "transcribe it inside double quotes. Now, carefully analyze the input image and output the full description."
+)
+GENERATE_SYSTEM = "You are a helpful assistant."
+
+TEXT_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+class QwenVLEncoder(Encoder):
+    """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template.
+
+    Args:
+        path: folder or hub id in the layout of transformers.
+        train: "nothing", or "lora" on the linear layers of the text decoder; the vision tower is always frozen
+            (paper: unfreezing it collapsed).
+        lora: settings of the adapters where `train` is "lora".
+        dtype: of the frozen weights; adapters are float32.
+        caption_system, caption_prompt: what the encoder is asked for a caption; an empty system line is left out.
+        generate_system: system line of the "generate" template in which the decoder's captions are read.
+        max_pixels: larger pictures are scaled down to this area (released UAE: 65,536).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        train: Literal["nothing", "lora"] = "nothing",
+        lora: LoRA | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        caption_system: str = CAPTION_SYSTEM,
+        caption_prompt: str = CAPTION_PROMPT,
+        generate_system: str = GENERATE_SYSTEM,
+        max_pixels: int = 65_536,
+    ) -> None:
+        super().__init__()
+        folder = resolve(path)
+        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=to_dtype(dtype))
+        self.model.requires_grad_(False).eval()
+        if train == "lora":
+            add_lora(self.model, lora or LoRA(), TEXT_LINEARS)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+        self.hidden_size = self.model.config.text_config.hidden_size
+        self.max_pixels = max_pixels
+        self.generate_system = generate_system
+        system = [{"role": "system", "content": caption_system}] if caption_system else []
+        content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
+        messages = [*system, {"role": "user", "content": content}]
+        self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+
+    # ----------------------------------------------------------------- image -> caption
+
+    @torch.no_grad()
+    def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
+        inputs = self.prompt_inputs(images)
+        length = inputs["input_ids"].shape[1]
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):  # HF draws from the global state
+            torch.manual_seed(seed)
+            sequences = self.model.generate(
+                **inputs,
+                **(sampling if temperature > 0 else {"do_sample": False}),
+                num_return_sequences=samples,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.eos,
+                pad_token_id=self.pad,
+                use_cache=True,
+            )
+        tokens = sequences[:, length:]
+        ended = (tokens == self.eos).cumsum(1)
+        mask = (ended == 0) | ((ended == 1) & (tokens == self.eos))
+        texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
+        return Captions([text.strip() for text in texts], tokens, mask)
+
+    def token_logits(self, images: Tensor, captions: Captions) -> Tensor:
+        inputs = self.prompt_inputs(images)
+        tokens, mask = captions.tokens, captions.mask
+        input_ids = torch.cat([inputs["input_ids"], tokens], 1)
+        attention = torch.cat([inputs["attention_mask"], mask.long()], 1)
+        kinds = F.pad(inputs["mm_token_type_ids"], (0, tokens.shape[1]))
+        # explicit positions: the model caches its own between calls, which breaks where training and sampling alternate
+        positions, _ = self.model.model.get_rope_index(
+            input_ids, kinds, image_grid_thw=inputs["image_grid_thw"], attention_mask=attention
+        )
+        logits = self.model(
+            input_ids=input_ids,
+            attention_mask=attention,
+            position_ids=positions,
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+            mm_token_type_ids=kinds,
+            logits_to_keep=tokens.shape[1] + 1,
+            use_cache=False,
+        ).logits
+        return logits[:, :-1]
+
+    def prompt_inputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Model inputs for the caption prompt, one per image; all pictures of a batch have one size, so no padding."""
+        patches, grid = self.patchify(images)
+        image_tokens = int(grid[0].prod()) // self.preprocessor.merge_size**2
+        pad = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        ids = self.tokenizer(self.prompt.replace(pad, pad * image_tokens), return_tensors="pt")["input_ids"]
+        input_ids = ids.to(images.device).expand(len(images), -1)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "mm_token_type_ids": (input_ids == self.model.config.image_token_id).long(),
+            "pixel_values": patches,
+            "image_grid_thw": grid,
+        }
+
+    def patchify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in [0, 1] -> (patches [B * gh * gw, dim], grid [B, 3]), as Qwen2VLImageProcessor does it.
+
+        Where the vision tower takes five channels, two with the pixel's place are added: Qwen's has relative positions
+        only, which a small model cannot turn into "top left".
+        """
+        config, side, merge = self.model.config.vision_config, self.preprocessor.patch_size, self.preprocessor.merge_size
+        height, width = smart_resize(
+            *images.shape[-2:], factor=side * merge, min_pixels=(side * merge) ** 2, max_pixels=self.max_pixels
+        )
+        if (height, width) != tuple(images.shape[-2:]):
+            images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)
+        pixels = (images - mean[:, None, None]) / std[:, None, None]
+        if config.in_channels == 5:
+            axes = [torch.linspace(-1, 1, n, device=images.device, dtype=images.dtype) for n in (height, width)]
+            places = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(images), -1, -1, -1)
+            pixels = torch.cat([pixels, places], 1)
+        rows, cols = height // side, width // side
+        blocks = pixels.reshape(len(images), -1, rows // merge, merge, side, cols // merge, merge, side)
+        blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # B, Y, X, y, x, C, 1, p, p
+        patches = blocks.repeat_interleave(config.temporal_patch_size, 6).reshape(len(images) * rows * cols, -1)
+        grid = torch.tensor([[1, rows, cols]], device=images.device).repeat(len(images), 1)
+        return patches.to(self.model.dtype), grid
+
+    # ----------------------------------------------------------------- caption -> states
+
+    def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        prompts = [self._generate_prompt(text) for text in texts]
+        batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
+        input_ids = batch["input_ids"].to(self.model.device)
+        mask = batch["attention_mask"].to(self.model.device)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
+        states = self.model.model.language_model(
+            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return states, mask.bool()
+
+    def _generate_prompt(self, text: str) -> str:
+        system = [{"role": "system", "content": self.generate_system}] if self.generate_system else []
+        messages = [*system, {"role": "generate", "content": text}]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    # ----------------------------------------------------------------- adapters and files
+
+    def reference(self) -> AbstractContextManager[None]:
+        return adapters_off(self.model)
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = merged_state(self.model)
+        with torch.device("meta"):
+            model = Qwen2_5_VLForConditionalGeneration(self.model.config)
+        model.load_state_dict(state, assign=True)
+        model.tie_weights()
+        model.to(dtype or self.model.dtype).save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.preprocessor.save_pretrained(folder)
+        if lora_layers(self.model):
+            save_file(
+                {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()},
+                folder / "adapter_model.safetensors",
+            )
+

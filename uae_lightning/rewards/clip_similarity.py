@@ -1,0 +1,48 @@
+"""ClipSimilarity: the reward of UAE (arXiv 2509.09666): R(x, x~) = cos(f(x), f(x~)), f the CLIP image embedding."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+
+from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, expand, load_vision_model
+
+
+class ClipSimilarity(EmbeddingSimilarity):
+    """Cosine of the image embeddings of any CLIP-like model of transformers (CLIP, SigLIP, their vision towers).
+
+    Args:
+        model: hub id or local folder, with its preprocessor_config.json.
+        micro_batch: pictures at a time.
+    """
+
+    name = "clip_similarity"
+
+    def __init__(self, model: str = "openai/clip-vit-large-patch14", micro_batch: int = 32) -> None:
+        super().__init__(micro_batch)
+        model = expand(model)
+        self.network = load_vision_model(model, type(self).__name__, _ClipLoader)
+        if hasattr(self.network, "text_model"):
+            self.network.text_model = None  # half of the weights, never asked
+        self.preprocess = Preprocessing.of(model)
+        self.freeze()
+
+    def embed(self, images: Tensor) -> Tensor:
+        pixels = self.preprocess(images)
+        if hasattr(self.network, "get_image_features"):
+            features = self.network.get_image_features(pixel_values=pixels)
+            features = getattr(features, "pooler_output", features)  # a tensor before transformers 5
+        else:
+            output = self.network(pixel_values=pixels)
+            features = getattr(output, "image_embeds", None)
+            features = output.pooler_output if features is None else features
+        return F.normalize(features.float(), dim=-1)
+
+
+class _ClipLoader:
+    @staticmethod
+    def from_pretrained(model: str, **kwargs):
+        """AutoModel, except that for a CLIP vision tower AutoModel would drop the projection to the embedding."""
+        vision_only = AutoConfig.from_pretrained(model).model_type == "clip_vision_model"
+        return (CLIPVisionModelWithProjection if vision_only else AutoModel).from_pretrained(model, **kwargs)

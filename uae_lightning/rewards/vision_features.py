@@ -1,0 +1,150 @@
+"""What the rewards share that look at pictures through a frozen network: features, their cosine, preprocessing.
+
+Symbols: N pairs of pictures, E length of an embedding. Pictures are [N, 3, H, W] in [0, 1].
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+from uae_lightning.interfaces import Reward
+from uae_lightning.types import RewardInput, RewardOutput
+
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # codes of PIL, as preprocessor_config.json has them
+
+
+class FrozenReward(Reward):
+    """A reward whose weights nobody trains. Gradients still flow through it, to the pictures."""
+
+    def freeze(self) -> None:
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FrozenReward:
+        """Stays in eval mode whatever the module around it does."""
+        return super().train(False)
+
+
+class EmbeddingSimilarity(FrozenReward):
+    """Cosine between the embeddings of the original and of the reconstruction."""
+
+    name: str  # of the one part
+
+    def __init__(self, micro_batch: int = 32) -> None:
+        super().__init__()
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        self.micro_batch = micro_batch
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] in [0, 1] -> [N, E] fp32, each of length 1."""
+
+    def forward(self, inputs: RewardInput) -> RewardOutput:
+        # The G reconstructions of a picture stand side by side: embed the picture once, not G times.
+        originals, index = torch.unique_consecutive(inputs.originals.detach(), return_inverse=True, dim=0)
+        a = self._in_micro_batches(originals)[index]
+        b = self._in_micro_batches(inputs.reconstructions)
+        total = (a * b).sum(-1)
+        return RewardOutput(total, {self.name: total})
+
+    def _in_micro_batches(self, images: Tensor) -> Tensor:
+        return torch.cat([self.embed(part) for part in images.split(self.micro_batch)])
+
+
+class Preprocessing(nn.Module):
+    """Resize, centre-crop and normalise as the image processor of a hub model does, but on a batch of tensors.
+
+    The processors of transformers work on one PIL picture after the other and round to 8 bits on the way; the results
+    differ by no more than that rounding.
+    """
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        size, crop = config.get("size"), config.get("crop_size")
+        self.size = size if config.get("do_resize", True) else None
+        self.crop = crop if config.get("do_center_crop", False) else None
+        code = config.get("resample", 3)
+        if code not in RESAMPLE:
+            raise ValueError(f"preprocessor_config.json asks for resample {code}; supported: {RESAMPLE}")
+        self.mode = RESAMPLE[code]
+        normalises = config.get("do_normalize", True)
+        for name, neutral in (("image_mean", 0.0), ("image_std", 1.0)):
+            values = torch.tensor(config[name] if normalises else [neutral] * 3).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    @classmethod
+    def of(cls, model: str) -> Preprocessing:
+        """As the model's folder or hub page says.
+
+        The file is read rather than AutoImageProcessor, which needs torchvision for some models (DINOv3).
+        """
+        config = get_image_processor_config(model)
+        if not {"size", "image_mean", "image_std"} <= config.keys():
+            raise ValueError(f"{model!r} has no preprocessor_config.json with size, image_mean and image_std: add one")
+        return cls(config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] in [0, 1] -> [N, 3, h, w], normalised, in the dtype of this module."""
+        images = images.float()
+        if self.size is not None:
+            target = self._target(*images.shape[2:])
+            images = F.interpolate(images, target, mode=self.mode, antialias=True).clamp(0, 1)
+        if self.crop is not None:
+            images = _centre_crop(images, *_height_width(self.crop))
+        return (images.to(self.image_mean.dtype) - self.image_mean) / self.image_std
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        """The size to resize to: given, or from the shortest edge with the proportions kept."""
+        shortest = self.size if isinstance(self.size, int) else self.size.get("shortest_edge")
+        if shortest is None:
+            return _height_width(self.size)
+        long = int(shortest * max(height, width) / min(height, width))
+        return (shortest, long) if height <= width else (long, shortest)
+
+
+def load_vision_model(model: str, owner: str, loader: type = AutoModel) -> PreTrainedModel:
+    """A model of transformers in fp32, from a local folder or the hub.
+
+    Args:
+        model: local folder, or hub id ("openai/clip-vit-large-patch14").
+        owner: name of the reward, for the message.
+        loader: class whose `from_pretrained` is used.
+
+    Raises:
+        FileNotFoundError: it is neither on this machine nor to be had.
+    """
+    try:
+        return loader.from_pretrained(model, dtype=torch.float32)
+    except OSError as error:  # what transformers raises for a missing folder, file or connection
+        raise FileNotFoundError(
+            f"{owner}: no weights found for model={model!r}. Give a local folder with config.json, model.safetensors "
+            "and preprocessor_config.json, or download the hub model once with a connection and HF_HUB_OFFLINE unset "
+            f"(`hf download {model}`). uae_lightning.rewards.perceptual_grid.PerceptualGrid needs neither."
+        ) from error
+
+
+def expand(model: str | Path) -> str:
+    """Local folders may start with "~"; hub ids stay as they are."""
+    path = Path(model).expanduser()
+    return str(path) if path.is_dir() else str(model)
+
+
+def _height_width(size: int | dict) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size["height"], size["width"])
+
+
+def _centre_crop(images: Tensor, height: int, width: int) -> Tensor:
+    """[N, 3, H, W] -> [N, 3, height, width]; smaller pictures get a black margin, as in transformers."""
+    missing_y, missing_x = max(height - images.shape[2], 0), max(width - images.shape[3], 0)
+    top, left = -(-missing_y // 2), -(-missing_x // 2)
+    images = F.pad(images, (left, missing_x - left, top, missing_y - top))
+    y, x = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    return images[:, :, y : y + height, x : x + width]

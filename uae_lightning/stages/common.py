@@ -1,0 +1,209 @@
+"""What all stages share: conditioning, the ODE sampler, the round trip, and randomness that survives a restart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from uae_lightning.algorithms import flow
+from uae_lightning.interfaces import Decoder, Encoder, Projector
+from uae_lightning.types import Batch, Captions, Conditioning, RewardInput, RewardOutput, ValidationOutput
+
+
+@dataclass
+class Captioning:
+    """How captions are sampled.
+
+    Args:
+        temperature: 0 is greedy.
+        max_new_tokens: longer captions are cut there.
+    """
+
+    temperature: float = 1.0
+    max_new_tokens: int = 512
+
+
+@dataclass
+class Sampling:
+    """How pictures are sampled.
+
+    Args:
+        steps: evaluations of the decoder per picture (twice as many with guidance).
+        guidance: classifier-free guidance; 1 leaves the unconditional branch out.
+    """
+
+    steps: int = 10
+    guidance: float = 1.0
+
+
+class Stage(L.LightningModule):
+    """Base of the three stages.
+
+    Args:
+        encoder, projector, decoder: the parts; what is trainable in them is what the stage trains.
+        optimizer: called with the trainable parameters.
+        max_grad_norm: gradients are clipped to it.
+        captioning, sampling: of captions and pictures, in training and in validation.
+        condition_on: "adapted" reads captions with the encoder as it is, "frozen" with its adapters off.
+        negative_prompt: read in place of the caption for the guidance branch; None is the decoder's own null input.
+        seed: of noise and captions.
+
+    Raises:
+        ValueError: projector and encoder or decoder differ in width, or the parts have nothing to train.
+    """
+
+    trained: tuple[str, ...] = ()  # components whose weights this stage hands on
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projector: Projector,
+        decoder: Decoder,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        max_grad_norm: float = 1.0,
+        captioning: Captioning = Captioning(),  # noqa: B008  frozen by use: nobody writes to it
+        sampling: Sampling = Sampling(),  # noqa: B008
+        condition_on: Literal["adapted", "frozen"] = "adapted",
+        negative_prompt: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.decoder = encoder, projector, decoder
+        self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
+        self.captioning, self.sampling = captioning, sampling
+        self.condition_on, self.negative_prompt, self.seed = condition_on, negative_prompt, seed
+        self.score: Callable[[RewardInput], RewardOutput] | None = None  # set by callbacks.RewardCallback
+        self.timings: dict[str, float] = {}  # seconds by verb
+        self.health: dict[str, float] = {}  # of the policy, read by callbacks.PolicyHealth
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        with torch.no_grad():
+            states, _ = self.encoder.embed(["a"])
+            if (size := states.shape[-1]) != (wanted := self.projector.input_size):
+                raise ValueError(
+                    f"encoder and projector do not fit: the encoder's states have {size} channels, the projector takes "
+                    f"{wanted}; set model.init_args.projector.init_args.input_size to {size}"
+                )
+            out = self.projector(states).shape[-1]
+        if out != self.decoder.conditioning_size:
+            raise ValueError(
+                f"projector and decoder do not fit: the projector gives {out} channels, the decoder takes "
+                f"{self.decoder.conditioning_size}; set model.init_args.projector.init_args.output_size to it"
+            )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(
+                f"{type(self).__name__} has nothing to train: set `train` to 'lora' (or 'all') in the init_args of "
+                f"{' or '.join(self.trained)}"
+            )
+        return self.optimizer(parameters)
+
+    # ------------------------------------------------------------------------------------------------ round trip
+
+    def condition(self, texts: list[str]) -> Conditioning:
+        """Captions, read alone by the encoder, projected: N -> [N, L, D]. Gradients reach the projector only."""
+        adapters = self.encoder.reference() if self.condition_on == "frozen" else nullcontext()
+        with torch.no_grad(), adapters:
+            states, mask = self.encoder.embed(texts)
+        return Conditioning(self.projector(states), mask)
+
+    def unconditional(self, size: int) -> Conditioning | None:
+        return None if self.negative_prompt is None else self.condition([self.negative_prompt] * size)
+
+    def guided_velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unconditional) -> Tensor:
+        """Velocity [N, C, h, w] at one sigma [], with guidance where it is asked for; its other branch has no gradient."""
+        at = sigma.to(x).expand(len(x))
+        velocity = self.decoder.velocity(x, at, conditioning)
+        if self.sampling.guidance == 1:
+            return velocity
+        with torch.no_grad():
+            other = self.decoder.velocity(x, at, unconditional)
+        return flow.guide(velocity, other, self.sampling.guidance)
+
+    @torch.no_grad()
+    def sample_images(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        """ODE (Euler) from noise [N, C, h, w] to pictures [N, 3, H, W] in [0, 1]."""
+        sigmas = self.decoder.schedule(self.sampling.steps)
+        unconditional, x = self.unconditional(len(noise)), noise
+        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+            x = flow.euler_step(x, self.guided_velocity(x, sigma, conditioning, unconditional), sigma, after)
+        return self.decoder.decode_latents(x)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, seed: int = 0) -> tuple[Captions, Tensor]:
+        """Picture -> caption -> picture: [B, 3, H, W] in [0, 1] both ways, the same for the same seed."""
+        captions = self.encoder.generate(images, samples=1, seed=seed, **vars(self.captioning))
+        noise = torch.randn(len(images), *self.decoder.latent_shape, generator=torch.Generator().manual_seed(seed))
+        return captions, self.sample_images(self.condition(captions.texts), noise.to(images.device))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
+        captions, images = self.reconstruct(batch.images, seed=1_000_000 + batch_idx)
+        return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)
+
+    # ------------------------------------------------------------------------------------------------ bookkeeping
+
+    def step_seed(self, purpose: int) -> int:
+        """A seed that depends on run, batch, rank and purpose alone: a resumed run draws what the first would have."""
+        entropy = [self.seed, int(self.batches_seen), self.global_rank, purpose]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def generator(self, purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.step_seed(purpose))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.score is None and not self.automatic_optimization:
+            raise ValueError("this stage learns from a reward: add callbacks.RewardCallback to trainer.callbacks")
+
+    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
+        self.batches_seen += 1
+
+    @contextmanager
+    def timed(self, verb: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[verb] = self.timings.get(verb, 0.0) + time.perf_counter() - start
+
+    def optimizer_step_after_clipping(self) -> float:
+        """One step of manual optimisation; returns the gradient norm before clipping."""
+        optimizer = self.optimizers()
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm.item()
+
+
+def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
+    """Raises ValueError where a rollout cannot be cut into groups and micro-batches."""
+    if group_size < 2:
+        raise ValueError(f"group_size must be at least 2 (an advantage compares samples of one group), got {group_size}")
+    if (batch_pictures * group_size) % micro_batch:
+        raise ValueError(
+            f"micro_batch ({micro_batch}) must divide pictures x group_size ({batch_pictures} x {group_size}): "
+            "change model.init_args.micro_batch, model.init_args.group_size or data.init_args.batch_size"
+        )
+
+
+def add_metrics(sums: dict[str, float], metrics: dict[str, Tensor], share: float) -> None:
+    """Gather a micro-batch: the loss and the KL are sums already, maxima stay maxima, the rest are means."""
+    for name, value in metrics.items():
+        value = float(value)
+        if name in ("loss", "kl_reference"):
+            sums[name] = sums.get(name, 0.0) + value
+        elif name.endswith("max"):
+            sums[name] = max(sums.get(name, value), value)
+        else:
+            sums[name] = sums.get(name, 0.0) + share * value

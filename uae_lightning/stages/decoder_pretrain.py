@@ -1,0 +1,60 @@
+"""Stage 1, decoder pre-training: projector and decoder learn to draw long captions by flow matching.
+
+    B pictures in the batch   L text positions   D conditioning width   C h w latents   sigma in (0, 1], 1 = noise
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from uae_lightning.algorithms import flow
+from uae_lightning.stages.common import Stage
+from uae_lightning.types import Batch
+
+
+class DecoderPretrain(Stage):
+    """Flow matching on given captions; the encoder is frozen.
+
+    Args:
+        sigma_distribution: "logit_normal" (diffusers' SD3 scripts), "shifted_uniform" or "uniform".
+        sigma_shift: of "shifted_uniform".
+        condition_dropout: share of samples trained without a caption, for classifier-free guidance.
+        **parts: of `Stage`.
+    """
+
+    trained = ("projector", "decoder")
+
+    def __init__(
+        self,
+        *args,
+        sigma_distribution: flow.SigmaDistribution = "logit_normal",
+        sigma_shift: float = 3.0,
+        condition_dropout: float = 0.1,
+        **parts,
+    ) -> None:
+        super().__init__(*args, **parts)
+        self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
+        self.condition_dropout = condition_dropout
+        self.projector.requires_grad_(True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        generator = self.generator(0)
+        size, device = len(batch.images), batch.images.device
+        dropped = torch.rand(size, generator=generator).to(device) < self.condition_dropout
+        conditioning = self.condition(batch.captions).drop(dropped)  # [B, L, D]
+        with torch.no_grad():
+            x0 = self.decoder.encode_images(batch.images)  # [B, C, h, w]
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        sigma = flow.sample_sigma(
+            size, distribution=self.sigma_distribution, shift=self.sigma_shift, generator=generator, device=device
+        )
+        x, velocity = flow.interpolate(x0, noise, sigma)
+        loss = (self.decoder.velocity(x, sigma, conditioning) - velocity).square().mean()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the flow-matching loss is {loss.item()} at step {self.global_step}: lower the lr")
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        self.clip_gradients(optimizer, self.max_grad_norm, "norm")

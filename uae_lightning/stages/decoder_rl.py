@@ -1,0 +1,215 @@
+"""Stage 3, Unified-GRPO B: pictures that follow the caption. Flow-GRPO (arXiv 2505.05470) on the decoder's adapters.
+
+    P captions (one per picture in the batch)   G pictures of each (a group), N = P * G   C h w latents
+    S steps of the sampler   W of them, the window, are stochastic and trained; the others follow the ODE
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.advantages import group_advantages, zero_variance_share
+from uae_lightning.algorithms.flow_sde import SDEStep, sde_kl, sde_step
+from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.stages.common import Stage, add_metrics, check_group
+from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What is kept of sampling: the states around each trained step."""
+
+    before: Tensor  # [W, N, C, h, w] float32
+    after: Tensor  # [W, N, C, h, w] float32
+    logp: Tensor  # [N, W] mean log-probability of each trained step
+
+
+@dataclass(frozen=True)
+class ImageRollout:
+    captions: Captions  # P
+    conditioning: Conditioning  # [N, L, D]
+    trajectory: Trajectory
+    reward_input: RewardInput
+
+
+class DecoderRL(Stage):
+    """Clipped policy gradient on the sampler's stochastic steps, with the reconstruction as reward.
+
+    Args:
+        group_size: pictures per caption, G (Flow-GRPO: 24; 6 and 12 were seen to collapse).
+        micro_batch: pictures per forward and backward pass; must divide P * G.
+        updates_per_batch: optimiser steps on one rollout; 1 is on policy.
+        window: [first, last + 1] steps of the sampler that are stochastic and trained (Flow-GRPO: [0, S - 1]).
+        noise_level: a of Flow-GRPO (0.7), or the noise level of CPS (0.8).
+        sde: "flow_sde", or "cps" (arXiv 2509.05952), which keeps the noise level of the ODE.
+        log_prob: "normal" is the density; "squared_error" as published CPS code has it.
+        clip: the ratio is clipped to [1 - clip, 1 + clip] (Flow-GRPO: 1e-4, because log-probabilities are means).
+        kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01).
+        kl_includes_dt: True is the KL of the paper, False that of its code.
+        same_noise: start a group from one noise (False: Flow-GRPO's code).
+        advantage_scale: "group_std" (Flow-GRPO's paper), "batch_std" (its code) or "none".
+        advantage_clip: advantages are clipped to this size (Flow-GRPO's code: 5).
+        **parts: of `Stage`.
+    """
+
+    trained = ("decoder",)
+
+    def __init__(
+        self,
+        *args,
+        group_size: int = 24,
+        micro_batch: int = 24,
+        updates_per_batch: int = 1,
+        window: tuple[int, int] = (0, 9),
+        noise_level: float = 0.7,
+        sde: Literal["flow_sde", "cps"] = "flow_sde",
+        log_prob: Literal["normal", "squared_error"] = "normal",
+        clip: float = 1e-4,
+        kl_beta: float = 0.04,
+        kl_includes_dt: bool = True,
+        same_noise: bool = False,
+        advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
+        advantage_clip: float = 5.0,
+        **parts,
+    ) -> None:
+        super().__init__(*args, **parts)
+        check_group(micro_batch, group_size, micro_batch)
+        if not 0 <= window[0] < window[1] <= self.sampling.steps:
+            raise ValueError(f"window must lie within the {self.sampling.steps} sampling steps, got {list(window)}")
+        self.automatic_optimization = False
+        self.group_size, self.micro_batch, self.updates_per_batch = group_size, micro_batch, updates_per_batch
+        self.window, self.noise_level, self.sde, self.log_prob = window, noise_level, sde, log_prob
+        self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
+        self.same_noise, self.advantage_scale, self.advantage_clip = same_noise, advantage_scale, advantage_clip
+        self.projector.requires_grad_(False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        check_group(len(batch.images), self.group_size, self.micro_batch)
+        with self.timed("rollout"):
+            rollout = self.rollout(batch)
+        with self.timed("score"):
+            scores = self.score(rollout.reward_input)
+        advantages = group_advantages(scores.total, self.group_size, scale=self.advantage_scale)
+        self.health = {"zero_variance_share": zero_variance_share(scores.total, self.group_size).item()}
+        with self.timed("update"):
+            self.update(rollout, advantages.clamp(-self.advantage_clip, self.advantage_clip))
+
+    @torch.no_grad()
+    def rollout(self, batch: Batch) -> ImageRollout:
+        captions = self.encoder.generate(batch.images, samples=1, seed=self.step_seed(0), **vars(self.captioning))
+        conditioning = self.condition(captions.texts).repeat(self.group_size)
+        images = batch.images.repeat_interleave(self.group_size, 0)
+        generator = self.generator(1)
+        copies = 1 if self.same_noise else self.group_size
+        noise = torch.randn(len(batch.images) * copies, *self.decoder.latent_shape, generator=generator)
+        noise = noise.repeat_interleave(self.group_size // copies, 0).to(images.device)
+        # in the micro-batches of the update: replay then repeats the very same arithmetic
+        parts = [
+            self.sample_trajectory(conditioning[rows], noise[rows], generator) for rows in self.micro_batches(len(noise))
+        ]
+        trajectory = Trajectory(
+            torch.cat([part.before for part, _ in parts], 1),
+            torch.cat([part.after for part, _ in parts], 1),
+            torch.cat([part.logp for part, _ in parts]),
+        )
+        reconstructions = torch.cat([pictures for _, pictures in parts])
+        texts = [text for text in captions.texts for _ in range(self.group_size)]
+        return ImageRollout(captions, conditioning, trajectory, RewardInput(images, reconstructions, texts))
+
+    def sample_trajectory(
+        self, conditioning: Conditioning, noise: Tensor, generator: torch.Generator
+    ) -> tuple[Trajectory, Tensor]:
+        """Sample n pictures [n, 3, H, W] from noise [n, C, h, w], keeping the steps in the window."""
+        sigmas = self.decoder.schedule(self.sampling.steps)
+        unconditional, x = self.unconditional(len(noise)), noise
+        before, after, logp = [], [], []
+        for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+            velocity = self.guided_velocity(x, sigma, conditioning, unconditional)
+            if self.window[0] <= index < self.window[1]:
+                step = self.sde_step(x, velocity, index, generator=generator)
+                before, after, logp = [*before, x], [*after, step.prev], [*logp, step.mean_log_prob]
+                x = step.prev
+            else:
+                x = flow.euler_step(x, velocity, sigma, sigma_next)
+        return Trajectory(torch.stack(before), torch.stack(after), torch.stack(logp, 1)), self.decoder.decode_latents(x)
+
+    def update(self, rollout: ImageRollout, advantages: Tensor) -> None:
+        size, steps = len(advantages), self.window[1] - self.window[0]
+        for update in range(self.updates_per_batch):
+            sums: dict[str, float] = {}
+            for rows in self.micro_batches(size):
+                conditioning = rollout.conditioning[rows]
+                for column in range(steps):
+                    loss, metrics = self.step_loss(rollout, conditioning, rows, column, advantages[rows])
+                    self.manual_backward(loss.sum() / (size * steps))
+                    metrics["loss"] = loss.detach().sum() / (size * steps)
+                    add_metrics(sums, metrics, len(rows) / (size * steps))
+            if update == 0:
+                self.health |= {"first_log_ratio": sums["log_ratio_abs_max"]}
+            sums["grad_norm"] = self.optimizer_step_after_clipping()
+        self.report(rollout, sums)
+
+    def step_loss(
+        self, rollout: ImageRollout, conditioning: Conditioning, rows: Tensor, column: int, advantages: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """([n] loss of one trained step of n pictures, metrics)."""
+        index, path = self.window[0] + column, rollout.trajectory
+        step = self.replay(path, conditioning, rows, column)
+        loss, metrics = clipped_surrogate(
+            step.mean_log_prob[:, None],
+            path.logp[rows, column, None],
+            advantages,
+            None,
+            clip_low=self.clip,
+            clip_high=self.clip,
+        )
+        loss = loss[:, 0]
+        if self.kl_beta > 0:
+            with torch.no_grad(), self.decoder.reference():
+                reference = self.replay(path, conditioning, rows, column)
+            sigmas = self.decoder.schedule(self.sampling.steps)
+            dt = (sigmas[index] - sigmas[index + 1]).item()
+            kl = sde_kl(step.mean, reference.mean, step.std, include_dt=self.kl_includes_dt, dt=dt)
+            loss = loss + self.kl_beta * kl
+            metrics["kl"] = kl.detach().mean()
+        return loss, metrics
+
+    def replay(self, path: Trajectory, conditioning: Conditioning, rows: Tensor, column: int) -> SDEStep:
+        """The trained step `column` again, under the policy as it is now."""
+        index, x = self.window[0] + column, path.before[column, rows]
+        sigma = self.decoder.schedule(self.sampling.steps)[index]
+        velocity = self.guided_velocity(x, sigma, conditioning, self.unconditional(len(x)))
+        return self.sde_step(x, velocity, index, prev=path.after[column, rows])
+
+    def sde_step(self, x: Tensor, velocity: Tensor, index: int, *, prev: Tensor | None = None, generator=None) -> SDEStep:
+        sigmas = self.decoder.schedule(self.sampling.steps)
+        return sde_step(
+            x,
+            velocity,
+            sigmas[index],
+            sigmas[index + 1],
+            self.noise_level,
+            prev=prev,
+            generator=generator,
+            kind=self.sde,
+            log_prob_form=self.log_prob,
+        )
+
+    def micro_batches(self, size: int) -> list[Tensor]:
+        return list(torch.arange(size, device=self.device).split(self.micro_batch))
+
+    def report(self, rollout: ImageRollout, sums: dict[str, float]) -> None:
+        self.log("train/loss", sums.pop("loss"), prog_bar=True)
+        self.log("train/grad_norm", sums.pop("grad_norm"))
+        if "kl" in sums:
+            self.health["kl_reference"] = sums.pop("kl")
+        texts = rollout.captions.texts
+        self.health |= sums | {
+            "caption_tokens": rollout.captions.lengths.float().mean().item(),
+            "empty_captions": sum(not text for text in texts) / len(texts),
+        }

@@ -1,0 +1,76 @@
+"""The records that pass between parts. Letters: B images in a batch, G samples of each, N = B*G, T tokens, L text
+positions, D conditioning width, S sampler steps, C h w latents, H W pixels. Images are float in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What every data module yields."""
+
+    images: Tensor  # [B, 3, H, W] in [0, 1]
+    captions: list[str]  # B captions for decoder pre-training; empty strings where there are none
+    keys: list[str]  # B stable names, the same for the same picture in every run
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions sampled from an encoder, the G of one image next to each other."""
+
+    texts: list[str]  # N
+    tokens: Tensor  # [N, T] the sampled tokens, end-of-text included, right-padded
+    mask: Tensor  # [N, T] bool, True at sampled tokens
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] number of sampled tokens, end-of-text included."""
+        return self.mask.sum(1)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a decoder is conditioned on."""
+
+    states: Tensor  # [N, L, D]
+    mask: Tensor  # [N, L] bool, False at padding, which must not reach the picture
+
+    def __getitem__(self, index: slice | Tensor) -> Conditioning:
+        return Conditioning(self.states[index], self.mask[index])
+
+    def repeat(self, times: int) -> Conditioning:
+        """Each row `times` times, copies next to each other."""
+        return Conditioning(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
+
+    def drop(self, rows: Tensor) -> Conditioning:
+        """The rows [N] bool become unconditional: one zero state, as a decoder's own unconditional branch has it."""
+        first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0
+        states = self.states.masked_fill(rows[:, None, None], 0)
+        return Conditioning(states, self.mask.where(~rows[:, None], first))
+
+
+@dataclass(frozen=True)
+class RewardInput:
+    originals: Tensor  # [N, 3, H, W] in [0, 1]
+    reconstructions: Tensor  # [N, 3, H, W] in [0, 1]
+    captions: list[str]  # N
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    total: Tensor  # [N] float32
+    parts: dict[str, Tensor]  # name -> [N] float32; a single reward has one part, itself
+
+
+@dataclass(frozen=True)
+class ValidationOutput:
+    """What a stage's validation step returns; the reward callback scores it."""
+
+    inputs: RewardInput
+    caption_tokens: Tensor  # [N] tokens of each caption, end-of-text included
+    keys: list[str]  # N
