@@ -17,6 +17,10 @@ class Batch:
     captions: list[str]  # B captions for decoder pre-training; empty strings where there are none
     keys: list[str]  # B stable names, the same for the same picture in every run
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """Lightning moves whatever has this method; it cannot rebuild a frozen dataclass by itself."""
+        return Batch(self.images.to(device, non_blocking=non_blocking), self.captions, self.keys)
+
 
 @dataclass(frozen=True)
 class Captions:

@@ -90,18 +90,17 @@ def test_equals_the_image_processor_and_model_used_plainly(name, tmp_path):
     processor.save_pretrained(tmp_path)
 
     originals, reconstructions = natural(0), natural(1)
+    a, b = (processor(as_pil(x), return_tensors="pt")["pixel_values"] for x in (originals, reconstructions))
+    reward = reward_class(str(tmp_path), micro_batch=2)
     with torch.no_grad():
-        a, b = (
-            plain_features(model, processor(as_pil(x), return_tensors="pt")["pixel_values"])
-            for x in (originals, reconstructions)
-        )
-        expected = F.cosine_similarity(a, b)
-        reward = reward_class(str(tmp_path), micro_batch=2)
+        expected = F.cosine_similarity(plain_features(model, a), plain_features(model, b))
         output = reward(RewardInput(originals, reconstructions, [""] * 3))
         same = reward(RewardInput(originals, originals, [""] * 3))
+        reward.preprocess = torch.nn.Identity()
+        prepared = reward(RewardInput(a, b, [""] * 3))
 
-    torch.testing.assert_close(output.total, expected, atol=5e-3, rtol=0)  # 8-bit rounding on the processors' way
-    print(name, expected, output.total - expected)
+    torch.testing.assert_close(prepared.total, expected)
+    torch.testing.assert_close(output.total, expected, atol=0.02, rtol=0)  # the processors round to 8 bits
     assert expected.std() > 0.05  # so that the line above says something
     torch.testing.assert_close(same.total, torch.ones(3))
     assert output.parts.keys() == {reward.name}
@@ -118,8 +117,9 @@ def test_preprocessing_equals_the_image_processor(name, height, width, tmp_path)
     expected = processor(as_pil(images), return_tensors="pt")["pixel_values"]
     preprocess = Preprocessing.of(str(tmp_path))
     difference = (preprocess(images) - expected) * preprocess.image_std
-    print(difference.abs().max() * 255, difference.abs().mean() * 255)
-    assert difference.abs().max() < 1.5 / 255
+    largest = 1.5 if height >= 32 else 5  # levels of 255; enlarging, PIL cuts overshoot off between its two passes
+    assert difference.abs().max() * 255 < largest
+    assert difference.abs().mean() * 255 < 0.4
 
 
 def test_preprocessing_reads_old_and_partial_files(tmp_path):

@@ -48,10 +48,25 @@ def test_equal_pictures_keep_every_fact(judge):
     ids=["background", "class", "color", "size", "dropped", "added"],
 )
 def test_a_planted_fault_shows_in_its_part(judge, scene, total, wrong):
-    # Red if & becomes | in `both` or `kept`, if ~occupied becomes occupied, or == becomes != for the background.
+    # Red if & becomes | in `kept`, if ~occupied becomes occupied, or == becomes != for the background.
     got_total, parts = facts(judge, scene)
     assert got_total == pytest.approx(total)
     assert parts == pytest.approx({"background": 1, "class": 1, "color": 1, "size": 1, "presence": 1} | wrong)
+
+
+def test_a_missing_object_has_lost_its_facts_whatever_is_read_in_the_empty_cell(judge, monkeypatch):
+    # Red if & becomes | in `both`.
+    def read(images, cells):
+        presence = torch.zeros(1, 9, dtype=torch.bool)
+        presence[0, cells] = True
+        same = torch.zeros(1, 9, dtype=torch.long)
+        return {"presence": presence, "class": same, "color": same, "size": same, "background": same[:, 0]}
+
+    answers = iter([[0, 5], [5]])  # of the original, of the reconstruction
+    monkeypatch.setattr(judge.detector, "read", lambda images: read(images, next(answers)))
+    output = judge(RewardInput(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), [""]))
+    assert output.total.item() == pytest.approx(5 / 8)
+    assert [output.parts[kind].item() for kind in ("class", "color", "size")] == [0.5] * 3
 
 
 def test_it_stays_frozen(judge):

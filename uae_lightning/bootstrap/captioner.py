@@ -1,13 +1,15 @@
 """The embedded encoder: a small Qwen2.5-VL, trained from scratch to caption scenes tersely and with omissions.
 
-Two phases. Text: the language model learns captions, while linear heads on its last states name the current and the
+Three phases. Text: the language model learns captions, while linear heads on its last states name the current and the
 seven previous tokens. A small model's last states otherwise hold next to nothing of the words already read (they
-predict the next one), and a decoder conditioned on them cannot bind colours to objects. Captioning: pictures to
-captions of mixed detail, with a dense loss on the vision tower's output (what stands in each cell).
+predict the next one), and a decoder conditioned on them cannot bind colours to objects. Vision: the tower learns to say
+what stands in each cell. Captioning: pictures to captions of mixed detail; the states of text read alone are held to
+those of the text phase, so that they stay readable, and so that the decoder can be trained at the same time.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -95,26 +97,39 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def train_captioner(output: Path, work: Path, *, text_steps: int, steps: int, batch_size: int = 32, seed: int = 0) -> dict:
-    """Train both phases and save the encoder to `output` (bf16). Returns the figures for its card."""
+def train_text(output: Path, work: Path, *, steps: int, batch_size: int = 32, seed: int = 0) -> dict:
+    """The text phase; saves an encoder that can read captions but not see to `output`. Returns figures for its card."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
     start = work / "start"
-    model.save_pretrained(start)
+    build_model(tokenizer).save_pretrained(start)
     tokenizer.save_pretrained(start)
     size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
     Qwen2VLImageProcessorPil(patch_size=8, temporal_patch_size=1, merge_size=2, size=size).save_pretrained(start)
     encoder = scenes_encoder(str(start))
-    task = _CaptionerTask(encoder, batch_size, seed)
-    task.requires_grad_(True)
-    seconds = train(task, task.text_loss, steps=text_steps, lr=2e-3, work=work / "text")
+    task = _CaptionerTask(encoder, batch_size, seed).requires_grad_(True)
+    seconds = train(task, task.text_loss, steps=steps, lr=2e-3, work=work / "text", save_every=100)
+    encoder.save(output)
+    return {"seconds": round(seconds), "steps": steps, "batch_size": batch_size}
+
+
+def train_captioner(
+    output: Path, work: Path, text_encoder: Path, *, vision_steps: int, steps: int, batch_size: int = 32, seed: int = 0
+) -> dict:
+    """The vision and the captioning phase; saves the encoder to `output` (bf16). Returns figures for its card."""
+    torch.manual_seed(seed)
+    encoder = scenes_encoder(str(text_encoder))
+    task = _CaptionerTask(encoder, batch_size, seed).requires_grad_(True)
+    task.look_back.requires_grad_(False)
+    object.__setattr__(task, "reader", copy.deepcopy(encoder.model.model.language_model).requires_grad_(False))
+    options = {"save_every": 100, "report_every": 200}
+    seconds = train(task, task.vision_loss, steps=vision_steps, lr=2e-3, work=work / "vision", **options)
     seconds += train(
-        task, task.caption_loss, steps=steps, lr=1.5e-3, work=work / "captioner", report=task.report, report_every=400
+        task, task.caption_loss, steps=steps, lr=1.5e-3, work=work / "captioner", report=task.report, **options
     )
     figures = task.recall(256)
     encoder.save(output, torch.bfloat16)
-    return {"seconds": round(seconds), "text_steps": text_steps, "steps": steps, "batch_size": batch_size, **figures}
+    return {"seconds": round(seconds), "vision_steps": vision_steps, "steps": steps, "batch_size": batch_size} | figures
 
 
 def scenes_encoder(path: str, **options) -> QwenVLEncoder:
@@ -143,36 +158,54 @@ class _CaptionerTask(nn.Module):
 
     def batch(self, step: int, stream: int) -> tuple[list[Scene], np.random.Generator]:
         first = (stream * 1_000_000 + step) * self.batch_size
-        max_objects = 1 + min(2, step // 300)  # a curriculum from one object to three
+        max_objects = 1 + min(2, step // 150)  # a curriculum from one object to three
         scenes = [sample_scene("train", self.seed, first + i, max_objects=max_objects) for i in range(self.batch_size)]
         return scenes, np.random.default_rng([self.seed, stream, step])
 
-    def text_loss(self, step: int, stream: int = 1) -> dict[str, Tensor]:
-        scenes, rng = self.batch(step, stream)
-        prompts = [self.encoder._generate_prompt(mixed_caption(scene, rng)) for scene in scenes]
-        batch = self.encoder.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
-        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-        positions = torch.arange(ids.shape[1]).expand(3, *ids.shape)
-        language_model = self.encoder.model.model.language_model
-        states = language_model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)[0]
-        logits = self.encoder.model.lm_head(states).float()
+    def text_loss(self, step: int) -> dict[str, Tensor]:
+        ids, mask, positions = self.text_batch(step, 1)
+        states = self.encoder.model.model.language_model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
+        )[0]
+        logits = self.encoder.model.lm_head(states)
         targets = ids.masked_fill(~mask, -100)
         next_word = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-        named = self.look_back(states).float().unflatten(-1, (LOOK_BACK, -1))
+        named = self.look_back(states).unflatten(-1, (LOOK_BACK, -1))
         past = torch.stack([F.pad(targets, (back, 0), value=-100)[:, : ids.shape[1]] for back in range(LOOK_BACK)], -1)
         past = past.masked_fill(~mask[..., None], -100)
         return {"text": next_word, "look_back": 0.4 * LOOK_BACK * F.cross_entropy(named.flatten(0, 2), past.flatten())}
+
+    def hold_loss(self, step: int) -> Tensor:
+        """Relative squared distance of the states of text read alone from those of the text phase."""
+        ids, mask, positions = self.text_batch(step, 3)
+        inputs = dict(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
+        with torch.no_grad():
+            wanted = self.reader(**inputs)[0][mask]
+        states = self.encoder.model.model.language_model(**inputs)[0][mask]
+        return (states - wanted).square().mean() / wanted.square().mean()
+
+    def text_batch(self, step: int, stream: int) -> tuple[Tensor, Tensor, Tensor]:
+        scenes, rng = self.batch(step, stream)
+        prompts = [self.encoder.generate_prompt(mixed_caption(scene, rng)) for scene in scenes]
+        batch = self.encoder.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
+        ids = batch["input_ids"]
+        return ids, batch["attention_mask"].bool(), torch.arange(ids.shape[1]).expand(3, *ids.shape)
+
+    def vision_loss(self, step: int) -> dict[str, Tensor]:
+        scenes, _ = self.batch(step, 4)
+        return {"dense": self.dense_loss(self.encoder.see(pictures(scenes)), scenes)}
 
     def caption_loss(self, step: int) -> dict[str, Tensor]:
         scenes, rng = self.batch(step, 2)
         images = pictures(scenes)
         captions = self.tokens([mixed_caption(scene, rng) for scene in scenes])
-        logits = self.encoder.token_logits(images, captions).float()
+        seen = self.encoder.see(images)
+        logits = self.encoder.token_logits(images, captions, seen)
         targets = captions.tokens.masked_fill(~captions.mask, -100)
         terms = {"caption": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
-        terms["dense"] = self.dense_loss(images, scenes)
-        if step % 4 == 0:  # keep the states readable; weighted up because only every fourth step has it
-            terms |= {name: 0.5 * value for name, value in self.text_loss(step, 3).items()}
+        terms["dense"] = 0.3 * self.dense_loss(seen, scenes)
+        if step % 3 == 0:
+            terms["hold"] = 10 * self.hold_loss(step)
         return terms
 
     def tokens(self, texts: list[str]) -> Captions:
@@ -180,10 +213,9 @@ class _CaptionerTask(nn.Module):
         batch = tokenizer([text + " <|im_end|>" for text in texts], return_tensors="pt", padding=True, padding_side="right")
         return Captions(texts, batch["input_ids"], batch["attention_mask"].bool())
 
-    def dense_loss(self, images: Tensor, scenes: list[Scene]) -> Tensor:
+    def dense_loss(self, seen, scenes: list[Scene]) -> Tensor:
         """Every one of the 4 x 4 merged tokens names class, colour and size in the grid cell under its middle."""
-        patches, grid = self.encoder.patchify(images)
-        tokens = self.encoder.model.model.visual(patches, grid_thw=grid).pooler_output.unflatten(0, (len(images), 16))
+        tokens = torch.stack(list(seen.pooler_output))  # [N, 16, width]
         cells = torch.full((len(scenes), 9, 3), -100)
         cells[..., 0] = len(CLASSES)
         for row, scene in enumerate(scenes):
@@ -192,10 +224,10 @@ class _CaptionerTask(nn.Module):
                 cells[row, item.cell] = torch.tensor(names)
         nearest = torch.tensor([0, 1, 1, 2])
         targets = cells[:, (nearest[:, None] * 3 + nearest).flatten()]
-        parts = self.cell_head(tokens).float().split([len(CLASSES) + 1, len(COLORS), len(SIZES)], -1)
+        parts = self.cell_head(tokens).split([len(CLASSES) + 1, len(COLORS), len(SIZES)], -1)
         loss = sum(F.cross_entropy(part.flatten(0, 1), targets[..., i].flatten()) for i, part in enumerate(parts))
         grounds = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
-        return loss + F.cross_entropy(self.ground_head(tokens.mean(1)).float(), grounds)
+        return loss + F.cross_entropy(self.ground_head(tokens.mean(1)), grounds)
 
     def report(self, step: int) -> str:
         return "  ".join(f"{name} {value}" for name, value in self.recall(64).items())

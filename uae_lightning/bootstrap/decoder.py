@@ -62,28 +62,41 @@ def build_parts(folder: Path, seed: int, encoder_size: int) -> None:
     MLPProjector(None, encoder_size, 2 * WIDTH, WIDTH, normalize=True).save(folder / "projector")
 
 
-def train_decoder(output: Path, work: Path, encoder_path: str, *, steps: int, batch_size: int = 32, seed: int = 0) -> dict:
-    """Train decoder and projector together; saves `output/decoder` and `output/projector` (bf16)."""
-    encoder = scenes_encoder(encoder_path)
-    start = work / "start"
-    if not (start / "projector" / "model.safetensors").exists():
-        build_parts(start, seed, encoder.hidden_size)
+def train_decoder(
+    output: Path,
+    work: Path,
+    *,
+    encoder: Path,
+    start: Path | None = None,
+    steps: int,
+    lr: float = 1.5e-3,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> dict:
+    """Train decoder and projector together on the states of `encoder`; saves `output/decoder` and `output/projector`.
+
+    `start` is the output of an earlier training to go on from; None begins with random weights and a new codec.
+    """
+    reader = scenes_encoder(str(encoder))
+    if start is None:
+        start = work / "start"
+        if not (start / "projector" / "model.safetensors").exists():
+            build_parts(start, seed, reader.hidden_size)
     decoder = SD3Decoder(str(start / "decoder"), resolution=64, train="all", sigma_spacing="even")
-    task = _DecoderTask(encoder, MLPProjector(str(start / "projector")), decoder, batch_size, seed)
-    task.picture = work / "samples.png"
-    seconds = train(
-        task.trained, task.loss, steps=steps, lr=1.5e-3, work=work / "decoder", report=task.report, report_every=1000
-    )
-    decoder.save(output / "decoder", torch.bfloat16)
-    task.projector.save(output / "projector", torch.bfloat16)
+    projector = MLPProjector(str(start / "projector"))
+    task = _DecoderTask(reader, projector, decoder, batch_size, seed, work / "samples.png")
+    trained = nn.ModuleList([projector, decoder])
+    seconds = train(trained, task.loss, steps=steps, lr=lr, work=work, report=task.report, report_every=500)
+    decoder.save(output / "decoder", dtype)
+    projector.save(output / "projector", dtype)
     return {"seconds": round(seconds), "steps": steps, "images": steps * batch_size, "batch_size": batch_size}
 
 
 class _DecoderTask:
-    def __init__(self, encoder: Encoder, projector: MLPProjector, decoder: SD3Decoder, batch_size: int, seed: int):
+    def __init__(self, encoder: Encoder, projector: MLPProjector, decoder: SD3Decoder, batch_size, seed, picture: Path):
         self.encoder, self.projector, self.decoder = encoder.eval(), projector, decoder
-        self.batch_size, self.seed = batch_size, seed
-        self.trained = nn.ModuleList([projector, decoder])
+        self.batch_size, self.seed, self.picture = batch_size, seed, picture
 
     def loss(self, step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, 4, step])
@@ -113,7 +126,7 @@ class _DecoderTask:
 
     @torch.no_grad()
     def report(self, step: int) -> str:
-        """Validation loss, and `samples.png` in the working folder: originals above samples at guidance 1 and 2."""
+        """Validation loss, and a picture: originals above samples at guidance 1 and 2."""
         scenes = [sample_scene("validation", 0, i) for i in range(16)]
         rng = np.random.default_rng(0)
         images, captions = pictures(scenes), [write_caption(scene, rng, level="short") for scene in scenes]

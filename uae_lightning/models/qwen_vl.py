@@ -12,6 +12,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from uae_lightning.interfaces import Encoder
@@ -71,6 +72,11 @@ class QwenVLEncoder(Encoder):
         messages = [*system, {"role": "user", "content": content}]
         self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        # a policy must not sample placeholders of pictures: in replay the model would look for pictures there
+        config = self.model.config
+        self.never_sampled = [
+            config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id
+        ]  # fmt: skip
 
     # ----------------------------------------------------------------- image -> caption
 
@@ -86,6 +92,7 @@ class QwenVLEncoder(Encoder):
                 **(sampling if temperature > 0 else {"do_sample": False}),
                 num_return_sequences=samples,
                 max_new_tokens=max_new_tokens,
+                suppress_tokens=self.never_sampled,
                 eos_token_id=self.eos,
                 pad_token_id=self.pad,
                 use_cache=True,
@@ -96,7 +103,8 @@ class QwenVLEncoder(Encoder):
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
         return Captions([text.strip() for text in texts], tokens, mask)
 
-    def token_logits(self, images: Tensor, captions: Captions) -> Tensor:
+    def token_logits(self, images: Tensor, captions: Captions, seen=None) -> Tensor:
+        """`seen` is what `see(images)` returned, where the caller has it already."""
         inputs = self.prompt_inputs(images)
         tokens, mask = captions.tokens, captions.mask
         input_ids = torch.cat([inputs["input_ids"], tokens], 1)
@@ -110,13 +118,19 @@ class QwenVLEncoder(Encoder):
             input_ids=input_ids,
             attention_mask=attention,
             position_ids=positions,
-            pixel_values=inputs["pixel_values"],
+            mm_encoder_outputs={"image": self.see(images) if seen is None else seen},
             image_grid_thw=inputs["image_grid_thw"],
             mm_token_type_ids=kinds,
             logits_to_keep=tokens.shape[1] + 1,
             use_cache=False,
         ).logits
-        return logits[:, :-1]
+        never = torch.tensor(self.never_sampled, device=logits.device)
+        return logits[:, :-1].index_fill(-1, never, torch.finfo(logits.dtype).min)
+
+    def see(self, images: Tensor) -> BaseModelOutputWithPooling:
+        """The vision tower's output; `pooler_output` holds the merged tokens [image tokens, hidden_size] of each."""
+        patches, grid = self.patchify(images)
+        return self.model.model.get_image_features(patches, grid, return_dict=True)
 
     def prompt_inputs(self, images: Tensor) -> dict[str, Tensor]:
         """Model inputs for the caption prompt, one per image; all pictures of a batch have one size, so no padding."""
@@ -161,7 +175,7 @@ class QwenVLEncoder(Encoder):
     # ----------------------------------------------------------------- caption -> states
 
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        prompts = [self._generate_prompt(text) for text in texts]
+        prompts = [self.generate_prompt(text) for text in texts]
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
         input_ids = batch["input_ids"].to(self.model.device)
         mask = batch["attention_mask"].to(self.model.device)
@@ -171,7 +185,7 @@ class QwenVLEncoder(Encoder):
         ).last_hidden_state
         return states, mask.bool()
 
-    def _generate_prompt(self, text: str) -> str:
+    def generate_prompt(self, text: str) -> str:
         system = [{"role": "system", "content": self.generate_system}] if self.generate_system else []
         messages = [*system, {"role": "generate", "content": text}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

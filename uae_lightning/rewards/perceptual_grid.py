@@ -43,7 +43,9 @@ class PerceptualGrid(EmbeddingSimilarity):
                 f"smallest feature map; got image_size {image_size} and cells {cells}"
             )
         if not 1 <= detail <= image_size or dither < 0:
-            raise ValueError(f"detail must be 1 to image_size {image_size} px and dither at least 0, got {detail}, {dither}")
+            raise ValueError(
+                f"detail must be 1 to image_size {image_size} px and dither at least 0, got {detail}, {dither}"
+            )
         self.cells, self.image_size, self.detail = cells, image_size, detail
         noise = torch.randn(3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", dither * noise, persistent=False)

@@ -1,0 +1,59 @@
+"""PolicyHealth: is the policy gradient still one? Logs the vital signs of an RL stage and stops where they fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+SHARE, STEPS = 0.8, 20  # warn where more than SHARE of the groups teach nothing, STEPS batches in a row
+
+
+class PolicyHealth(L.Callback):
+    """Logs every entry of `pl_module.health` as `policy/NAME`; does nothing for a stage without one.
+
+    * `first_log_ratio`, the largest |new - old| log-probability at the first update of a rollout, is 0 by definition:
+      sampling and replay are the same policy. Above `max_log_ratio` the run stops.
+    * `zero_variance_share`, the share of groups whose rewards are all equal and so have no gradient: one warning where
+      it stays above 0.8 for 20 batches.
+
+    Args:
+        max_log_ratio: float32 differs by about 1e-5 between a batch and its micro-batches; raise it to some 1e-2 for
+            bfloat16. It must stay well below the clip range.
+
+    Raises:
+        RuntimeError: `first_log_ratio` is above it, or NaN.
+    """
+
+    def __init__(self, max_log_ratio: float = 1e-4) -> None:
+        self.max_log_ratio = max_log_ratio
+        self.flat_steps, self.warned = 0, False  # batches in a row
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        health: dict[str, float] = getattr(pl_module, "health", {})
+        if not health:
+            return
+        pl_module.log_dict({f"policy/{name}": float(value) for name, value in health.items()})
+        drift = health.get("first_log_ratio", 0.0)
+        if not drift <= self.max_log_ratio:  # written so that NaN stops too
+            raise RuntimeError(drift_message(drift, self.max_log_ratio))
+        self.flat_steps = self.flat_steps + 1 if health.get("zero_variance_share", 0.0) > SHARE else 0
+        if self.flat_steps == STEPS and not self.warned:
+            self.warned = True
+            rank_zero_warn(
+                f"for {STEPS} batches more than {SHARE:.0%} of the groups had equal rewards: they have no gradient and "
+                "teach nothing. Raise the temperature or noise level, the group size, or use a finer reward"
+            )
+
+
+def drift_message(drift: float, limit: float) -> str:
+    return (
+        "sampling and replay have drifted apart: at the first update of a rollout the log-probability of a sample "
+        f"changed by {drift:.2e} where the policy had not changed yet (limit: PolicyHealth.max_log_ratio={limit:g}). "
+        "Every ratio of the policy gradient is wrong. Check that sampling and update use the same dtype and autocast, "
+        "no dropout, the same train or eval mode (8-bit layers compute differently in the two), the same temperature, "
+        "guidance and text mask, and that adapters are on in both. In bfloat16 a limit near 1e-2 is normal"
+    )

@@ -1,0 +1,182 @@
+"""RewardCallback: the one place where rewards are computed, for all three stages, in training and in validation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from callbacks.image_statistics import compared
+from uae_lightning.checkpoint_io import replacing
+from uae_lightning.interfaces import Reward
+from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
+
+
+class RewardCallback(L.Callback):
+    """Owns the frozen reward models, gives the stage `score`, and logs what the reward says and what it does not.
+
+    A callback is no part of the LightningModule: reward models never reach an optimiser or a checkpoint.
+
+    Every validation, that of step 0 before training included (`num_sanity_val_steps: -1`), appends a row to
+    `<default_root_dir>/validation.jsonl`: step (of the optimiser), keys, reward_name, reward, parts, unrewarded_name,
+    unrewarded, unrewarded_parts and caption_tokens, a value per picture. The pictures are the same in every row:
+    rows can be compared picture by picture.
+
+    Args:
+        reward: what the run maximises.
+        unrewarded: what it does not: a second opinion on validation pictures.
+        micro_batch: pictures scored at a time.
+    """
+
+    def __init__(self, reward: Reward, unrewarded: Reward | None = None, micro_batch: int = 64) -> None:
+        self.reward, self.unrewarded, self.micro_batch = reward, unrewarded, micro_batch
+        self.last: RewardOutput | None = None  # of the training step under way
+        self.image_ratios: dict[str, Tensor] = {}
+        self.records: list[dict[str, Any]] = []  # one per validation batch
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for reward in filter(None, (self.reward, self.unrewarded)):
+            reward.to(pl_module.device).eval().requires_grad_(False)
+        pl_module.score = self.score
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        pl_module.score = None
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def score(self, inputs: RewardInput) -> RewardOutput:
+        """The reward of N reconstructions, for a stage's training step; it is logged when the step ends.
+
+        Raises:
+            ValueError: originals, reconstructions, captions or the reward's values differ in number or size.
+            FloatingPointError: a value is NaN or infinite.
+        """
+        self.last = evaluate(self.reward, inputs, self.micro_batch)
+        self.image_ratios = compared(inputs.originals, inputs.reconstructions)
+        return self.last
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.last is None:
+            return
+        total, parts = self.last.total, self.last.parts
+        values = {"train/reward_std": total.std(unbiased=False)}
+        values |= {f"train/reward/{name}": part.mean() for name, part in parts.items()}
+        values |= {f"train/image/{name}": ratio for name, ratio in self.image_ratios.items()}
+        pl_module.log("train/reward", total.mean(), prog_bar=True, sync_dist=True)
+        pl_module.log_dict(values, sync_dist=True)
+        self.last = None
+
+    # ------------------------------------------------------------------------------------------------ validation
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.records = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: ValidationOutput,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        rewarded = evaluate(self.reward, outputs.inputs, self.micro_batch)
+        record = {"keys": outputs.keys, "reward": rewarded.total.tolist(), "parts": _lists(rewarded.parts)}
+        if self.unrewarded is not None:
+            other = evaluate(self.unrewarded, outputs.inputs, self.micro_batch)
+            record |= {"unrewarded": other.total.tolist(), "unrewarded_parts": _lists(other.parts)}
+        self.records.append(record | {"caption_tokens": outputs.caption_tokens.tolist()})
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        row = _joined(_gathered(self.records))
+        means = {f"val/{name}": _mean(row[name]) for name in ("unrewarded", "caption_tokens") if name in row}
+        means |= {f"val/reward/{name}": _mean(values) for name, values in row["parts"].items()}
+        means |= {f"val/unrewarded/{name}": _mean(v) for name, v in row.get("unrewarded_parts", {}).items()}
+        reward = _mean(row["reward"])
+        if trainer.sanity_checking:  # self.log is silent here, and this is step 0 of every curve
+            for logger in trainer.loggers:
+                logger.log_metrics(means | {"val/reward": reward}, step=trainer.global_step)
+        else:  # every rank has the gathered values: nothing to reduce
+            pl_module.log("val/reward", reward, prog_bar=True)
+            pl_module.log_dict(means)
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            names = {"reward_name": type(self.reward).__name__}
+            if self.unrewarded is not None:
+                names["unrewarded_name"] = type(self.unrewarded).__name__
+            row = {"step": trainer.global_step} | names | row
+            append_row(Path(trainer.default_root_dir) / "validation.jsonl", row)
+
+
+@torch.no_grad()
+def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOutput:
+    """`reward` of N pictures, `micro_batch` at a time, checked; raises as `RewardCallback.score` says."""
+    originals, reconstructions, captions = inputs.originals, inputs.reconstructions, inputs.captions
+    if originals.shape != reconstructions.shape or len(captions) != len(originals):
+        raise ValueError(
+            f"a reward compares pictures of one size, with a caption each: originals {tuple(originals.shape)}, "
+            f"reconstructions {tuple(reconstructions.shape)}, {len(captions)} captions; "
+            "the size of data and the decoder's image size must agree"
+        )
+    outputs = []
+    for start in range(0, len(captions), micro_batch):
+        rows = slice(start, start + micro_batch)
+        outputs.append(reward(RewardInput(originals[rows], reconstructions[rows], captions[rows])))
+    total = torch.cat([output.total for output in outputs]).float()
+    parts = {name: torch.cat([output.parts[name] for output in outputs]).float() for name in outputs[0].parts}
+    for name, values in {"total": total, **parts}.items():
+        _check(type(reward).__name__, name, values, len(captions))
+    return RewardOutput(total, parts)
+
+
+def _check(reward: str, part: str, values: Tensor, size: int) -> None:
+    if values.shape != (size,):
+        raise ValueError(f"{reward} must give one value per picture: {part!r} has {tuple(values.shape)} for {size}")
+    if bad := int((~values.isfinite()).sum()):
+        raise FloatingPointError(
+            f"{reward}: {part!r} is NaN or infinite for {bad} of {size} pictures; training on it ruins the weights. "
+            "Look at the pictures (gallery/): if they are broken, lower the learning rate or max_grad_norm and resume "
+            "from the last checkpoint; if they are fine, the reward's own precision is too low (use float32)"
+        )
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a JSON row; rows of the same or a later "step" are from before a resume, and go."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
+    with replacing(path) as partial:
+        partial.write_text("".join(line + "\n" for line in [*kept, json.dumps(row)]))
+
+
+def _gathered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records of all ranks, in order of rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return records
+    everyone: list[list] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, records)
+    return [record for records in everyone for record in records]
+
+
+def _joined(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Records of batches -> one record: lists one after the other, dicts key by key."""
+    first = records[0]
+    return {
+        name: _joined([record[name] for record in records])
+        if isinstance(first[name], dict)
+        else [value for record in records for value in record[name]]
+        for name in first
+    }
+
+
+def _lists(parts: dict[str, Tensor]) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in parts.items()}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

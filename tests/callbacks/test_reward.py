@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import torch
+from standins import Closeness, TinyStage, fit, rows
+
+from callbacks import EMA, RewardCallback
+from callbacks.image_statistics import compared
+from callbacks.reward import append_row, evaluate
+from uae_lightning.types import RewardInput, RewardOutput
+
+
+def inputs(n=5, size=8, captions=None):
+    a, b = torch.rand(2, n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return RewardInput(a, b[..., :size], ["a"] * (n if captions is None else captions))
+
+
+def test_every_validation_is_a_row_step_0_included(tmp_path):
+    # Red if the row is written in `if not trainer.sanity_checking` only, or keys are not joined over batches.
+    fit(tmp_path, RewardCallback(Closeness(), Closeness(2.0)), steps=4)
+    assert [row["step"] for row in rows(tmp_path)] == [0, 2, 4]
+    for row in rows(tmp_path):
+        assert row["keys"] == [f"{batch}-{i}" for batch in range(2) for i in range(4)]
+        assert row["reward_name"] == row["unrewarded_name"] == "Closeness" and row["caption_tokens"] == [3] * 8
+        assert row["unrewarded"] == pytest.approx([2 * reward for reward in row["reward"]])
+        assert row["parts"]["half"] == pytest.approx([reward / 2 for reward in row["reward"]])
+        assert row["unrewarded_parts"].keys() == {"closeness", "half"}
+    first, last = rows(tmp_path)[0]["reward"], rows(tmp_path)[-1]["reward"]
+    assert all(after > before for before, after in zip(first, last, strict=True))
+
+
+def test_rows_from_before_a_resume_are_replaced(tmp_path):
+    # Red if < row["step"] becomes <=.
+    fit(tmp_path, RewardCallback(Closeness()), steps=6)
+    whole = rows(tmp_path)
+    fit(tmp_path, RewardCallback(Closeness()), steps=6, resume=tmp_path / "checkpoints/step=3.ckpt")
+    assert rows(tmp_path) == whole and [row["step"] for row in whole] == [0, 2, 4, 6]
+    append_row(tmp_path / "validation.jsonl", {"step": 4, "new": True})
+    assert [row["step"] for row in rows(tmp_path)] == [0, 2, 4] and rows(tmp_path)[-1]["new"]
+    fit(tmp_path, RewardCallback(Closeness()), steps=2)  # started anew
+    assert [row["step"] for row in rows(tmp_path)] == [0, 2]
+
+
+def test_what_is_logged(tmp_path):
+    # Red if the key "train/reward" or "val/reward" changes, or total.std(unbiased=False) becomes total.mean().
+    stage, trainer = fit(tmp_path, RewardCallback(Closeness(), Closeness(2.0)), steps=2)
+    metrics = trainer.callback_metrics
+    assert {"train/reward_std", "train/reward/half", "train/image/saturation", "val/reward/half"} <= metrics.keys()
+    assert {"val/unrewarded", "val/caption_tokens"} <= metrics.keys()
+    assert {"train/reward", "val/reward"} <= trainer.progress_bar_metrics.keys()
+    row = rows(tmp_path)[-1]
+    assert metrics["val/reward"].item() == pytest.approx(sum(row["reward"]) / 8)
+    assert metrics["train/reward_std"] < 0.1 < metrics["train/reward"]
+    assert stage.score is None  # taken back in teardown
+
+
+def test_a_stage_that_does_not_ask_for_a_reward_logs_none(tmp_path):
+    # Red if `if self.last is None` goes.
+    class Unrewarded(TinyStage):
+        def training_step(self, batch, batch_idx):
+            return self.reconstruct(batch.images).square().mean()
+
+    _, trainer = fit(tmp_path, RewardCallback(Closeness()), steps=1, stage=Unrewarded())
+    assert "train/reward" not in trainer.callback_metrics
+
+
+def test_reward_models_are_frozen_and_in_no_checkpoint_or_optimiser(tmp_path):
+    # Red if self.reward is assigned to pl_module, or requires_grad_(False) goes.
+    reward = Closeness().train()
+    stage, trainer = fit(tmp_path, EMA(), RewardCallback(reward, Closeness(2.0)), steps=2)
+    assert not reward.training and not reward.weight.requires_grad
+    trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert id(reward.weight) not in trained | {id(p) for p in stage.parameters()}
+    saved = torch.load(tmp_path / "checkpoints/step=2.ckpt", weights_only=True)
+    assert saved["state_dict"].keys() == TinyStage().state_dict().keys()
+    assert not any("Reward" in key for key in saved["callbacks"])
+
+
+def test_a_nan_reward_stops_the_run_and_says_where(tmp_path):
+    # Red if ~values.isfinite() loses its ~.
+    match = "Closeness: 'total' is NaN or infinite for 1 of 4 pictures.*lower the learning rate"
+    with pytest.raises(FloatingPointError, match=match):
+        fit(tmp_path, RewardCallback(Closeness(broken=True)), num_sanity_val_steps=0)
+    with pytest.raises(FloatingPointError, match="for 2 of 4"):
+        evaluate(Closeness(broken=True), inputs(4), micro_batch=2)
+
+
+def test_micro_batches_change_nothing_but_their_size():
+    # Red if start + micro_batch becomes start + 1.
+    whole, reward = evaluate(Closeness(), inputs(), 5), Closeness()
+    pieces = evaluate(reward, inputs(), 2)
+    assert reward.sizes == [2, 2, 1] and torch.equal(pieces.total, whole.total)
+    assert torch.equal(pieces.parts["half"], whole.parts["half"]) and not pieces.total.requires_grad
+
+
+def test_wrong_shapes_are_refused():
+    # Red if != becomes == in either check.
+    for bad in (inputs(size=6), inputs(captions=4)):
+        with pytest.raises(ValueError, match="pictures of one size"):
+            evaluate(Closeness(), bad, 2)
+
+    class Scalar(Closeness):
+        def forward(self, inputs):
+            return RewardOutput(torch.zeros(len(inputs.captions), 1), {})
+
+    with pytest.raises(ValueError, match="one value per picture"):
+        evaluate(Scalar(), inputs(), 5)
+
+
+def test_image_statistics():
+    # Red if reconstructions and originals are swapped, or > EDGE becomes < EDGE.
+    flat = torch.tensor([0.8, 0.4, 0.4])[None, :, None, None].expand(2, 3, 16, 16)
+    noisy = (flat + 0.2 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    gray = flat.mean(1, keepdim=True).expand_as(flat)
+    assert all(ratio == pytest.approx(1) for ratio in compared(noisy, noisy).values())
+    assert compared(flat, gray)["saturation"] < 1e-6
+    worse = compared(noisy, flat)
+    assert worse["high_frequency"] < 1e-6 and worse["edge_density"] == 0
+
+
+def test_a_kill_while_a_row_is_written_keeps_the_rows_before(tmp_path, monkeypatch):
+    # Red if partial.write_text becomes path.write_text.
+    path = tmp_path / "validation.jsonl"
+    append_row(path, {"step": 0})
+    monkeypatch.setattr("uae_lightning.checkpoint_io.os.replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        append_row(path, {"step": 1})
+    assert json.loads(path.read_text()) == {"step": 0}
+
+
+def test_step_0_is_on_the_curve(tmp_path):
+    # Red if step=trainer.global_step goes from logger.log_metrics.
+    from lightning.pytorch.loggers import CSVLogger
+
+    fit(tmp_path, RewardCallback(Closeness()), steps=2, logger=CSVLogger(tmp_path, name="csv", version=0))
+    table = [line.split(",") for line in (tmp_path / "csv/version_0/metrics.csv").read_text().splitlines()]
+    column, step = table[0].index("val/reward"), table[0].index("step")
+    assert [line[step] for line in table[1:] if line[column]][0] == "0"

@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from uae_lightning.algorithms.token_logprobs import gather_logprobs
+from uae_lightning.models.adapters import LoRA
+from uae_lightning.types import Captions
+
+
+def test_patches_are_those_of_the_image_processor(make_encoder, images):
+    # red if `merge` and `side` are swapped in the reshape, or mean and std in the normalisation
+    encoder = make_encoder()
+    pil = [Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()) for image in images]
+    wanted = encoder.preprocessor(pil, return_tensors="pt")
+    patches, grid = encoder.patchify(images)
+    assert torch.equal(grid, wanted["image_grid_thw"])
+    colours = patches.unflatten(1, (5, -1))[:, :3].flatten(1)  # two more channels hold the place
+    torch.testing.assert_close(colours, wanted["pixel_values"].float(), atol=1e-5, rtol=1e-5)
+
+
+def test_teacher_forced_logprobs_are_those_of_generation(make_encoder, images):
+    # red if positions are off by one, or the prompt's last logit is left out
+    encoder = make_encoder()
+    inputs = encoder.prompt_inputs(images)
+    out = encoder.model.generate(
+        **inputs, do_sample=False, max_new_tokens=6, min_new_tokens=6, output_logits=True, return_dict_in_generate=True,
+        suppress_tokens=encoder.never_sampled,
+    )  # fmt: skip
+    tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+    captions = Captions([""] * 4, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    with torch.no_grad():
+        replayed = gather_logprobs(encoder.token_logits(images, captions), tokens)
+    raw = torch.stack(out.logits, 1)
+    raw[..., encoder.never_sampled] = -torch.inf
+    generated = gather_logprobs(raw, tokens)
+    torch.testing.assert_close(replayed, generated, atol=1e-4, rtol=1e-4)
+
+
+def test_padding_after_a_caption_changes_nothing(make_encoder, images):
+    # red if the attention mask leaves out `mask`
+    encoder = make_encoder()
+    tokens = torch.randint(10, 90, (4, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(8).expand(4, 8) < torch.tensor([[8], [5], [3], [1]])
+    with torch.no_grad():
+        clean = encoder.token_logits(images, Captions([""] * 4, tokens.where(mask, 0), mask))
+        dirty = encoder.token_logits(images, Captions([""] * 4, tokens.where(mask, 33), mask))
+    assert torch.equal(clean[mask], dirty[mask])
+
+
+def test_generation_repeats_and_leaves_the_global_random_state(make_encoder, images):
+    # red if the seed is not set, or the state not forked
+    encoder = make_encoder()
+    before = torch.get_rng_state()
+    options = {"samples": 2, "temperature": 1.0, "max_new_tokens": 12}
+    first, again = (encoder.generate(images, seed=1, **options) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.tokens, again.tokens) and len(first.texts) == 8
+    assert not torch.equal(first.tokens, encoder.generate(images, seed=2, **options).tokens)
+
+
+def test_mask_ends_with_the_first_end_of_text(make_encoder, images):
+    # red if `ended == 1` is left out of the mask
+    encoder = make_encoder()
+    captions = encoder.generate(images, samples=8, temperature=3.0, max_new_tokens=60, seed=0)
+    for tokens, mask in zip(captions.tokens, captions.mask, strict=True):
+        kept = tokens[mask].tolist()
+        assert encoder.eos not in kept[:-1]
+        assert len(kept) == 60 or kept[-1] == encoder.eos
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+
+
+def test_states_of_a_caption_do_not_depend_on_its_neighbours(make_encoder):
+    # red if padding is on the left, or not masked
+    encoder = make_encoder()
+    together, mask = encoder.embed(["red cat", "the background is sand . there is one object ."])
+    alone, _ = encoder.embed(["red cat"])
+    torch.testing.assert_close(together[0, mask[0]], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_template_is_generate_and_has_no_unknown_words(make_encoder):
+    encoder = make_encoder()
+    prompt = encoder.generate_prompt("red cat")
+    assert "generate" in prompt and prompt.endswith("assistant\n")
+    assert encoder.tokenizer.unk_token_id not in encoder.tokenizer(prompt)["input_ids"]
+
+
+def test_lora_is_on_the_text_decoder_alone_and_reference_is_the_start(make_encoder, images):
+    # red if TEXT_LINEARS matches the vision tower, or `reference` does not switch adapters off
+    encoder, plain = make_encoder(train="lora", lora=LoRA(rank=4, alpha=8)), make_encoder()
+    names = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    assert names and all("language_model" in name and "lora_" in name for name in names)
+    torch.nn.init.normal_(encoder.model.model.language_model.layers[0].mlp.up_proj.lora_B["default"].weight)
+    changed, start = encoder.embed(["red cat"])[0], plain.embed(["red cat"])[0]
+    assert not torch.allclose(changed, start, atol=1e-3)
+    with encoder.reference():
+        assert torch.equal(encoder.embed(["red cat"])[0], start)
+    assert torch.equal(encoder.embed(["red cat"])[0], changed)
+
+
+def test_saved_encoder_has_the_adapters_merged_and_loads_in_transformers(make_encoder, images, tmp_path):
+    # red if `merged_state` forgets the update
+    encoder = make_encoder(train="lora", lora=LoRA(rank=4, alpha=8))
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    encoder.save(tmp_path)
+    states = encoder.embed(["red cat"])[0]
+    again = type(encoder)(str(tmp_path), generate_system="", caption_system="", caption_prompt="describe the picture")
+    torch.testing.assert_close(again.embed(["red cat"])[0], states, atol=1e-4, rtol=1e-4)
+    Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_placeholders_of_pictures_are_never_sampled(make_encoder, images):
+    # red if `suppress_tokens` is left out: a random policy samples one in about fifty tokens
+    captions = make_encoder().generate(images, samples=8, temperature=5.0, max_new_tokens=30, seed=0)
+    encoder = make_encoder()
+    assert not torch.isin(captions.tokens[captions.mask], torch.tensor(encoder.never_sampled)).any()
+    with torch.no_grad():
+        logits = encoder.token_logits(images.repeat_interleave(8, 0), captions)
+    assert logits.softmax(-1)[..., encoder.never_sampled].max() == 0
+
+
+def test_missing_folder_is_named():
+    from uae_lightning.models.qwen_vl import QwenVLEncoder
+
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        QwenVLEncoder("nowhere/at/all")
+
+
+def test_numpy_is_not_seeded_by_generation(make_encoder, images):
+    state = np.random.get_state()[1].copy()
+    make_encoder().generate(images, samples=1, temperature=1.0, max_new_tokens=2, seed=0)
+    assert (np.random.get_state()[1] == state).all()

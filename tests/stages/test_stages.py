@@ -1,0 +1,270 @@
+"""All three stages with small models: what moves, what must not, and the arithmetic of the updates."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from uae_lightning.algorithms.advantages import group_advantages
+from uae_lightning.data.scenes_data import ScenesData
+from uae_lightning.models.adapters import LoRA
+from uae_lightning.stages.common import Captioning, Sampling, Stage
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.stages.encoder_rl import EncoderRL, take
+from uae_lightning.types import RewardInput, RewardOutput
+
+SMALL = LoRA(rank=4, alpha=8)
+
+
+def reward(inputs: RewardInput) -> RewardOutput:
+    """Closeness of pixels, plus a little for the caption's length, so that captions matter to a random decoder."""
+    total = 1 - (inputs.originals - inputs.reconstructions).abs().mean((1, 2, 3))
+    total = total + 0.01 * torch.tensor([len(text.split()) for text in inputs.captions])
+    return RewardOutput(total, {"test": total})
+
+
+@pytest.fixture
+def make_stage(make_encoder, make_projector, make_decoder):
+    def make(kind: type[Stage], **options) -> Stage:
+        encoder = make_encoder(**({"train": "lora", "lora": SMALL} if kind is EncoderRL else {}))
+        trained = {DecoderPretrain: {"train": "all"}, DecoderRL: {"train": "lora", "lora": SMALL}}.get(kind, {})
+        defaults = {
+            "captioning": Captioning(1.0, 10),
+            "sampling": Sampling(3),
+            "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+        }
+        if kind is not DecoderPretrain:
+            defaults |= {"group_size": 4, "micro_batch": 4}
+        if kind is DecoderRL:
+            defaults |= {"window": (0, 2), "clip": 1e-3}
+        stage = kind(encoder, make_projector(), make_decoder(**trained), **(defaults | options))
+        stage.score = reward
+        return stage
+
+    return make
+
+
+def fit(stage: Stage, steps: int = 2, callbacks: list[L.Callback] | None = None) -> L.Trainer:
+    trainer = L.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        accelerator="cpu",
+        callbacks=callbacks,
+    )
+    trainer.fit(stage, datamodule=ScenesData(batch_size=2))
+    return trainer
+
+
+def snapshot(stage: Stage) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in stage.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "moves", "stays"),
+    [
+        (DecoderPretrain, ("projector.", "decoder.transformer."), ("encoder.", "decoder.vae.")),
+        (EncoderRL, ("language_model", "lora_"), ("projector.", "decoder.", "visual")),
+        (DecoderRL, ("decoder.transformer.", "lora_"), ("projector.", "encoder.")),
+    ],
+)
+def test_only_the_intended_parameters_move(make_stage, kind, moves, stays):
+    # red if a `requires_grad_(False)` is removed from a stage or a model
+    stage = make_stage(kind)
+    before = snapshot(stage)
+    fit(stage, 3)
+    changed = {name for name, tensor in snapshot(stage).items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert not [name for name in changed if any(part in name for part in stays)]
+    if kind is DecoderPretrain:
+        assert all(any(name.startswith(part) for name in changed) for part in moves)
+    else:
+        assert all(all(part in name for part in moves) for name in changed)
+
+
+class Watch(L.Callback):
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer, stage, *_) -> None:
+        self.rows.append(dict(stage.health))
+
+
+@pytest.mark.parametrize("kind", [EncoderRL, DecoderRL])
+def test_on_policy_the_ratio_is_exactly_one(make_stage, kind):
+    # red if the rollout is replayed in other micro-batches, at another temperature, or with another guidance
+    watch = Watch()
+    fit(make_stage(kind, kl_beta=0.01), 3, [watch])
+    assert [row["first_log_ratio"] for row in watch.rows] == [0.0, 0.0, 0.0]
+    assert all(row["ratio_mean"] == 1.0 for row in watch.rows)
+
+
+@pytest.mark.parametrize("kind", [EncoderRL, DecoderRL])
+def test_a_second_update_of_one_rollout_leaves_ratio_one(make_stage, kind):
+    # red if old log-probabilities are taken anew for every update
+    watch = Watch()
+    fit(make_stage(kind, updates_per_batch=2), 2, [watch])
+    assert all(row["first_log_ratio"] == 0.0 and row["log_ratio_abs_max"] > 0 for row in watch.rows)
+
+
+def test_guidance_is_the_same_in_sampling_and_training(make_stage):
+    # red if `replay` calls `decoder.velocity` directly
+    watch = Watch()
+    fit(make_stage(DecoderRL, sampling=Sampling(3, guidance=2.0)), 1, [watch])
+    assert watch.rows[0]["first_log_ratio"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(EncoderRL, {"normalization": name}) for name in ("grpo", "dr_grpo", "dapo")] + [(DecoderRL, {})],
+)
+def test_micro_batches_add_up_to_one_big_batch(make_stage, kind, options):
+    # red if the loss of a micro-batch is divided by its own size
+    stage = make_stage(kind, micro_batch=8, kl_beta=0.01, **options)
+    rollout = stage.rollout(next(iter(ScenesData(batch_size=2).train_dataloader())))
+    advantages = torch.linspace(-1, 1, 8)
+    one, several = (gradients_of_update(stage, rollout, advantages, size) for size in (8, 2))
+    for name in one:
+        torch.testing.assert_close(several[name], one[name], atol=1e-6, rtol=1e-3)
+
+
+def gradients_of_update(stage: Stage, rollout, advantages: Tensor, micro_batch: int) -> dict[str, Tensor]:
+    """One update without a Trainer and without its optimiser step."""
+    stage.micro_batch = micro_batch
+    stage.log = lambda *_, **__: None
+    stage.manual_backward = lambda loss: loss.backward()
+    stage.optimizer_step_after_clipping = lambda: 0.0
+    stage.zero_grad()
+    stage.update(rollout, advantages)
+    gradients = {n: p.grad.clone() for n, p in stage.named_parameters() if p.grad is not None}
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 0
+    return gradients
+
+
+def test_a_better_caption_becomes_more_likely(make_stage):
+    # red if the sign of the surrogate is turned round
+    stage = make_stage(EncoderRL, kl_beta=0.0)
+    kept = {}
+
+    def watched_update(rollout, advantages):
+        EncoderRL.update(stage, rollout, advantages)
+        with torch.no_grad():
+            parts = [
+                stage.logprobs(rollout.images[rows], take(rollout.captions, rows))[0]
+                for rows in stage.micro_batches(rollout.images)
+            ]
+            after = torch.cat(parts)
+        change = ((after - rollout.old_logp) * rollout.captions.mask).sum(1)
+        kept["covariance"] = (change * advantages).mean().item()
+
+    stage.update = watched_update
+    fit(stage, 1)
+    assert kept["covariance"] > 0
+
+
+def test_a_better_picture_becomes_more_likely(make_stage):
+    # red if the advantage is subtracted
+    stage = make_stage(DecoderRL, kl_beta=0.0)
+    kept = {}
+
+    def watched_update(rollout, advantages):
+        DecoderRL.update(stage, rollout, advantages)
+        with torch.no_grad():
+            rows = torch.arange(len(advantages))
+            after = stage.replay(rollout.trajectory, rollout.conditioning, rows, 0).mean_log_prob
+        kept["covariance"] = ((after - rollout.trajectory.logp[:, 0]) * advantages).mean().item()
+
+    stage.update = watched_update
+    fit(stage, 1)
+    assert kept["covariance"] > 0
+
+
+def test_groups_of_captions_share_their_noise(make_stage, images):
+    # red if noise is drawn for every caption: equal captions then get different pictures
+    stage = make_stage(EncoderRL, captioning=Captioning(0.0, 4))  # greedy: all captions of a group are equal
+    batch = ScenesData(batch_size=2)
+    rollout = stage.rollout(next(iter(batch.train_dataloader())))
+    pictures = rollout.reward_input.reconstructions.unflatten(0, (2, 4))
+    torch.testing.assert_close(pictures[:, 0], pictures[:, 3], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(pictures[0, 0], pictures[1, 0], atol=1e-2)
+
+
+def test_groups_of_pictures_differ_unless_asked_otherwise(make_stage):
+    # red if `same_noise` is ignored
+    batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
+    for same in (False, True):
+        stage = make_stage(DecoderRL, same_noise=same)
+        start = stage.rollout(batch).trajectory.before[0].unflatten(0, (2, 4))
+        assert torch.equal(start[:, 0], start[:, 1]) is same
+
+
+def test_noise_free_window_gives_the_pictures_of_the_ode(make_stage):
+    # red if the steps outside the window are stochastic
+    stage = make_stage(DecoderRL, noise_level=0.0)
+    batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
+    rollout = stage.rollout(batch)
+    ode = stage.sample_images(rollout.conditioning, rollout.trajectory.before[0])
+    torch.testing.assert_close(rollout.reward_input.reconstructions, ode, atol=1e-4, rtol=1e-4)
+
+
+def test_equal_rewards_move_nothing(make_stage):
+    # red if eps is added to the advantage instead of the deviation
+    assert group_advantages(torch.ones(8), 4).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (EncoderRL, {"group_size": 1}, "group_size must be at least 2"),
+        (DecoderRL, {"group_size": 1}, "group_size must be at least 2"),
+        (DecoderRL, {"window": (2, 5)}, "window must lie within"),
+    ],
+)
+def test_wrong_settings_are_refused_before_training(make_stage, kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_stage(kind, **options)
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused(make_stage):
+    with pytest.raises(ValueError, match="micro_batch"):
+        fit(make_stage(EncoderRL, micro_batch=3), 1)
+
+
+def test_parts_that_do_not_fit_are_refused(make_encoder, make_decoder):
+    from uae_lightning.models.projector import MLPProjector
+
+    with pytest.raises(ValueError, match="projector.init_args.output_size"):
+        DecoderPretrain(make_encoder(), MLPProjector(None, 192, 8, 25), make_decoder(train="all"))
+    with pytest.raises(ValueError, match="projector.init_args.input_size"):
+        DecoderPretrain(make_encoder(), MLPProjector(None, 191, 8, 24), make_decoder(train="all"))
+
+
+def test_nothing_to_train_is_refused(make_encoder, make_projector, make_decoder):
+    stage = EncoderRL(make_encoder(), make_projector(), make_decoder(), group_size=2, micro_batch=2)
+    stage.score = reward
+    with pytest.raises(ValueError, match="nothing to train"):
+        fit(stage, 1)
+
+
+def test_empty_captions_are_counted_and_do_no_harm(make_stage):
+    # red if empty captions are dropped without a word
+    stage, watch = make_stage(EncoderRL), Watch()
+    original = stage.encoder.generate
+
+    def mostly_empty(images, **options):
+        captions = original(images, **options)
+        captions.tokens[1:, 0] = stage.encoder.eos
+        captions.mask[1:, 1:] = False
+        return type(captions)([captions.texts[0]] + [""] * (len(captions.texts) - 1), captions.tokens, captions.mask)
+
+    stage.encoder.generate = mostly_empty
+    fit(stage, 1, [watch])
+    assert watch.rows[0]["empty_captions"] == 7 / 8
+    assert all(torch.isfinite(parameter).all() for parameter in stage.parameters())

@@ -1,0 +1,81 @@
+"""The one door: `uae COMMAND ...`, which is also `python -m uae_lightning COMMAND ...`.
+
+Each command imports what it needs when it is called, so that `uae --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Read when torch and tokenizers are imported, which happens below this line only.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve their neighbours on a busy machine
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from uae_lightning import __version__
+from uae_lightning.usage import UsageError, closest
+
+COMMANDS = ("run", "fit", "validate", "bootstrap", "reconstruct")
+
+HELP = """\
+usage: uae COMMAND [options]        `uae COMMAND --help` explains each
+
+Trains one image -> caption -> image auto-encoder in three stages (arXiv 2509.09666).
+
+commands:
+  run           the stages of a YAML, one after the other, then report.html and summary.json
+  fit           one stage alone
+  validate      score one stage's round trip on the held-out pictures, without training
+  bootstrap     train the shipped backbones from scratch (hours; resumable)
+  reconstruct   caption pictures and draw them again from the caption
+
+examples:
+  uae run --config conf/demo.yaml                           everything, about 10 minutes on 2 CPU cores
+  uae run --config conf/demo.yaml --resume                  continue where it was stopped
+  uae run --config conf/demo.yaml --from encoder_rl         again from that stage on
+  uae fit --config conf/encoder_rl.yaml --trainer.max_steps 20
+  uae reconstruct picture.png --weights runs/demo
+
+UAE_DEBUG=1 shows the traceback of an error.
+"""
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0, 1 for an error while running, 2 for a mistake in the call."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        print(f"uae-lightning {__version__}")
+        return 0
+    try:
+        dispatch(args[0], args[1:])
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if os.environ.get("UAE_DEBUG") == "1":
+            raise
+        print(f"uae: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def dispatch(command: str, args: list[str]) -> None:
+    if command == "run":
+        from uae_lightning import pipeline
+
+        pipeline.main(args)
+    elif command in ("fit", "validate"):
+        from uae_lightning import stage_cli
+
+        stage_cli.run_stage([command, *args])
+    elif command == "bootstrap":
+        from uae_lightning import bootstrap
+
+        bootstrap.main(args)
+    elif command == "reconstruct":
+        from uae_lightning import reconstruct
+
+        reconstruct.main(args)
+    else:
+        kind = "option" if command.startswith("-") else "command"
+        raise UsageError(f"unknown {kind} {command!r}{closest(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")

@@ -1,0 +1,116 @@
+"""Where a run keeps what.
+
+    runs/NAME/
+      run.json summary.json report.html before_after.png
+      STAGE/
+        stage.json                written last: its presence says that the stage is done
+        config.yaml               everything the stage was run with
+        validation.jsonl          one row per validation: rewards of the same held-out pictures
+        checkpoints/last.ckpt     to resume this stage
+        clock.json                when it was started, and the seconds spent before that
+        weights/COMPONENT/        what the stage trained, for the next stage
+        gallery/                  reconstructions and captions of the same few held-out pictures
+        events.out.tfevents...    TensorBoard
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from uae_lightning.usage import UsageError
+
+LEFT_BY_A_STAGE = (
+    "stage.json", "config.yaml", "hparams.yaml", "validation.jsonl", "checkpoints", "weights*", "gallery",
+    "events.out.*",
+)  # fmt: skip
+
+
+def checkpoints(stage: str | Path) -> str:
+    return str(Path(stage) / "checkpoints")
+
+
+def last_checkpoint(stage: Path) -> Path:
+    return stage / "checkpoints" / "last.ckpt"
+
+
+def is_done(stage: Path) -> bool:
+    return (stage / "stage.json").exists()
+
+
+def has_content(stage: Path) -> bool:
+    return any(next(stage.glob(pattern), None) for pattern in LEFT_BY_A_STAGE)
+
+
+def clear_stage(stage: Path) -> None:
+    """Removes what a stage writes, and nothing else that may lie there."""
+    for pattern in LEFT_BY_A_STAGE:
+        for path in stage.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def open_stage(stage: Path, *, resume: bool, overwrite: bool) -> Path | None:
+    """Prepares a folder for training and returns the checkpoint to resume from.
+
+    Raises:
+        UsageError: the folder holds results, and neither `resume` nor `overwrite` says what to do with them.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume continues and --overwrite starts again: choose one")
+    if resume and last_checkpoint(stage).exists():
+        return last_checkpoint(stage)
+    if has_content(stage) and not (resume or overwrite):
+        raise UsageError(
+            f"{stage} holds an earlier stage: --resume continues it, --overwrite starts it again, "
+            "--trainer.default_root_dir names another folder"
+        )
+    clear_stage(stage)  # with `resume` too: rows of a stage that left no checkpoint would be counted twice
+    return None
+
+
+def read_rows(stage: Path) -> list[dict[str, Any]]:
+    """Validation rows in order of steps. A killed and resumed stage repeats some: the later one counts.
+
+    Raises:
+        FileNotFoundError: the stage was not validated.
+    """
+    path = stage / "validation.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: add callbacks.RewardCallback to trainer.callbacks")
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the half line of a killed process
+            continue
+        rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def latest_weights(stages: list[Path]) -> dict[str, Path]:
+    """Folder of the latest weights of each component that any of the stages has written."""
+    found: dict[str, Path] = {}
+    for stage in stages:
+        found |= {path.name: path for path in sorted((stage / "weights").glob("*")) if path.is_dir()}
+    return found
+
+
+def stages_of(run: Path) -> list[Path]:
+    """The stage folders that exist, in the order of the run.
+
+    Raises:
+        FileNotFoundError: it is not the folder of a run.
+    """
+    if not (run / "run.json").exists():
+        raise FileNotFoundError(f"{run} is not the folder of a run (no run.json): name one that `uae run` wrote")
+    return [run / name for name in json.loads((run / "run.json").read_text())["stages"] if has_content(run / name)]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """All of it or nothing, also where the process is killed."""
+    from uae_lightning.checkpoint_io import replacing  # imports Lightning, which `--help` need not wait for
+
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1))

@@ -1,0 +1,217 @@
+"""One stage from YAML and dotted options: LightningCLI with the habits of this project."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning as L
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from uae_lightning import run_folder
+from uae_lightning.checkpoint_io import AtomicCheckpointIO
+from uae_lightning.stages.common import Stage
+from uae_lightning.usage import UsageError, closest
+
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # "omegaconf+" with subcommands needs it
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/fit",  # everything a stage leaves behind lies here
+    "max_epochs": -1,  # stages count optimiser steps
+    "num_sanity_val_steps": -1,  # the whole validation set before training: the "before" of every gain
+    "check_val_every_n_epoch": None,  # `val_check_interval` counts batches across epochs
+    "log_every_n_steps": 1,
+    "use_distributed_sampler": False,  # Lightning's shuffles even where shuffling is off; the data modules shard
+    "enable_model_summary": False,
+}
+CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO makes the replacement atomic
+    "checkpoint.filename": "last",
+    "checkpoint.enable_version_counter": False,
+    "checkpoint.every_n_train_steps": 20,
+}
+DESCRIPTIONS = {
+    "fit": "Train one stage. Options are dotted keys of the YAML: --trainer.max_steps 20, "
+    "--model.init_args.group_size 8; --print_config shows the outcome.",
+    "validate": "Score the round trip of one stage on the held-out pictures, without training.",
+}
+
+
+class StageCLI(LightningCLI):
+    """`uae fit` and `uae validate`."""
+
+    resume_from: Path | None = None
+
+    def __init__(self, args: list[str] | None = None, model_class: type[L.LightningModule] = Stage) -> None:
+        # "omegaconf" resolves ${...} before options are merged and so ignores them; "omegaconf+" afterwards
+        parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            model_class,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_kwargs={"overwrite": True},  # a resumed stage writes it again
+            parser_kwargs={"prog": "uae", **parser}
+            | {name: {"description": text, **parser} for name, text in DESCRIPTIONS.items()},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # checkpoints resume; they never say which class to train
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(CHECKPOINT_DEFAULTS)
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=run_folder.checkpoints)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            for flag, text in [
+                ("--resume", "continue from the last checkpoint in trainer.default_root_dir, if there is one"),
+                ("--overwrite", "clear what an earlier stage left in trainer.default_root_dir and start again"),
+            ]:
+                parser.add_argument(flag, action="store_true", help=text)
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let hyperparameters in a checkpoint replace the YAML's (Lightning #21116)."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            config = self.config.fit
+            check_ends(config.trainer)
+            # both flags are for this call: saved in config.yaml they would act again on whoever reuses it
+            resume, config.resume = config.resume, False
+            overwrite, config.overwrite = config.overwrite, False
+            root = Path(config.trainer.default_root_dir)
+            self.resume_from = run_folder.open_stage(root, resume=resume, overwrite=overwrite)
+
+    def before_fit(self) -> None:
+        if self.resume_from:
+            self.config_init.fit.ckpt_path = str(self.resume_from)
+
+    def instantiate_trainer(self, **kwargs) -> L.Trainer:
+        config = self.config_init[self.subcommand].trainer
+        if config.logger is None:
+            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="")
+        plugins = config.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+
+class ParsedStage(StageCLI):
+    """A stage's configuration, parsed and checked, nothing built: mistakes are found before time is spent."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            check_ends(self.config.fit.trainer)
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def check_ends(trainer: Namespace) -> None:
+    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None:
+        raise UsageError("training would never end: set trainer.max_steps")
+
+
+def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> StageCLI:
+    """`uae fit ...` or `uae validate ...` in this process."""
+    quiet()
+    with errors_explained(), command_line(args):
+        return StageCLI(model_class=model_class)
+
+
+def parse_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> ParsedStage:
+    """Checks the same command line and stops there."""
+    with errors_explained(), command_line(args):
+        return ParsedStage(model_class=model_class)
+
+
+@contextmanager
+def command_line(args: list[str]) -> Iterator[None]:
+    """`sys.argv` as if `uae ARGS` had been typed: Lightning starts the other ranks of a stage with that command."""
+    before, sys.argv = sys.argv, [sys.argv[0], *args]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def quiet() -> None:
+    """Progress and errors stay; advertisements, and advice that does not fit these stages, go."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",  # pictures are drawn in the loop; the cores are busy already
+        ".*no pre-optimization state was saved.*",  # the state after a step is what a checkpoint is for
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*treespec, LeafSpec.*is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except argparse.ArgumentError as error:
+        raise UsageError(explain(str(error))) from error
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except ValueError as error:
+        if "Does not validate against any of" not in str(error):
+            raise
+        raise ValueError(explain(str(error))) from error  # jsonargparse wraps what a constructor raises
+
+
+def explain(message: str) -> str:
+    """What is wrong in jsonargparse's nested message, with the closest name that would have been right."""
+    owners = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+        owner = owners[-1] if owners else "it"
+        return f"{owner} has no option {unknown[1]!r}{closest(unknown[1], parameters(owner))}"
+    if unknown := re.search(r"unrecognized arguments: (--)?([\w.-]+)", message, re.IGNORECASE):
+        return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
+    if unknown := re.search(r"[Kk]ey '([\w.]+)' is not expected", message):
+        return f"unknown option {unknown[1]}{closest(unknown[1], parser_keys())}"
+    noise = r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value"
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.search(noise, line)]
+    return " ".join(lines)
+
+
+def parameters(class_path: str) -> list[str]:
+    """Names of the init args of a class, of its base classes too (they are passed on by **kwargs)."""
+    module, _, name = class_path.rpartition(".")
+    owner = getattr(sys.modules.get(module), name, None)
+    bases = inspect.getmro(owner)[:-1] if inspect.isclass(owner) else ()
+    return sorted({name for base in bases for name in inspect.signature(base.__init__).parameters} - {"self"})
+
+
+def parser_keys() -> list[str]:
+    """The options that are the same for all stages."""
+    groups = {"trainer": L.Trainer, "checkpoint": ModelCheckpoint}
+    dotted = [f"{key}.{name}" for key, owner in groups.items() for name in inspect.signature(owner.__init__).parameters]
+    return [*dotted, "config", "seed_everything", "resume", "overwrite", "ckpt_path", "model", "data"]
