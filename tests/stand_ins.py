@@ -61,6 +61,10 @@ class TinyStage(Stage):
         self.log("train/loss", loss)
         return loss
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None: ...
+
+    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None: ...
+
     def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
         captions, images = self.reconstruct(batch.images)
         return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)

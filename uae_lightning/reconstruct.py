@@ -69,9 +69,9 @@ def load_stage(options):
         if (value := getattr(options, name)) is not None:
             args.append(f"--model.init_args.sampling.{name}={value}")
     quiet()
-    cli = parse_stage(["validate", f"--config={config}", *args])
-    parser = cli._parser("validate")
-    return parser.instantiate_classes(Namespace(model=cli.config.validate.model)).model.eval()
+    cli = parse_stage(["fit", f"--config={config}", *args])
+    parser = cli._parser("fit")
+    return parser.instantiate_classes(Namespace(model=cli.config.fit.model)).model.eval()
 
 
 def round_trip(stage, pictures: list[Image.Image], seed: int):

@@ -51,8 +51,8 @@ def clear_stage(stage: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def open_stage(stage: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """Prepares a folder for training and returns the checkpoint to resume from.
+def start_point(stage: Path, *, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to resume from; None where the stage starts anew, in a folder that is to be cleared first.
 
     Raises:
         UsageError: the folder holds results, and neither `resume` nor `overwrite` says what to do with them.
@@ -66,7 +66,6 @@ def open_stage(stage: Path, *, resume: bool, overwrite: bool) -> Path | None:
             f"{stage} holds an earlier stage: --resume continues it, --overwrite starts it again, "
             "--trainer.default_root_dir names another folder"
         )
-    clear_stage(stage)  # with `resume` too: rows of a stage that left no checkpoint would be counted twice
     return None
 
 

@@ -16,7 +16,7 @@ import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -48,6 +48,14 @@ DESCRIPTIONS = {
 }
 
 
+class SaveFitConfig(SaveConfigCallback):
+    """config.yaml is what a stage was trained with: `validate` leaves it alone."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
 class StageCLI(LightningCLI):
     """`uae fit` and `uae validate`."""
 
@@ -63,6 +71,7 @@ class StageCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=SaveFitConfig,
             save_config_kwargs={"overwrite": True},  # a resumed stage writes it again
             parser_kwargs={"prog": "uae", **parser}
             | {name: {"description": text, **parser} for name, text in DESCRIPTIONS.items()},
@@ -97,20 +106,21 @@ class StageCLI(LightningCLI):
         if self.subcommand == "fit":
             config = self.config.fit
             check_ends(config.trainer)
-            # both flags are for this call: saved in config.yaml they would act again on whoever reuses it
-            resume, config.resume = config.resume, False
-            overwrite, config.overwrite = config.overwrite, False
-            root = Path(config.trainer.default_root_dir)
-            self.resume_from = run_folder.open_stage(root, resume=resume, overwrite=overwrite)
+            # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
+            flags = {name: config.pop(name) for name in ("resume", "overwrite")}
+            self.resume_from = run_folder.start_point(Path(config.trainer.default_root_dir), **flags)
 
     def before_fit(self) -> None:
         if self.resume_from:
             self.config_init.fit.ckpt_path = str(self.resume_from)
+        else:  # only now that all parts are loaded: a mistake in the call costs no earlier results
+            run_folder.clear_stage(Path(self.config.fit.trainer.default_root_dir))
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
-        if config.logger is None:
-            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="")
+        if config.logger is None:  # a validation alone prints its numbers and leaves the stage's folder as it is
+            fit = self.subcommand == "fit"
+            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="") if fit else False
         plugins = config.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -195,8 +205,8 @@ def explain(message: str) -> str:
         return f"{owner} has no option {unknown[1]!r}{closest(unknown[1], parameters(owner))}"
     if unknown := re.search(r"unrecognized arguments: (--)?([\w.-]+)", message, re.IGNORECASE):
         return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
-    if unknown := re.search(r"[Kk]ey '([\w.]+)' is not expected", message):
-        return f"unknown option {unknown[1]}{closest(unknown[1], parser_keys())}"
+    if unknown := re.search(r"does not accept option '([\w.]+)'", message):
+        return f"unknown key {unknown[1]} in the YAML{closest(unknown[1], parser_keys())}"
     noise = r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value"
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.search(noise, line)]
     return " ".join(lines)

@@ -129,7 +129,7 @@ def test_a_kill_while_a_row_is_written_keeps_the_rows_before(tmp_path, monkeypat
 
 
 def test_step_0_is_on_the_curve(tmp_path):
-    # Red if step=trainer.global_step goes from logger.log_metrics.
+    # Red if `if trainer.sanity_checking` becomes `if not trainer.sanity_checking`.
     from lightning.pytorch.loggers import CSVLogger
 
     fit(tmp_path, RewardCallback(Closeness()), steps=2, logger=CSVLogger(tmp_path, name="csv", version=0))

@@ -27,7 +27,7 @@ def train(
     steps: int,
     lr: float,
     work: Path,
-    ema_decay: float = 0.998,
+    ema_decay: float = 0.997,
     weight_decay: float = 0.01,
     report: Callable[[int], str] | None = None,
     report_every: int = 500,

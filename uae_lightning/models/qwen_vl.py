@@ -90,7 +90,7 @@ class QwenVLEncoder(Encoder):
             sequences = self.model.generate(
                 **inputs,
                 **(sampling if temperature > 0 else {"do_sample": False}),
-                num_return_sequences=samples,
+                num_return_sequences=samples if temperature > 0 else 1,
                 max_new_tokens=max_new_tokens,
                 suppress_tokens=self.never_sampled,
                 eos_token_id=self.eos,
@@ -98,6 +98,8 @@ class QwenVLEncoder(Encoder):
                 use_cache=True,
             )
         tokens = sequences[:, length:]
+        if temperature == 0:  # all greedy captions of a picture are the same
+            tokens = tokens.repeat_interleave(samples, 0)
         ended = (tokens == self.eos).cumsum(1)
         mask = (ended == 0) | ((ended == 1) & (tokens == self.eos))
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)

@@ -166,9 +166,7 @@ class Stage(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.score is None and not self.automatic_optimization:
             raise ValueError("this stage learns from a reward: add callbacks.RewardCallback to trainer.callbacks")
-
-    def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None:
-        self.batches_seen += 1
+        self.batches_seen += 1  # here, not at the end: checkpoints are written before a module's own end-of-batch hook
 
     @contextmanager
     def timed(self, verb: str) -> Iterator[None]:

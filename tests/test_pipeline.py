@@ -1,0 +1,120 @@
+import json
+import shlex
+
+import pytest
+import yaml
+from stand_ins import write_confs
+
+from uae_lightning import pipeline, run_folder
+from uae_lightning.cli import main
+from uae_lightning.usage import UsageError
+
+
+@pytest.fixture
+def conf(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_confs(tmp_path)
+
+
+def test_a_run_from_start_to_end(conf, tmp_path, capsys):
+    """Hand-over, summary, refusal, resume, redo: one run, because each costs seconds."""
+    run = ["run", f"--config={conf}", "--trainer.log_every_n_steps", "2"]
+    place = tmp_path / "runs" / "tiny"
+    assert main([*run, "--model.init_args.fails_at=5"]) == 1  # in the second stage, the first has 4 steps
+    assert "the loss is NaN" in capsys.readouterr().err
+    assert run_folder.is_done(place / "draw") and not run_folder.is_done(place / "see")
+    assert main(run) == 2  # red without the refusal in open_run
+    assert "--resume" in capsys.readouterr().err
+
+    done = (place / "draw" / "stage.json").stat().st_mtime_ns
+    assert main([*run, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert (place / "draw" / "stage.json").stat().st_mtime_ns == done  # red without the return after "done before"
+    assert "see: resuming" in out and "draw: done before" in out
+    check_summary(json.loads((place / "summary.json").read_text()))
+
+    # what the first stage trained is where the second one starts; red with `earlier` including the stage itself
+    command = next(line.strip() for line in out.splitlines() if line.startswith("  uae fit"))
+    for part in ("projector", "decoder"):
+        assert f"--model.init_args.{part}.init_args.path=runs/tiny/draw/weights/{part}" in shlex.split(command)
+    drawn, seen = run_folder.read_rows(place / "draw"), run_folder.read_rows(place / "see")
+    assert drawn[-1]["reward"] == pytest.approx(seen[0]["reward"]) and drawn[0]["reward"] != seen[0]["reward"]
+    assert [row["step"] for row in seen] == [0, 2, 4, 6]
+
+    # --only redoes one stage and forgets the later ones, which started from what is gone
+    assert main([*run, "--only", "draw"]) == 0
+    assert not run_folder.has_content(place / "see")
+    assert run_folder.read_rows(place / "draw") == drawn
+    assert [stage["name"] for stage in json.loads((place / "summary.json").read_text())["stages"]] == ["draw"]
+    assert (place / "report.html").exists() and (place / "before_after.png").exists()
+
+
+def check_summary(summary):
+    interval = {"mean", "low", "high", "n"}
+    keys = {"name", "reward_before", "reward_after", "gain", "caption_tokens_before", "caption_tokens_after", "seconds"}
+    for stage in summary["stages"]:
+        assert set(stage) == keys and stage["seconds"] > 0
+        assert all(set(stage[key]) == interval for key in ("reward_before", "reward_after", "gain"))
+    gains = [stage["gain"]["mean"] for stage in summary["stages"]]
+    assert min(gains) > 0 and summary["run"]["gain"]["mean"] == pytest.approx(sum(gains))
+    assert set(summary["run"]) == {"gain", "unrewarded"} and summary["run"]["unrewarded"]["name"] == "Closeness"
+    assert summary["run"]["unrewarded"]["gain"]["low"] > 0
+
+
+def test_gains_are_paired_by_picture():
+    # red with `before[measure]` in place of a look-up by key
+    before = {"keys": ["a", "b"], "reward": [0.0, 1.0], "reward_name": "r"}
+    after = {"keys": ["b", "a"], "reward": [1.25, 0.25], "reward_name": "r"}
+    assert pipeline.paired_gain(before, after, "reward") == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 2}
+    with pytest.raises(ValueError, match="pictures differ"):
+        pipeline.paired_gain(before, after | {"keys": ["a", "c"]}, "reward")
+    with pytest.raises(ValueError, match="a run has one"):
+        pipeline.paired_gain(before, after | {"reward_name": "other"}, "reward")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stagse": []}, "stages"),
+        ({"name": "a/b"}, "folder"),
+        ({"stages": []}, "at least one"),
+        ({"stages": [{"name": "a"}]}, "no 'config'"),
+        ({"stages": [{"name": "a", "config": "stage.yaml", "optoins": {}}]}, "did you mean options"),
+        ({"stages": [{"name": "a", "config": "none.yaml"}]}, "none.yaml does not exist"),
+        ({"stages": [{"name": "a", "config": "stage.yaml", "options": ["x"]}]}, "dotted keys"),
+        ({"stages": [{"name": "a", "config": "stage.yaml"}] * 2}, "two stages"),
+    ],
+)
+def test_mistakes_in_the_list_of_stages(conf, change, words):
+    # red with `required=("name",)` for a stage, or without the look for duplicates
+    conf.write_text(yaml.safe_dump(yaml.safe_load(conf.read_text()) | change))
+    with pytest.raises((UsageError, FileNotFoundError), match=words):
+        pipeline.read_run(conf)
+
+
+def test_options_reach_fit_in_order_and_as_they_are(tmp_path):
+    # red with `str(value)` in place of json.dumps: True and None are no YAML
+    options = {"a.b": True, "a.c": None, "a.d": 1e-4, "a.e": "x y", "a.f": [1]}
+    stage = pipeline.StageSpec("s", tmp_path / "s.yaml", options)
+    args = pipeline.fit_args(stage, ["--a.b=false"], tmp_path / "run", {"encoder": tmp_path / "w"})
+    assert args[:2] == ["fit", f"--config={tmp_path / 's.yaml'}"]
+    assert args[2:8] == ["--a.b=true", "--a.c=null", "--a.d=0.0001", "--a.e=x y", "--a.f=[1]", "--a.b=false"]
+    assert args[8:] == [
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
+        f"--model.init_args.encoder.init_args.path={tmp_path / 'w'}",
+    ]
+
+
+def test_weights_come_from_the_latest_stage_that_wrote_them(tmp_path):
+    # red with the two operands of `|` swapped
+    for name in ("a/weights/decoder", "a/weights/projector", "b/weights/encoder", "c/weights/decoder"):
+        (tmp_path / name).mkdir(parents=True)
+    found = run_folder.latest_weights([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    assert {part: path.parts[-3] for part, path in found.items()} == {"decoder": "c", "encoder": "b", "projector": "a"}
+
+
+def test_rows_of_a_resumed_stage(tmp_path):
+    # red with `setdefault` in place of the assignment: the later row of a step counts
+    rows = [{"step": 0, "reward": 1}, {"step": 4, "reward": 2}, {"step": 2, "reward": 3}, {"step": 4, "reward": 5}]
+    (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 6, "rew')
+    assert [(row["step"], row["reward"]) for row in run_folder.read_rows(tmp_path)] == [(0, 1), (2, 3), (4, 5)]

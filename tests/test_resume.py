@@ -1,0 +1,62 @@
+"""Every stage, killed and resumed, ends in the weights of a run that was never stopped: bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from uae_lightning.cli import main
+
+ROOT = Path(__file__).parents[1]
+STEPS = 5
+
+
+def fit_arguments(stage: str, parts: Path, folder: Path) -> list[str]:
+    options = {
+        "config": ROOT / f"conf/scenes/{stage}.yaml",
+        "model.init_args.encoder.init_args.path": parts / "encoder",
+        "model.init_args.projector.init_args.path": parts / "projector",
+        "model.init_args.decoder.init_args.path": parts / "decoder",
+        "model.init_args.captioning.max_new_tokens": 8,
+        "model.init_args.sampling.steps": 3,
+        "data.init_args.batch_size": 2,
+        "data.init_args.validation_pictures": 4,
+        "data.init_args.validation_batch_size": 4,
+        "trainer.max_steps": STEPS,
+        "trainer.val_check_interval": 2,  # a validation in the middle must leave no trace either
+        "trainer.default_root_dir": folder,
+        "checkpoint.every_n_train_steps": 2,
+    }
+    if stage != "decoder_pretrain":
+        options |= {"model.init_args.group_size": 4, "model.init_args.micro_batch": 8}
+    return ["fit", *(f"--{name}={value}" for name, value in options.items())]
+
+
+@pytest.mark.parametrize("stage", ["decoder_pretrain", "encoder_rl", "decoder_rl"])
+def test_killed_and_resumed_is_the_same_as_never_stopped(stage: str, parts_folder: Path, tmp_path: Path):
+    # red if data position, noise, optimiser or EMA is left out of the checkpoint
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    main(fit_arguments(stage, parts_folder, straight))
+    kill = ["--trainer.callbacks+=tests.kill.KillAt", "--trainer.callbacks.batch=3"]  # after a checkpoint at 2
+    command = [sys.executable, "-m", "uae_lightning", *fit_arguments(stage, parts_folder, stopped), *kill]
+    killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert not (stopped / "weights").exists()
+    main([*fit_arguments(stage, parts_folder, stopped), "--resume"])
+    assert_same_weights(straight, stopped)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    files = sorted(path.relative_to(one) for path in (one / "weights").rglob("*.safetensors"))
+    assert files
+    for file in files:
+        a, b = load_file(one / file), load_file(other / file)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a), file
