@@ -43,13 +43,13 @@ def fit_arguments(stage: str, parts: Path, folder: Path) -> list[str]:
 def test_killed_and_resumed_is_the_same_as_never_stopped(stage: str, parts_folder: Path, tmp_path: Path):
     # red if data position, noise, optimiser or EMA is left out of the checkpoint
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    main(fit_arguments(stage, parts_folder, straight))
+    assert main(fit_arguments(stage, parts_folder, straight)) == 0
     kill = ["--trainer.callbacks+=tests.kill.KillAt", "--trainer.callbacks.batch=3"]  # after a checkpoint at 2
     command = [sys.executable, "-m", "uae_lightning", *fit_arguments(stage, parts_folder, stopped), *kill]
     killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert not (stopped / "weights").exists()
-    main([*fit_arguments(stage, parts_folder, stopped), "--resume"])
+    assert main([*fit_arguments(stage, parts_folder, stopped), "--resume"]) == 0
     assert_same_weights(straight, stopped)
 
 

@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning rebuilds it field by field to move it or to change its precision
 class Batch:
     """What every data module yields."""
 
     images: Tensor  # [B, 3, H, W] in [0, 1]
     captions: list[str]  # B captions for decoder pre-training; empty strings where there are none
     keys: list[str]  # B stable names, the same for the same picture in every run
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """Lightning moves whatever has this method; it cannot rebuild a frozen dataclass by itself."""
-        return Batch(self.images.to(device, non_blocking=non_blocking), self.captions, self.keys)
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,6 @@ def add_metrics(sums: dict[str, float], metrics: dict[str, Tensor], share: float
         if name in ("loss", "kl_reference"):
             sums[name] = sums.get(name, 0.0) + value
         elif name.endswith("max"):
-            sums[name] = max(sums.get(name, value), value)
+            sums[name] = float(np.maximum(sums.get(name, value), value))  # unlike max(), keeps a NaN
         else:
             sums[name] = sums.get(name, 0.0) + share * value
