@@ -10,6 +10,7 @@ from callbacks.policy_health import PolicyHealth
 from callbacks.progress import StepProgressBar
 from callbacks.reward import RewardCallback
 from callbacks.sample_gallery import SampleGallery
+from callbacks.stage_checkpoint import StageCheckpoint
 from callbacks.throughput import Throughput
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PolicyHealth",
     "RewardCallback",
     "SampleGallery",
+    "StageCheckpoint",
     "StepProgressBar",
     "Throughput",
 ]

@@ -39,7 +39,7 @@ class PolicyHealth(L.Callback):
         pl_module.log_dict({f"policy/{name}": float(value) for name, value in health.items()})
         drift = health.get("first_log_ratio", 0.0)
         if not drift <= self.max_log_ratio:  # written so that NaN stops too
-            raise RuntimeError(drift_message(drift, self.max_log_ratio))
+            raise FloatingPointError(drift_message(drift, self.max_log_ratio))
         self.flat_steps = self.flat_steps + 1 if health.get("zero_variance_share", 0.0) > SHARE else 0
         if self.flat_steps == STEPS and not self.warned:
             self.warned = True

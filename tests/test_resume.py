@@ -51,6 +51,8 @@ def test_killed_and_resumed_is_the_same_as_never_stopped(stage: str, parts_folde
     assert not (stopped / "weights").exists()
     assert main([*fit_arguments(stage, parts_folder, stopped), "--resume"]) == 0
     assert_same_weights(straight, stopped)
+    rows = [(folder / "validation.jsonl").read_text() for folder in (straight, stopped)]
+    assert rows[0] == rows[1] and len(rows[0].splitlines()) == 3  # steps 0, 2 and 4
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

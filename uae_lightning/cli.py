@@ -33,7 +33,7 @@ examples:
   uae run --config conf/demo.yaml                           everything, about 10 minutes on 2 CPU cores
   uae run --config conf/demo.yaml --resume                  continue where it was stopped
   uae run --config conf/demo.yaml --from encoder_rl         again from that stage on
-  uae fit --config conf/encoder_rl.yaml --trainer.max_steps 20
+  uae fit --config conf/scenes/encoder_rl.yaml --trainer.max_steps 20
   uae reconstruct picture.png --weights runs/demo
 
 UAE_DEBUG=1 shows the traceback of an error.

@@ -12,8 +12,8 @@ from uae_lightning.usage import Parser, UsageError
 DESCRIPTION = """\
 Captions each picture, draws it again from the caption alone, and writes both side by side.
 
-    uae reconstruct cat.png --weights runs/demo           with what a run has trained
-    uae reconstruct cat.png --config conf/encoder_rl.yaml with the weights the YAML names
+    uae reconstruct cat.png --weights runs/demo                   with what a run has trained
+    uae reconstruct cat.png --config conf/scenes/encoder_rl.yaml with the weights the YAML names
 """
 
 

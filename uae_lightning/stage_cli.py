@@ -15,11 +15,11 @@ from pathlib import Path
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks import StageCheckpoint
 from uae_lightning import run_folder
 from uae_lightning.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.stages.common import Stage
@@ -85,7 +85,7 @@ class StageCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=run_folder.checkpoints)
 
@@ -222,6 +222,6 @@ def parameters(class_path: str) -> list[str]:
 
 def parser_keys() -> list[str]:
     """The options that are the same for all stages."""
-    groups = {"trainer": L.Trainer, "checkpoint": ModelCheckpoint}
+    groups = {"trainer": L.Trainer, "checkpoint": StageCheckpoint}
     dotted = [f"{key}.{name}" for key, owner in groups.items() for name in inspect.signature(owner.__init__).parameters]
     return [*dotted, "config", "seed_everything", "resume", "overwrite", "ckpt_path", "model", "data"]
