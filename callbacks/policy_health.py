@@ -23,7 +23,7 @@ class PolicyHealth(L.Callback):
             bfloat16. It must stay well below the clip range.
 
     Raises:
-        RuntimeError: `first_log_ratio` is above it, or NaN.
+        FloatingPointError: `first_log_ratio` is above it, or NaN.
     """
 
     def __init__(self, max_log_ratio: float = 1e-4) -> None:

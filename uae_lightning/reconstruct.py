@@ -12,9 +12,11 @@ from uae_lightning.usage import Parser, UsageError
 DESCRIPTION = """\
 Captions each picture, draws it again from the caption alone, and writes both side by side.
 
-    uae reconstruct cat.png --weights runs/demo                   with what a run has trained
-    uae reconstruct cat.png --config conf/scenes/encoder_rl.yaml with the weights the YAML names
+    uae reconstruct scene.png                                     with the shipped weights, untrained by any stage
+    uae reconstruct scene.png --weights runs/demo                 with what a run has trained
+    uae reconstruct cat.png --config conf/scenes/encoder_rl.yaml  with the weights the YAML names
 """
+DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
 
 
 def main(args: list[str]) -> None:
@@ -39,7 +41,9 @@ def parse(args: list[str]):
     parser.add_argument("--seed", type=int, default=0, help="of the noise to start from; default: %(default)s")
     options = parser.parse(args)
     if options.config is None and options.weights is None:
-        parser.error("name a stage's YAML with --config, or a run's folder with --weights")
+        if not DEFAULT_CONFIG.is_file():
+            parser.error("name a stage's YAML with --config, or a run's folder with --weights")
+        options.config = DEFAULT_CONFIG
     return options
 
 

@@ -19,7 +19,7 @@ img { display: block; max-width: 100%; image-rendering: pixelated; }
 .card b { display: block; font: 600 26px/1.2 Georgia, serif; margin: 2px 0; }
 .card span { color: #5f6770; font-size: 14px; }
 .good { color: #2f7d4f; } .bad { color: #b23b30; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; background: #fff; font-size: 14.5px; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; background: #fff; font-size: 13px; }
 th, td { padding: 9px 12px; text-align: right; border-bottom: 1px solid #e9e5db; white-space: nowrap; }
 th { font-weight: 600; color: #5f6770; background: #f5f3ed; } th:first-child, td:first-child { text-align: left; }
 td small { color: #7a828a; } tr:last-child td { border-bottom: 0; }

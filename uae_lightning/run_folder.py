@@ -1,16 +1,16 @@
 """Where a run keeps what.
 
-    runs/NAME/
-      run.json summary.json report.html before_after.png
-      STAGE/
-        stage.json                written last: its presence says that the stage is done
-        config.yaml               everything the stage was run with
-        validation.jsonl          one row per validation: rewards of the same held-out pictures
-        checkpoints/last.ckpt     to resume this stage
-        clock.json                when it was started, and the seconds spent before that
-        weights/COMPONENT/        what the stage trained, for the next stage
-        gallery/                  reconstructions and captions of the same few held-out pictures
-        events.out.tfevents...    TensorBoard
+runs/NAME/
+  run.json summary.json report.html before_after.png
+  STAGE/
+    stage.json                written last: its presence says that the stage is done
+    config.yaml               everything the stage was run with
+    validation.jsonl          one row per validation: rewards of the same held-out pictures
+    checkpoints/last.ckpt     to resume this stage
+    clock.json                when it was started, and the seconds spent before that
+    weights/COMPONENT/        what the stage trained, for the next stage
+    gallery/                  reconstructions and captions of the same few held-out pictures
+    events.out.tfevents...    TensorBoard
 """
 
 from __future__ import annotations

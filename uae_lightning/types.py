@@ -46,7 +46,6 @@ class Conditioning:
         """Each row `times` times, copies next to each other."""
         return Conditioning(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
 
-
     def drop(self, rows: Tensor) -> Conditioning:
         """The rows [N] bool become unconditional: one zero state, as a decoder's own unconditional branch has it."""
         first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0

@@ -23,7 +23,7 @@ def test_health_is_logged_and_a_stage_without_it_is_left_alone(tmp_path):
 @pytest.mark.parametrize("drift", [2e-4, float("nan")])
 def test_drift_between_sampling_and_replay_stops_the_run(tmp_path, drift):
     # Red if `not drift <= limit` becomes `drift > limit` (NaN), or <= becomes >=.
-    with pytest.raises(RuntimeError, match="drifted apart.*dtype.*dropout.*eval mode.*8-bit"):
+    with pytest.raises(FloatingPointError, match="drifted apart.*dtype.*dropout.*eval mode.*8-bit"):
         fit(tmp_path, PolicyHealth(), steps=1, stage=Policy(first_log_ratio=drift))
     fit(tmp_path, PolicyHealth(max_log_ratio=1.0), steps=1, stage=Policy(first_log_ratio=2e-4))
 

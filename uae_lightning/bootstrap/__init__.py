@@ -1,10 +1,10 @@
 """Trains the embedded default's backbones from scratch, resumable at any moment: `uae bootstrap`.
 
-    detector     judge of reports              reads pictures
-    text         encoder, first phase          reads and writes captions, sees nothing
-    encoder      vision and captioning phase   captions pictures, tersely and with omissions
-    decoder      short captions -> pictures    on the states of the text phase (may run beside `encoder`)
-    decoder_tune the same                      on the states of the finished encoder
+detector     judge of reports              reads pictures
+text         encoder, first phase          reads and writes captions, sees nothing
+encoder      vision and captioning phase   captions pictures, tersely and with omissions
+decoder      short captions -> pictures    on the states of the text phase (may run beside `encoder`)
+decoder_tune the same                      on the states of the finished encoder
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ SHIPPED = Path(__file__).parents[1] / "weights" / "scenes"
 
 def main(args: list[str] | None = None) -> None:
     """The command `uae bootstrap`."""
-    parser = argparse.ArgumentParser("uae bootstrap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "uae bootstrap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--only", choices=PARTS, help="train this part alone (its predecessors must be finished)")
     parser.add_argument("--work", type=Path, default=Path("bootstrap/scenes"), help="checkpoints; continued if present")
     parser.add_argument("--output", type=Path, default=SHIPPED, help="finished weights (default: inside the package)")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the steps of every part; 0.01 to try it out")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiplies the steps of every part; 0.01 to try it out"
+    )
     options = parser.parse_args(args)
     keep_freed_memory()
     for part in PARTS if options.only is None else (options.only,):

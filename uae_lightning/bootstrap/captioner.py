@@ -27,7 +27,15 @@ from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.types import Captions
 
 PROMPT = "describe the picture"
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
@@ -210,7 +218,9 @@ class _CaptionerTask(nn.Module):
 
     def tokens(self, texts: list[str]) -> Captions:
         tokenizer = self.encoder.tokenizer
-        batch = tokenizer([text + " <|im_end|>" for text in texts], return_tensors="pt", padding=True, padding_side="right")
+        batch = tokenizer(
+            [text + " <|im_end|>" for text in texts], return_tensors="pt", padding=True, padding_side="right"
+        )
         return Captions(texts, batch["input_ids"], batch["attention_mask"].bool())
 
     def dense_loss(self, seen, scenes: list[Scene]) -> Tensor:

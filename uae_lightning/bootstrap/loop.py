@@ -75,7 +75,9 @@ def train(
             _write(checkpoint, state | {"optimizer": optimizer.state_dict()})
         if done % report_every == 0 or done == steps:
             spent = seconds + time.perf_counter() - began
-            means = "  ".join(f"{name} {value / (done % report_every or report_every):.4f}" for name, value in sums.items())
+            means = "  ".join(
+                f"{name} {value / (done % report_every or report_every):.4f}" for name, value in sums.items()
+            )
             extra = ""
             if report is not None:
                 current = [p.detach().clone() for p in parameters]

@@ -148,7 +148,9 @@ def vocabulary() -> list[str]:
 
 # --------------------------------------------------------------------------- reading
 
-_RELATION = re.compile(rf"\b({'|'.join(PLURALS)}) (?:is|are) ({'|'.join(RELATIONS)}) the (?:\w+ )?({'|'.join(PLURALS)})\b")
+_RELATION = re.compile(
+    rf"\b({'|'.join(PLURALS)}) (?:is|are) ({'|'.join(RELATIONS)}) the (?:\w+ )?({'|'.join(PLURALS)})\b"
+)
 _POSITION = re.compile("|".join(sorted(POSITIONS, key=len, reverse=True)))
 _COUNT = re.compile(rf"\b({'|'.join(COUNTS)}) objects?\b")
 

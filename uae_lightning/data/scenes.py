@@ -110,7 +110,9 @@ def _draw(rng: np.random.Generator, max_objects: int) -> Scene:
     looks = [(_pick(rng, CLASSES), _pick(rng, COLORS), _pick(rng, SIZES)) for _ in range(count)]
     if rng.random() < EQUAL_OBJECTS_SHARE:
         looks = looks[:1] * count
-    return Scene(_pick(rng, BACKGROUNDS), tuple(SceneObject(*look, cell) for look, cell in zip(looks, cells, strict=True)))
+    return Scene(
+        _pick(rng, BACKGROUNDS), tuple(SceneObject(*look, cell) for look, cell in zip(looks, cells, strict=True))
+    )
 
 
 def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:

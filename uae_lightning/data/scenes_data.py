@@ -79,9 +79,7 @@ class _Stream(IterableDataset):
         while True:
             first = (batch * self.world + self.rank) * data.batch_size
             indices = list(range(first, first + data.batch_size))
-            yield scene_batch(
-                "train", data.seed, indices, max_objects=data.max_objects, level=data.caption_level
-            )
+            yield scene_batch("train", data.seed, indices, max_objects=data.max_objects, level=data.caption_level)
             batch += 1
 
 

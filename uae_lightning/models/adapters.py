@@ -92,5 +92,5 @@ def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def to_dtype(name: str) -> torch.dtype:
-    """"float32", "bfloat16" or "float16" as a torch dtype."""
+    """ "float32", "bfloat16" or "float16" as a torch dtype."""
     return getattr(torch, name)

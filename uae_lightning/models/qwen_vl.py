@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from uae_lightning.interfaces import Encoder
-from uae_lightning.models.adapters import LoRA, add_lora, adapters_off, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.paths import resolve
 from uae_lightning.types import Captions
 
@@ -155,7 +155,11 @@ class QwenVLEncoder(Encoder):
         Where the vision tower takes five channels, two with the pixel's place are added: Qwen's has relative positions
         only, which a small model cannot turn into "top left".
         """
-        config, side, merge = self.model.config.vision_config, self.preprocessor.patch_size, self.preprocessor.merge_size
+        config, side, merge = (
+            self.model.config.vision_config,
+            self.preprocessor.patch_size,
+            self.preprocessor.merge_size,
+        )
         height, width = smart_resize(
             *images.shape[-2:], factor=side * merge, min_pixels=(side * merge) ** 2, max_pixels=self.max_pixels
         )
@@ -212,4 +216,3 @@ class QwenVLEncoder(Encoder):
                 {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()},
                 folder / "adapter_model.safetensors",
             )
-

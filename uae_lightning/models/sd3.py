@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.interfaces import Decoder
-from uae_lightning.models.adapters import LoRA, add_lora, adapters_off, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.attention import MaskedJointAttention
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.paths import resolve

@@ -187,7 +187,9 @@ class Stage(L.LightningModule):
 def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
     """Raises ValueError where a rollout cannot be cut into groups and micro-batches."""
     if group_size < 2:
-        raise ValueError(f"group_size must be at least 2 (an advantage compares samples of one group), got {group_size}")
+        raise ValueError(
+            f"group_size must be at least 2 (an advantage compares samples of one group), got {group_size}"
+        )
     if (batch_pictures * group_size) % micro_batch:
         raise ValueError(
             f"micro_batch ({micro_batch}) must divide pictures x group_size ({batch_pictures} x {group_size}): "

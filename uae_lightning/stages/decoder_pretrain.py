@@ -1,6 +1,6 @@
 """Stage 1, decoder pre-training: projector and decoder learn to draw long captions by flow matching.
 
-    B pictures in the batch   L text positions   D conditioning width   C h w latents   sigma in (0, 1], 1 = noise
+B pictures in the batch   L text positions   D conditioning width   C h w latents   sigma in (0, 1], 1 = noise
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class DecoderPretrain(Stage):
         x, velocity = flow.interpolate(x0, noise, sigma)
         loss = (self.decoder.velocity(x, sigma, conditioning) - velocity).square().mean()
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the flow-matching loss is {loss.item()} at step {self.global_step}: lower the lr")
+            raise FloatingPointError(
+                f"the flow-matching loss is {loss.item()} at step {self.global_step}: lower the lr"
+            )
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -1,7 +1,7 @@
 """Stage 3, Unified-GRPO B: pictures that follow the caption. Flow-GRPO (arXiv 2505.05470) on the decoder's adapters.
 
-    P captions (one per picture in the batch)   G pictures of each (a group), N = P * G   C h w latents
-    S steps of the sampler   W of them, the window, are stochastic and trained; the others follow the ODE
+P captions (one per picture in the batch)   G pictures of each (a group), N = P * G   C h w latents
+S steps of the sampler   W of them, the window, are stochastic and trained; the others follow the ODE
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class DecoderRL(Stage):
         noise = noise.repeat_interleave(self.group_size // copies, 0).to(images.device)
         # in the micro-batches of the update: replay then repeats the very same arithmetic
         parts = [
-            self.sample_trajectory(conditioning[rows], noise[rows], generator) for rows in self.micro_batches(len(noise))
+            self.sample_trajectory(conditioning[rows], noise[rows], generator)
+            for rows in self.micro_batches(len(noise))
         ]
         trajectory = Trajectory(
             torch.cat([part.before for part, _ in parts], 1),
@@ -186,7 +187,9 @@ class DecoderRL(Stage):
         velocity = self.guided_velocity(x, sigma, conditioning, self.unconditional(len(x)))
         return self.sde_step(x, velocity, index, prev=path.after[column, rows])
 
-    def sde_step(self, x: Tensor, velocity: Tensor, index: int, *, prev: Tensor | None = None, generator=None) -> SDEStep:
+    def sde_step(
+        self, x: Tensor, velocity: Tensor, index: int, *, prev: Tensor | None = None, generator=None
+    ) -> SDEStep:
         sigmas = self.decoder.schedule(self.sampling.steps)
         return sde_step(
             x,

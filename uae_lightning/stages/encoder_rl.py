@@ -1,6 +1,6 @@
 """Stage 2, Unified-GRPO A: captions that reconstruct better. Only the encoder's adapters learn.
 
-    P pictures in the batch   G captions of each (a group), N = P * G   T tokens   V vocabulary
+P pictures in the batch   G captions of each (a group), N = P * G   T tokens   V vocabulary
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class EncoderRL(Stage):
         noise = torch.randn(len(batch.images), *self.decoder.latent_shape, generator=self.generator(1))
         noise = noise.to(images.device).repeat_interleave(self.group_size, 0)
         reconstructions = self.sample_images(self.condition(captions.texts), noise)
-        old_logp = torch.cat([self.logprobs(images[rows], take(captions, rows))[0] for rows in self.micro_batches(images)])
+        old_logp = torch.cat(
+            [self.logprobs(images[rows], take(captions, rows))[0] for rows in self.micro_batches(images)]
+        )
         return CaptionRollout(images, captions, old_logp, RewardInput(images, reconstructions, captions.texts))
 
     def update(self, rollout: CaptionRollout, advantages: Tensor) -> None:
