@@ -9,8 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class StageCheckpoint(ModelCheckpoint):
-    """`ModelCheckpoint` by steps. Lightning's saves at the end of a batch, before the validation that is due there; a run
-    killed in between would resume without that validation, and a curve, or the final score, would lack a point.
+    """`ModelCheckpoint` by steps.
+
+    Lightning's saves at the end of a batch, before the validation that is due there; a run killed in between would
+    resume without that validation, and a curve, or the final score, would lack a point.
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:

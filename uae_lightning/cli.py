@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve t
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from uae_lightning import __version__
+from uae_lightning.memory import keep_freed_memory
 from uae_lightning.usage import UsageError, closest
 
 COMMANDS = ("run", "fit", "validate", "bootstrap", "reconstruct")
@@ -49,6 +50,7 @@ def main(args: list[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"uae-lightning {__version__}")
         return 0
+    keep_freed_memory()
     try:
         dispatch(args[0], args[1:])
     except (ValueError, FileNotFoundError, FloatingPointError) as error:

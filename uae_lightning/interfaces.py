@@ -1,4 +1,4 @@
-"""What a stage asks of its parts. Stages know these classes only; any of them can be swapped by `class_path` in YAML."""
+"""What a stage asks of its parts. Stages know these classes only; YAML swaps any of them by `class_path`."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@
 detector     judge of reports              reads pictures
 text         encoder, first phase          reads and writes captions, sees nothing
 encoder      vision and captioning phase   captions pictures, tersely and with omissions
-decoder      short captions -> pictures    on the states of the text phase (may run beside `encoder`)
-decoder_tune the same                      on the states of the finished encoder
+decoder      short captions -> pictures    on the states of the text phase, so it may run beside `encoder`
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from uae_lightning.memory import keep_freed_memory
 
-PARTS = ("detector", "text", "encoder", "decoder", "decoder_tune")
+PARTS = ("detector", "text", "encoder", "decoder")
 SHIPPED = Path(__file__).parents[1] / "weights" / "scenes"
 
 
@@ -57,24 +56,8 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
         figures = train_captioner(
             output / "encoder", work, work / "text_encoder", vision_steps=steps(400), steps=steps(1000)
         )
-    elif part == "decoder":
-        figures = train_decoder(
-            work / "decoder_text", work / "decoder", encoder=work / "text_encoder", steps=steps(DECODER_STEPS)
-        )
     else:
-        figures = train_decoder(
-            output,
-            work / "decoder_tune",
-            encoder=output / "encoder",
-            start=work / "decoder_text",
-            steps=steps(DECODER_TUNE_STEPS),
-            lr=5e-4,
-            dtype=torch.bfloat16,
-        )
+        figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3500))
     card = output / "card.json"
     known = json.loads(card.read_text()) if card.exists() else {}
     card.write_text(json.dumps(known | {part: figures}, indent=1))
-
-
-DECODER_STEPS = 3500
-DECODER_TUNE_STEPS = 400

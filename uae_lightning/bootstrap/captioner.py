@@ -244,7 +244,7 @@ class _CaptionerTask(nn.Module):
 
     @torch.no_grad()
     def recall(self, count: int) -> dict[str, float]:
-        """Share of facts that the most probable complete caption gets right on validation scenes, and words at T = 1."""
+        """Share of facts right in the most probable complete caption of validation scenes, and words at T = 1."""
         scenes = [sample_scene("validation", 0, i) for i in range(count)]
         images = pictures(scenes)
         start = self.tokens(["this scene shows"] * count).tokens[:, :3]  # a complete caption's first words

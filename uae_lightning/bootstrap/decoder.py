@@ -65,33 +65,20 @@ def build_parts(folder: Path, seed: int, encoder_size: int) -> None:
 
 
 def train_decoder(
-    output: Path,
-    work: Path,
-    *,
-    encoder: Path,
-    start: Path | None = None,
-    steps: int,
-    lr: float = 1.5e-3,
-    dtype: torch.dtype | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> dict:
-    """Train decoder and projector together on the states of `encoder`; saves `output/decoder` and `output/projector`.
-
-    `start` is the output of an earlier training to go on from; None begins with random weights and a new codec.
-    """
+    output: Path, work: Path, *, encoder: Path, steps: int, batch_size: int = 32, seed: int = 0
+) -> dict[str, int]:
+    """Train decoder and projector on the states of `encoder`; saves `output/decoder` and `output/projector` (bf16)."""
     reader = scenes_encoder(str(encoder))
-    if start is None:
-        start = work / "start"
-        if not (start / "projector" / "model.safetensors").exists():
-            build_parts(start, seed, reader.hidden_size)
+    start = work / "start"
+    if not (start / "projector" / "model.safetensors").exists():
+        build_parts(start, seed, reader.hidden_size)
     decoder = SD3Decoder(str(start / "decoder"), resolution=64, train="all", sigma_spacing="even")
     projector = MLPProjector(str(start / "projector"))
     task = _DecoderTask(reader, projector, decoder, batch_size, seed, work / "samples.png")
     trained = nn.ModuleList([projector, decoder])
-    seconds = train(trained, task.loss, steps=steps, lr=lr, work=work, report=task.report, report_every=500)
-    decoder.save(output / "decoder", dtype)
-    projector.save(output / "projector", dtype)
+    seconds = train(trained, task.loss, steps=steps, lr=1.5e-3, work=work, report=task.report)
+    decoder.save(output / "decoder", torch.bfloat16)
+    projector.save(output / "projector", torch.bfloat16)
     return {"seconds": round(seconds), "steps": steps, "images": steps * batch_size, "batch_size": batch_size}
 
 

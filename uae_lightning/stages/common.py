@@ -124,7 +124,7 @@ class Stage(L.LightningModule):
         return None if self.negative_prompt is None else self.condition([self.negative_prompt] * size)
 
     def guided_velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unconditional) -> Tensor:
-        """Velocity [N, C, h, w] at one sigma [], with guidance where it is asked for; its other branch has no gradient."""
+        """Velocity [N, C, h, w] at one sigma [], guided if asked for; the unconditional branch has no gradient."""
         at = sigma.to(x).expand(len(x))
         velocity = self.decoder.velocity(x, at, conditioning)
         if self.sampling.guidance == 1:
