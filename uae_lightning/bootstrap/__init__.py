@@ -57,7 +57,7 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
             output / "encoder", work, work / "text_encoder", vision_steps=steps(400), steps=steps(1000)
         )
     else:
-        figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3500))
+        figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3000))
     card = output / "card.json"
     known = json.loads(card.read_text()) if card.exists() else {}
     card.write_text(json.dumps(known | {part: figures}, indent=1))
