@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
+import transformers
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -174,11 +175,13 @@ def quiet() -> None:
     """Progress and errors stay; advertisements, and advice that does not fit these stages, go."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()  # of loading; the one of training is Lightning's
     for message in (
         ".*does not have many workers.*",  # pictures are drawn in the loop; the cores are busy already
         ".*no pre-optimization state was saved.*",  # the state after a step is what a checkpoint is for
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*treespec, LeafSpec.*is deprecated.*",
+        ".*in eval mode at the start of training.*",  # frozen parts are, on purpose
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -75,8 +75,11 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return get_peft_model_state_dict(model) if lora_layers(model) else {}
 
 
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict the model has without adapters, their update added to the weights. The model is not changed."""
+def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The state dict the model has without adapters, their update added to the weights; the model is not changed.
+
+    `dtype` is that of the result, None keeps each tensor's own.
+    """
     state = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
     for name, module in model.named_modules():
@@ -84,7 +87,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
             weight = state[f"{name}.weight"]
             delta = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
             state[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in state.items()}
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:

@@ -203,12 +203,12 @@ class QwenVLEncoder(Encoder):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = merged_state(self.model)
+        state = merged_state(self.model, dtype)
         with torch.device("meta"):
             model = Qwen2_5_VLForConditionalGeneration(self.model.config)
         model.load_state_dict(state, assign=True)
         model.tie_weights()
-        model.to(dtype or self.model.dtype).save_pretrained(folder)
+        model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         if lora_layers(self.model):

@@ -53,7 +53,10 @@ class SD3Decoder(Decoder):
     ) -> None:
         super().__init__()
         folder = resolve(path)
-        self.transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer")
+        weights_dtype = torch.float32 if train == "all" else to_dtype(dtype)
+        self.transformer = SD3Transformer2DModel.from_pretrained(
+            folder, subfolder="transformer", torch_dtype=weights_dtype
+        )
         self.transformer.set_attn_processor(MaskedJointAttention())
         self.vae = _load_vae(folder).requires_grad_(False).eval()
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
@@ -62,10 +65,7 @@ class SD3Decoder(Decoder):
         size = self.transformer.config.pooled_projection_dim
         self.register_buffer("pooled", load_file(pooled)["pooled"] if pooled.exists() else torch.zeros(1, size))
         self.conditioning_size = self.transformer.config.joint_attention_dim
-        if train == "all":
-            self.transformer.float().requires_grad_(True)
-        else:
-            self.transformer.to(to_dtype(dtype)).requires_grad_(False)
+        self.transformer.requires_grad_(train == "all")
         if train == "lora":
             add_lora(self.transformer, lora or LoRA(), ATTENTION_PROJECTIONS)
         channels = self.transformer.config.in_channels
@@ -108,11 +108,11 @@ class SD3Decoder(Decoder):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = merged_state(self.transformer)
+        state = merged_state(self.transformer, dtype)
         with torch.device("meta"):
             model = SD3Transformer2DModel.from_config(self.transformer.config)
         model.load_state_dict(state, assign=True)
-        model.to(dtype or self.transformer.dtype).save_pretrained(folder / "transformer")
+        model.save_pretrained(folder / "transformer")
         self.vae.save_pretrained(folder / "vae")
         self.scheduler.save_pretrained(folder / "scheduler")
         save_file({"pooled": self.pooled.cpu()}, folder / "pooled.safetensors")
