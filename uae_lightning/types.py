@@ -16,6 +16,7 @@ class Batch:
     images: Tensor  # [B, 3, H, W] in [0, 1]
     captions: list[str]  # B captions for decoder pre-training; empty strings where there are none
     keys: list[str]  # B stable names, the same for the same picture in every run
+    weights: Tensor | None = None  # [B, 1, H, W] how much each pixel counts in flow matching; None: all the same
 
 
 @dataclass(frozen=True)

@@ -46,3 +46,21 @@ def test_caption_level_is_that_of_the_training_captions():
     batch = next(iter(ScenesData(batch_size=8, caption_level="tag").train_dataloader()))
     assert all(len(caption.split()) == 2 for caption in batch.captions)
     assert batch.images.shape == (8, 3, 64, 64) and 0 <= batch.images.min() < batch.images.max() <= 1
+
+
+def test_a_share_of_the_captions_are_prompts():
+    # red if `prompt_share` is not handed on, or compared the other way round
+    def sentences(**options) -> list[bool]:  # a prompt has no full stop
+        return [
+            "." in caption for caption in next(iter(ScenesData(batch_size=64, **options).train_dataloader())).captions
+        ]
+
+    assert all(sentences())
+    assert 6 <= 64 - sum(sentences(prompt_share=0.25)) <= 28
+
+
+def test_the_seed_of_training_leaves_the_held_out_pictures_alone():
+    # red if the held-out set uses `seed`
+    a, b = (next(iter(ScenesData(seed=seed).val_dataloader())) for seed in (0, 1))
+    assert a.keys == b.keys and torch.equal(a.images, b.images)
+    assert keys(ScenesData(seed=0), 1) != keys(ScenesData(seed=1), 1)

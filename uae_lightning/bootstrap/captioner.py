@@ -1,10 +1,11 @@
 """The embedded encoder: a small Qwen2.5-VL, trained from scratch to caption scenes tersely and with omissions.
 
-Three phases. Text: the language model learns captions, while linear heads on its last states name the current and the
+Four phases. Text: the language model learns captions, while linear heads on its last states name the current and the
 seven previous tokens. A small model's last states otherwise hold next to nothing of the words already read (they
 predict the next one), and a decoder conditioned on them cannot bind colours to objects. Vision: the tower learns to say
 what stands in each cell. Captioning: pictures to captions of mixed detail; the states of text read alone are held to
-those of the text phase, so that they stay readable, and so that the decoder can be trained at the same time.
+those of the text phase, so that they stay readable, and so that the decoder can be trained at the same time. Habits:
+the same with terser captions that often pass over small objects, so that there is something left to learn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from uae_lightning.bootstrap.loop import train
 from uae_lightning.data.captions import matched_facts, parse_caption, vocabulary, write_caption
+from uae_lightning.data.prompts import training_prompt
 from uae_lightning.data.scenes import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, render, sample_scene
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.types import Captions
@@ -43,9 +45,14 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+HABITS_FROM = 500_000  # where their scenes begin in the stream of the captioning phase
 LOOK_BACK = 8  # tokens named by the heads on the last state: the current one and seven before
-# what the encoder starts the stages with: level, detail, share
+# level, detail, share of the captions: what the encoder learns to see and say
 MIXTURE = [("tag", 1.0, 0.15), ("short", 0.5, 0.35), ("short", 0.9, 0.15), ("long", 0.5, 0.15), ("long", 1.0, 0.2)]
+# what it starts the stages with: terse, and small objects often go unsaid
+HABITS = [("tag", 1.0, 0.2), ("short", 0.4, 0.5), ("short", 0.9, 0.1), ("long", 0.5, 0.05), ("long", 1.0, 0.15)]
+FORGOTTEN = 0.6  # of the small objects, in captions that are not long
+READ = [("prompt", 1.0, 0.4), *((level, detail, 0.6 * share) for level, detail, share in MIXTURE)]
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -122,9 +129,21 @@ def train_text(output: Path, work: Path, *, steps: int, batch_size: int = 32, se
 
 
 def train_captioner(
-    output: Path, work: Path, text_encoder: Path, *, vision_steps: int, steps: int, batch_size: int = 32, seed: int = 0
+    output: Path,
+    work: Path,
+    text_encoder: Path,
+    *,
+    vision_steps: int,
+    steps: int,
+    habit_steps: int,
+    batch_size: int = 32,
+    seed: int = 0,
 ) -> dict:
-    """The vision and the captioning phase; saves the encoder to `output` (bf16). Returns figures for its card."""
+    """The vision, the captioning and the habit phase; saves the encoder to `output` (bf16).
+
+    Returns:
+        Figures for its card.
+    """
     torch.manual_seed(seed)
     encoder = scenes_encoder(str(text_encoder))
     task = _CaptionerTask(encoder, batch_size, seed).requires_grad_(True)
@@ -135,9 +154,13 @@ def train_captioner(
     seconds += train(
         task, task.caption_loss, steps=steps, lr=1.5e-3, work=work / "captioner", report=task.report, **options
     )
+    seconds += train(
+        task, task.habit_loss, steps=habit_steps, lr=7e-4, work=work / "habits", report=task.report, **options
+    )
     figures = task.recall(256)
     encoder.save(output, torch.bfloat16)
-    return {"seconds": round(seconds), "vision_steps": vision_steps, "steps": steps, "batch_size": batch_size} | figures
+    counts = {"vision_steps": vision_steps, "steps": steps, "habit_steps": habit_steps, "batch_size": batch_size}
+    return {"seconds": round(seconds)} | counts | figures
 
 
 def scenes_encoder(path: str, **options) -> QwenVLEncoder:
@@ -145,8 +168,14 @@ def scenes_encoder(path: str, **options) -> QwenVLEncoder:
     return QwenVLEncoder(path, caption_system="", caption_prompt=PROMPT, generate_system="", max_pixels=4096, **options)
 
 
-def mixed_caption(scene: Scene, rng: np.random.Generator) -> str:
-    level, detail, _ = MIXTURE[rng.choice(len(MIXTURE), p=[share for *_, share in MIXTURE])]
+def mixed_caption(scene: Scene, rng: np.random.Generator, mixture=MIXTURE, *, forgotten: float = 0.0) -> str:
+    """A caption of a kind drawn from `mixture`; one that is not long leaves out a share of the small objects."""
+    level, detail, _ = mixture[rng.choice(len(mixture), p=[share for *_, share in mixture])]
+    if level == "prompt":
+        return training_prompt(scene, rng) or write_caption(scene, rng, level="short")
+    if level != "long" and forgotten:
+        said = tuple(item for item in scene.objects if item.size != "small" or rng.random() >= forgotten)
+        scene = Scene(scene.background, said or scene.objects[:1])
     return write_caption(scene, rng, level=level, detail=detail)
 
 
@@ -183,18 +212,18 @@ class _CaptionerTask(nn.Module):
         past = past.masked_fill(~mask[..., None], -100)
         return {"text": next_word, "look_back": 0.4 * LOOK_BACK * F.cross_entropy(named.flatten(0, 2), past.flatten())}
 
-    def hold_loss(self, step: int) -> Tensor:
+    def hold_loss(self, step: int, mixture=MIXTURE) -> Tensor:
         """Relative squared distance of the states of text read alone from those of the text phase."""
-        ids, mask, positions = self.text_batch(step, 3)
+        ids, mask, positions = self.text_batch(step, 3, mixture)
         inputs = dict(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
         with torch.no_grad():
             wanted = self.reader(**inputs)[0][mask]
         states = self.encoder.model.model.language_model(**inputs)[0][mask]
         return (states - wanted).square().mean() / wanted.square().mean()
 
-    def text_batch(self, step: int, stream: int) -> tuple[Tensor, Tensor, Tensor]:
+    def text_batch(self, step: int, stream: int, mixture=MIXTURE) -> tuple[Tensor, Tensor, Tensor]:
         scenes, rng = self.batch(step, stream)
-        prompts = [self.encoder.generate_prompt(mixed_caption(scene, rng)) for scene in scenes]
+        prompts = [self.encoder.generate_prompt(mixed_caption(scene, rng, mixture)) for scene in scenes]
         batch = self.encoder.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
         ids = batch["input_ids"]
         return ids, batch["attention_mask"].bool(), torch.arange(ids.shape[1]).expand(3, *ids.shape)
@@ -205,16 +234,21 @@ class _CaptionerTask(nn.Module):
 
     def caption_loss(self, step: int) -> dict[str, Tensor]:
         scenes, rng = self.batch(step, 2)
-        images = pictures(scenes)
-        captions = self.tokens([mixed_caption(scene, rng) for scene in scenes])
+        terms = self.seen_loss(scenes, [mixed_caption(scene, rng) for scene in scenes])
+        return terms | ({"hold": 10 * self.hold_loss(step)} if step % 3 == 0 else {})
+
+    def habit_loss(self, step: int) -> dict[str, Tensor]:
+        scenes, rng = self.batch(HABITS_FROM + step, 2)
+        texts = [mixed_caption(scene, rng, HABITS, forgotten=FORGOTTEN) for scene in scenes]
+        return self.seen_loss(scenes, texts) | {"hold": 10 * self.hold_loss(HABITS_FROM + step, READ)}
+
+    def seen_loss(self, scenes: list[Scene], texts: list[str]) -> dict[str, Tensor]:
+        images, captions = pictures(scenes), self.tokens(texts)
         seen = self.encoder.see(images)
         logits = self.encoder.token_logits(images, captions, seen)
         targets = captions.tokens.masked_fill(~captions.mask, -100)
         terms = {"caption": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
-        terms["dense"] = 0.3 * self.dense_loss(seen, scenes)
-        if step % 3 == 0:
-            terms["hold"] = 10 * self.hold_loss(step)
-        return terms
+        return terms | {"dense": 0.3 * self.dense_loss(seen, scenes)}
 
     def tokens(self, texts: list[str]) -> Captions:
         tokenizer = self.encoder.tokenizer

@@ -1,7 +1,7 @@
 """The embedded decoder: a small SD3 transformer over a PCA codec, trained from scratch on short captions.
 
 It learns to draw every object, colour, size, place and background, but meets them only in telegraphic captions of a few
-words; the full sentences of long captions are left to the first stage.
+words; the full sentences of long captions, and prompts, are left to the first stage.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from PIL import Image
 from torch import Tensor, nn
 
 from uae_lightning.algorithms import flow
-from uae_lightning.bootstrap.captioner import pictures, scenes_encoder
+from uae_lightning.bootstrap.captioner import mixed_caption, pictures, scenes_encoder
 from uae_lightning.bootstrap.loop import train
 from uae_lightning.data.captions import write_caption
-from uae_lightning.data.scenes import Scene, sample_scene
+from uae_lightning.data.scenes import Scene, object_mask, sample_scene
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.sd3 import SD3Decoder
+from uae_lightning.stages.decoder_pretrain import weighted_mean
 from uae_lightning.types import Conditioning
 
 LATENT_CHANNELS = 32
@@ -92,11 +92,7 @@ class _DecoderTask:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         first = 4_000_000_000 + step * self.batch_size
         scenes = [sample_scene("train", self.seed, first + i) for i in range(self.batch_size)]
-        kinds = rng.choice(len(MIXTURE), size=len(scenes), p=[share for *_, share in MIXTURE])
-        captions = [
-            write_caption(scene, rng, level=MIXTURE[kind][0], detail=MIXTURE[kind][1])
-            for scene, kind in zip(scenes, kinds, strict=True)
-        ]
+        captions = [mixed_caption(scene, rng, MIXTURE) for scene in scenes]
         conditioning = self.condition(captions)
         kept = torch.from_numpy(rng.random(len(scenes)) >= DROPPED_CONDITIONS)
         return {"flow": self.flow_loss(scenes, conditioning.drop(~kept), generator)}
@@ -107,17 +103,13 @@ class _DecoderTask:
         return Conditioning(self.projector(states), mask)
 
     def flow_loss(self, scenes: list[Scene], conditioning: Conditioning, generator: torch.Generator) -> Tensor:
-        """Flow matching; a weight by place changes no minimum, only where the gradient comes from."""
-        images = pictures(scenes)
-        x0 = self.decoder.encode_images(images)
+        x0 = self.decoder.encode_images(pictures(scenes))
         noise = torch.randn(x0.shape, generator=generator)
         sigma = flow.sample_sigma(len(x0), distribution="shifted_uniform", shift=3.0, generator=generator)
         x, velocity = flow.interpolate(x0, noise, sigma)
-        error = (self.decoder.velocity(x, sigma, conditioning) - velocity).square().mean(1)  # [B, h, w]
-        empty = pictures([Scene(scene.background, ()) for scene in scenes])
-        objects = F.max_pool2d((images - empty).abs().amax(1), 64 // x0.shape[-1]) > 0.05
-        weight = 1 + (OBJECT_WEIGHT - 1) * objects
-        return (error * weight).sum() / weight.sum()
+        error = (self.decoder.velocity(x, sigma, conditioning) - velocity).square().mean(1, keepdim=True)
+        covered = torch.from_numpy(np.stack([object_mask(scene) for scene in scenes])).unsqueeze(1)
+        return weighted_mean(error, 1 + (OBJECT_WEIGHT - 1) * covered.float())
 
     @torch.no_grad()
     def report(self, step: int) -> str:

@@ -61,6 +61,7 @@ POSITIONS = (
     "bottom left", "bottom center", "bottom right",
 )  # fmt: skip
 
+MASK_STEP = 12  # of 255: what an object must change of a pixel to cover it
 SPLITS = ("train", "validation", "test")
 OBJECT_COUNT_WEIGHTS = (0.2, 0.35, 0.45, 0.25)  # of 1, 2, 3 and 4 objects, renormalised up to max_objects
 EQUAL_OBJECTS_SHARE = 0.2  # of the scenes with more than one object: all are alike ("three red cars")
@@ -134,6 +135,12 @@ def render(scene: Scene) -> np.ndarray:
         alpha = part[..., 3:]
         canvas[rows, cols] = alpha * part[..., :3] + (1 - alpha) * canvas[rows, cols]
     return canvas.round().astype(np.uint8)
+
+
+def object_mask(scene: Scene) -> np.ndarray:
+    """[64, 64] bool: where an object covers the background."""
+    difference = render(scene).astype(int) - render(Scene(scene.background, ())).astype(int)
+    return np.abs(difference).max(-1) > MASK_STEP
 
 
 @functools.cache

@@ -10,19 +10,35 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from uae_lightning.data.captions import write_caption
-from uae_lightning.data.scenes import render, sample_scene
+from uae_lightning.data.prompts import training_prompt
+from uae_lightning.data.scenes import object_mask, render, sample_scene
 from uae_lightning.types import Batch
 
 
-def scene_batch(split: str, seed: int, indices: list[int], *, max_objects: int, level: str = "long") -> Batch:
-    """Render the scenes with these indices; the caption of a scene depends on (split, seed, index) alone as well."""
+def scene_batch(
+    split: str,
+    seed: int,
+    indices: list[int],
+    *,
+    max_objects: int,
+    level: str = "long",
+    prompt_share: float = 0.0,
+    object_weight: float = 1.0,
+) -> Batch:
+    """Render the scenes with these indices; the caption of a scene depends on (split, seed, index) alone as well.
+
+    Prompts (`data.prompts`) take the place of a share of the captions, where the scene has one.
+    """
     scenes = [sample_scene(split, seed, index, max_objects=max_objects) for index in indices]
     images = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
-    captions = [
-        write_caption(scene, np.random.default_rng([seed, index]), level=level)
-        for scene, index in zip(scenes, indices, strict=True)
-    ]
-    return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices])
+    captions = []
+    for scene, index in zip(scenes, indices, strict=True):
+        rng = np.random.default_rng([seed, index])
+        prompt = training_prompt(scene, rng) if rng.random() < prompt_share else None
+        captions.append(prompt or write_caption(scene, rng, level=level))
+    masks = torch.from_numpy(np.stack([object_mask(scene) for scene in scenes])).unsqueeze(1)
+    weights = 1 + (object_weight - 1) * masks.float()
+    return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices], weights)
 
 
 class ScenesData(L.LightningDataModule):
@@ -34,7 +50,10 @@ class ScenesData(L.LightningDataModule):
         validation_batch_size: pictures per validation batch.
         max_objects: objects per scene, 1 to 4.
         caption_level: "long", "short" or "tag": of the captions for decoder pre-training.
-        seed: which of the endless streams.
+        prompt_share: share of them that are short prompts instead, so that the decoder does not forget those.
+        object_weight: how many times as much a pixel of an object counts in flow matching as one of the background.
+        seed: which of the endless streams to train on.
+        validation_seed: the same for the held-out pictures; runs that share it can be compared.
         split: "validation" or "test": where the held-out pictures come from.
     """
 
@@ -45,13 +64,21 @@ class ScenesData(L.LightningDataModule):
         validation_batch_size: int = 64,
         max_objects: int = 3,
         caption_level: str = "long",
+        prompt_share: float = 0.0,
+        object_weight: float = 1.0,
         seed: int = 0,
+        validation_seed: int = 0,
         split: str = "validation",
     ) -> None:
         super().__init__()
-        self.batch_size, self.max_objects, self.caption_level, self.seed = batch_size, max_objects, caption_level, seed
+        if not 0 <= prompt_share <= 1:
+            raise ValueError(f"data.init_args.prompt_share must be 0 to 1, got {prompt_share}")
+        self.batch_size, self.max_objects, self.seed = batch_size, max_objects, seed
+        if object_weight <= 0:
+            raise ValueError(f"data.init_args.object_weight must be above 0, got {object_weight}")
+        self.caption_level, self.prompt_share, self.object_weight = caption_level, prompt_share, object_weight
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
-        self.split = split
+        self.split, self.validation_seed = split, validation_seed
         self.first_batch = 0
 
     def train_dataloader(self) -> DataLoader:
@@ -78,8 +105,15 @@ class _Stream(IterableDataset):
         data, batch = self.data, self.data.first_batch
         while True:
             first = (batch * self.world + self.rank) * data.batch_size
-            indices = list(range(first, first + data.batch_size))
-            yield scene_batch("train", data.seed, indices, max_objects=data.max_objects, level=data.caption_level)
+            yield scene_batch(
+                "train",
+                data.seed,
+                list(range(first, first + data.batch_size)),
+                max_objects=data.max_objects,
+                level=data.caption_level,
+                prompt_share=data.prompt_share,
+                object_weight=data.object_weight,
+            )
             batch += 1
 
 
@@ -94,4 +128,4 @@ class _HeldOut(Dataset):
         data = self.data
         first = batch * data.validation_batch_size
         last = min(first + data.validation_batch_size, data.validation_pictures)
-        return scene_batch(data.split, data.seed, list(range(first, last)), max_objects=data.max_objects)
+        return scene_batch(data.split, data.validation_seed, list(range(first, last)), max_objects=data.max_objects)
