@@ -3,6 +3,7 @@ import torch
 
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
+from uae_lightning.rewards.unified_score import UnifiedScore
 from uae_lightning.rewards.weighted_sum import WeightedSum
 from uae_lightning.types import RewardInput, RewardOutput
 
@@ -47,3 +48,15 @@ def test_weighted_sum_wants_a_weight_for_every_reward():
             WeightedSum({"a": Constant(1.0)}, weights)
     with pytest.raises(ValueError, match="at least one"):
         WeightedSum({}, {})
+
+
+def test_a_unified_score_is_the_mean_of_its_backbones():
+    # red if .mean(0) becomes .mean(), or .sum(0)
+    originals, other = torch.rand(3, 3, 64, 64), torch.rand(3, 3, 64, 64)
+    inputs = RewardInput(originals, other, [""] * 3)
+    score = UnifiedScore({"pixels": PixelSimilarity(), "same": WeightedSum({"p": PixelSimilarity()}, {"p": 3.0})})
+    output = score(inputs)
+    torch.testing.assert_close(output.total, 2 * PixelSimilarity()(inputs).total)
+    assert set(output.parts) == {"pixels", "same"}
+    with pytest.raises(ValueError, match="backbones"):
+        UnifiedScore({})

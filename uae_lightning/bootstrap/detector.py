@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uae_lightning.data.scenes import render, sample_scene
+from uae_lightning.evaluation.confusion import confusion, confusion_markdown
 from uae_lightning.evaluation.detector import OF_A_CELL, SceneDetector, scene_targets
 
 MAX_OBJECTS = 4
@@ -31,7 +32,7 @@ def train_detector(
     learning_rate: float = 3e-3,
     checkpoint_every: int = 250,
 ) -> dict:
-    """Train, or go on with, a detector; write it and its `card.json` to `output`.
+    """Train, or go on with, a detector; write it, its `card.json` and its `confusion.md` to `output`.
 
     Args:
         output: folder of the finished detector.
@@ -69,6 +70,7 @@ def train_detector(
     detector.save(output)
     card = {**settings, "seconds": round(seconds), "validation": validate(SceneDetector.from_folder(output))}
     (output / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    write_confusion(output)
     print(json.dumps(card["validation"], indent=1), flush=True)
     return card
 
@@ -120,6 +122,16 @@ def validate(detector: SceneDetector, *, batches: int = 16, batch_size: int = 64
                 right.setdefault(kind, []).append(hit[occupied] if kind in OF_A_CELL else hit.flatten())
         results[condition] = {kind: round(torch.cat(hit).float().mean().item(), 4) for kind, hit in right.items()}
     return results
+
+
+@torch.no_grad()
+def write_confusion(folder: Path, *, count: int = 1024) -> None:
+    """`confusion.md`: what the detector in `folder` mistakes for what on disturbed validation scenes."""
+    images, targets = scene_batch("validation", 0, 0, count)
+    read = SceneDetector.from_folder(folder).read(disturb(images, 1, 0))
+    head = "# What the scene detector mistakes for what\n\n"
+    head += f"{count} validation scenes, blurred and noisy. Rows are the truth.\n\n"
+    (folder / "confusion.md").write_text(head + confusion_markdown(confusion(read, targets)))
 
 
 def _store(path: Path, parts: dict, settings: dict, step: int, seconds: float) -> None:
