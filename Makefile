@@ -15,7 +15,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo bootstrap smoke test lint tensorboard clean
+.PHONY: help .venv demo reproduce ablations bootstrap smoke test lint tensorboard clean
 
 help: ## list these targets
 	@grep -E '^[.a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([.a-z-]+):.*## (.*)/  make \1|\2/' \
@@ -40,6 +40,12 @@ demo: .venv/.installed ## all three stages on the embedded scenes, at most 10 mi
 	@report=$$(ls -t runs/*/report.html 2>/dev/null | head -n 1); \
 	  if [ -n "$$report" ]; then echo "Open the report in a browser: $$report"; \
 	  else echo "error: the run ended without a report.html under runs/" >&2; exit 1; fi
+
+reproduce: .venv/.installed ## the evidence, 3 seeds: docs/results.md, at most an hour on 2 cores (resumable)
+	$(BIN)/uae study --config conf/reproduce.yaml $(ARGS)
+
+ablations: .venv/.installed ## what each part of it is worth: the same files (hours; resumable)
+	$(BIN)/uae study --config conf/ablations.yaml $(ARGS)
 
 bootstrap: .venv/.installed ## train the shipped backbones from scratch (hours; resumable)
 	$(BIN)/uae bootstrap $(ARGS)

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from callbacks.image_statistics import compared
 from uae_lightning.checkpoint_io import replacing
+from uae_lightning.evaluation.image_health import compared
 from uae_lightning.interfaces import Reward
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
 

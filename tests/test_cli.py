@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from stand_ins import write_confs
 
-from uae_lightning.cli import main
+from uae_lightning.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -16,6 +16,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+EVALUATE = ["evaluate", "--config=conf/run.yaml", "--output=a.json", "--evaluation=conf/run.yaml"]
 FIT = ["fit", "--config=conf/stage.yaml", "--trainer.default_root_dir=runs/one"]
 
 
@@ -26,7 +27,7 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert time.time() - started < 10
     text = capfd.readouterr().out
-    assert all(f"\n  {command} " in text for command in ("run", "fit", "validate", "bootstrap", "reconstruct"))
+    assert all(f"\n  {command} " in text for command in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,13 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
         (["reconstruct", "none.png", "--config", "conf/stage.yaml"], ["none.png", "does not exist"]),
         (["reconstruct", "conf/run.yaml", "--config", "conf/stage.yaml"], ["conf/run.yaml", "cannot be read"]),
         (["reconstruct", "a.png"], ["--config", "--weights"]),
+        (["evaluate", "--output", "a.json"], ["--config"]),
+        (["evaluate", "--config", "conf/run.yaml", "--output", "a.txt"], ["--output", "evaluation.json"]),
+        (EVALUATE[:3], ["what to judge with", "--evaluation"]),
+        ([*EVALUATE, "--suite", "genevl"], ["'genevl'", "did you mean geneval", "unified_bench"]),
+        ([*EVALUATE, "--stage", "see"], ["--stage", "--weights"]),
+        ([*EVALUATE, "--weights", "conf"], ["conf is not the folder of a run", "uae run"]),
+        ([*EVALUATE, "--samples", "x"], ["--samples", "'x'"]),
     ],
 )
 def test_mistakes_in_a_call_name_the_option_and_the_remedy(args, words, place, capsys):

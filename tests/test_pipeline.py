@@ -9,11 +9,20 @@ from uae_lightning import pipeline, run_folder
 from uae_lightning.cli import main
 from uae_lightning.usage import UsageError
 
+EVALUATION_YAML = """
+data: {class_path: stand_ins.TinyData}
+backbones: {closeness: {class_path: stand_ins.Closeness}}
+suites: [unified_bench, images]
+"""
+
 
 @pytest.fixture
 def conf(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return write_confs(tmp_path)
+    run = write_confs(tmp_path)
+    (run.parent / "evaluation.yaml").write_text(EVALUATION_YAML)
+    run.write_text(run.read_text() + "evaluation: {config: evaluation.yaml, options: {samples: 8}}\n")
+    return run
 
 
 def test_a_run_from_start_to_end(conf, tmp_path, capsys):
@@ -23,6 +32,7 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
     assert main([*run, "--model.init_args.fails_at=5"]) == 1  # in the second stage, the first has 4 steps
     assert "the loss is NaN" in capsys.readouterr().err
     assert run_folder.is_done(place / "draw") and not run_folder.is_done(place / "see")
+    assert run_folder.evaluation(place, "start").exists() and not run_folder.evaluation(place, "end").exists()
     assert main(run) == 2  # red without the refusal in open_run
     assert "--resume" in capsys.readouterr().err
 
@@ -32,6 +42,7 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
     assert (place / "draw" / "stage.json").stat().st_mtime_ns == done  # red without the return after "done before"
     assert "see: resuming" in out and "draw: done before" in out
     check_summary(json.loads((place / "summary.json").read_text()))
+    assert "What changed, by judges that were not the reward" in (place / "report.html").read_text()
 
     # what the first stage trained is where the second one starts; red with `earlier` including the stage itself
     command = next(line.strip() for line in out.splitlines() if line.startswith("  uae fit"))
@@ -45,7 +56,10 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
     assert main([*run, "--only", "draw"]) == 0
     assert not run_folder.has_content(place / "see")
     assert run_folder.read_rows(place / "draw") == drawn
-    assert [stage["name"] for stage in json.loads((place / "summary.json").read_text())["stages"]] == ["draw"]
+    summary = json.loads((place / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == ["draw"]
+    # what was measured at the end is not true any more; red without clear_evaluation in run_one
+    assert "evaluation" not in summary and not run_folder.evaluation(place, "end").exists()
     assert (place / "report.html").exists() and (place / "before_after.png").exists()
 
 
@@ -59,6 +73,20 @@ def check_summary(summary):
     assert min(gains) > 0 and summary["run"]["gain"]["mean"] == pytest.approx(sum(gains))
     assert set(summary["run"]) == {"gain", "unrewarded"} and summary["run"]["unrewarded"]["name"] == "Closeness"
     assert summary["run"]["unrewarded"]["gain"]["low"] > 0
+    evaluation = summary["evaluation"]  # red with the weights of the start for the end
+    before, after, gain = (evaluation[part]["unified_bench"]["overall"] for part in ("before", "after", "gain"))
+    assert gain["low"] > 0 and gain["mean"] == pytest.approx(after["mean"] - before["mean"], abs=1e-5)
+    assert set(evaluation["gain"]) == {"unified_bench", "images"} and evaluation["reward"] == "Closeness"
+
+
+def test_a_mistake_in_the_evaluation_is_found_before_anything_is_cleared(conf, tmp_path, capsys):
+    # red without parse_evaluation in pipeline.main
+    (conf.parent / "evaluation.yaml").write_text(EVALUATION_YAML.replace("unified_bench", "unifed_bench"))
+    kept = tmp_path / "runs" / "tiny" / "draw" / "stage.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    assert main(["run", f"--config={conf}", "--overwrite"]) == 2
+    assert "evaluation.yaml" in capsys.readouterr().err and kept.exists()
 
 
 def test_gains_are_paired_by_picture():
@@ -83,6 +111,9 @@ def test_gains_are_paired_by_picture():
         ({"stages": [{"name": "a", "config": "none.yaml"}]}, "none.yaml does not exist"),
         ({"stages": [{"name": "a", "config": "stage.yaml", "options": ["x"]}]}, "dotted keys"),
         ({"stages": [{"name": "a", "config": "stage.yaml"}] * 2}, "two stages"),
+        ({"stages": [{"name": "evaluation", "config": "stage.yaml"}]}, "keeps its evaluations there"),
+        ({"evaluation": "none.yaml"}, "none.yaml does not exist: it is the config of evaluation in"),
+        ({"evaluation": {"config": "evaluation.yaml", "samples": 8}}, "unknown key 'samples'"),
     ],
 )
 def test_mistakes_in_the_list_of_stages(conf, change, words):

@@ -82,6 +82,62 @@ def test_report_shows_stages_curves_and_pictures(run):
         assert "nan" not in drawing
 
 
+def interval(mean, half=0.01):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 96}
+
+
+def write_evaluation(run, **changes):
+    """Figures by path: (before, after)."""
+    pairs = {
+        "unified_bench/overall": (0.5, 0.8),
+        "unified_bench/backbones/<clip>": (0.4, 0.9),
+        "unified_bench/backbones/pixels": (0.6, 0.7),
+        "perception/hallucination": (0.3, 0.1),
+        "perception/color": (0.9, 0.6),
+        "language/tokens": (18.0, 34.0),
+    }
+    evaluation = {"reward": "Grid", "kin_of_reward": ["pixels"], "instruments": {"parser": interval(0.995)}}
+    for part, of in [("before", lambda a, b: a), ("after", lambda a, b: b), ("gain", lambda a, b: b - a)]:
+        evaluation[part] = {}
+        for path, pair in (pairs | changes).items():
+            *folders, name = path.split("/")
+            figures = evaluation[part]
+            for folder in folders:
+                figures = figures.setdefault(folder, {})
+            figures[name] = interval(of(*pair))
+    (run / "summary.json").write_text(json.dumps({"evaluation": evaluation}))
+
+
+def test_report_shows_what_the_evaluation_found(run):
+    # red with has() looking at `before` alone, or with `better` of hallucination left at 1
+    write_evaluation(run)
+    text = write_report(run).read_text()
+    page = Balanced()
+    page.feed(text)
+    assert page.open == []
+    section = text[text.index("What changed, by judges") : text.index("The stages")]
+    rows = {re.sub("<.*?>", "", row.split("</td>")[0]): row for row in section.split("<tr>")[2:]}
+    assert set(rows) >= {"unified score", "&lt;clip&gt;", "pixels (shares weights with the reward)", "tokens"}
+    assert "single object" not in section and "Drawing" not in section  # not measured
+    assert "+0.300" in rows["unified score"] and 'class="good"' in rows["unified score"]
+    assert 'class="good"' in rows["objects that are not there"] and 'class="bad"' in rows["color"]
+    assert "18.0" in rows["tokens"] and "+16.0" in rows["tokens"] and 'class=""' in rows["tokens"]
+    assert "The reward was Grid" in section and "caption parser 99.5%" in section
+    for drawing in re.findall(r"<svg.*?</svg>", section):
+        circles = [float(circle.get("cx")) for circle in ElementTree.fromstring(drawing).findall("circle")]
+        assert len(circles) == 2 and all(0 <= x <= 240 for x in circles)
+    drawn = ElementTree.fromstring(re.search("<svg.*?</svg>", rows["unified score"])[0])
+    before, after = (float(circle.get("cx")) for circle in drawn.findall("circle"))
+    assert (before, after) == (120, pytest.approx(8 + 0.8 * 224, abs=0.1))  # on a scale from 0 to 1
+
+
+def test_a_gain_that_may_be_none_has_no_color(run):
+    # red with `mean` in place of `low` in the look at the sign
+    write_evaluation(run, **{"unified_bench/overall": (0.5, 0.505)})
+    text = write_report(run).read_text()
+    assert '<span class="">+0.005</span>' in text
+
+
 def test_before_and_after_are_the_first_and_last_reconstructions(run):
     # red with `columns[-2]` in place of `columns[-1]`
     Image.new("RGB", (64, 8), "lime").save(run / "see" / "gallery" / "step-000010.png")

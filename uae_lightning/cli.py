@@ -16,7 +16,7 @@ from uae_lightning import __version__
 from uae_lightning.memory import keep_freed_memory
 from uae_lightning.usage import UsageError, closest
 
-COMMANDS = ("run", "fit", "validate", "bootstrap", "reconstruct")
+COMMANDS = ("run", "fit", "validate", "evaluate", "study", "bootstrap", "reconstruct")
 
 HELP = """\
 usage: uae COMMAND [options]        `uae COMMAND --help` explains each
@@ -27,6 +27,8 @@ commands:
   run           the stages of a YAML, one after the other, then report.html and summary.json
   fit           one stage alone
   validate      score one stage's round trip on the held-out pictures, without training
+  evaluate      measure a run, or the weights it starts from, by judges that were not the reward
+  study         runs with several seeds, evaluated and compared: docs/results.md
   bootstrap     train the shipped backbones from scratch (hours; resumable)
   reconstruct   caption pictures and draw them again from the caption
 
@@ -35,6 +37,7 @@ examples:
   uae run --config conf/demo.yaml --resume                  continue where it was stopped
   uae run --config conf/demo.yaml --from encoder_rl         again from that stage on
   uae fit --config conf/scenes/encoder_rl.yaml --trainer.max_steps 20
+  uae evaluate --config conf/demo.yaml --weights runs/demo --output evaluation.json
   uae reconstruct picture.png --weights runs/demo
 
 UAE_DEBUG=1 shows the traceback of an error.
@@ -70,6 +73,14 @@ def dispatch(command: str, args: list[str]) -> None:
         from uae_lightning import stage_cli
 
         stage_cli.run_stage([command, *args])
+    elif command == "evaluate":
+        from uae_lightning import evaluate
+
+        evaluate.main(args)
+    elif command == "study":
+        from uae_lightning.study import run
+
+        run.main(args)
     elif command == "bootstrap":
         from uae_lightning import bootstrap
 

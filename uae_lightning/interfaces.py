@@ -36,6 +36,10 @@ class Encoder(Component):
         """Teacher-forced logits [N, T, V] of the captions of images [N, 3, H, W]; position t predicts tokens[:, t]."""
 
     @abstractmethod
+    def tokenize(self, texts: list[str]) -> Captions:
+        """Texts as captions that `token_logits` can score: right-padded, without an end-of-text token."""
+
+    @abstractmethod
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
 

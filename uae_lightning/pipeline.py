@@ -9,10 +9,8 @@ import gc
 import json
 import re
 import shlex
-import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import yaml
 
 from uae_lightning import run_folder
 from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.provenance import provenance
 from uae_lightning.usage import Parser, UsageError, closest
 
 DESCRIPTION = """\
@@ -30,10 +29,18 @@ Runs the stages that a YAML lists, one after the other, and writes summary.json 
       - name: encoder_rl              a folder in it
         config: encoder_rl.yaml       the stage's YAML, looked up next to this one
         options: {trainer.max_steps: 40}   dotted options on top of it (may be left out)
+    evaluation:                       what `uae evaluate` judges start and end with (may be left out)
+      config: evaluation.yaml
+      options: {samples: 32}
 
 Any other dotted option, such as --trainer.max_steps 2, is passed to every stage.
 """
-PACKAGES = ("uae-lightning", "torch", "lightning", "transformers", "diffusers", "peft")
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    config: Path
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,23 +54,32 @@ class StageSpec:
 class RunSpec:
     name: str
     stages: list[StageSpec]
+    evaluation: EvaluationSpec | None = None
 
 
 # ------------------------------------------------------------------------------------------------ command line
 
 
 def main(args: list[str]) -> None:
+    from uae_lightning.evaluate import parse_evaluation
+
     options, overrides = parse(args)
     spec = read_run(options.config)
     folder = options.output or Path("runs") / spec.name
     first, last = selection(spec, options.start, options.only)
     for stage in spec.stages[first:last]:  # all of them before the first one takes its time
         check_stage(stage, overrides)
+    if spec.evaluation:
+        parse_evaluation(spec.evaluation)
     chosen = options.start or options.only
     open_run(folder, spec, first, resume=options.resume, overwrite=options.overwrite, chosen=chosen)
-    write_run_record(folder, spec, options.config, shlex.join(["uae", "run", *args]))
+    command = shlex.join(["uae", "run", *args])
+    write_run_record(folder, spec, options.config, command)
+    evaluate(folder, spec, "start", overrides, command)
     for index in range(first, last):
         run_one(folder, spec, index, overrides)
+        if index == len(spec.stages) - 1:
+            evaluate(folder, spec, "end", overrides, command)
         summarise(folder)
     print(f"Summary: {folder / 'summary.json'}\nReport:  {folder / 'report.html'}")
 
@@ -138,7 +154,7 @@ def read_run(path: Path) -> RunSpec:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not valid YAML: {error}") from error
-    check_keys(content, required=("name", "stages"), allowed=("name", "stages"), where=str(path))
+    check_keys(content, required=("name", "stages"), allowed=("name", "stages", "evaluation"), where=str(path))
     check_name(content["name"], where=f"name in {path}")
     if not isinstance(content["stages"], list) or not content["stages"]:
         raise UsageError(f"stages in {path} must be a list with at least one stage")
@@ -147,20 +163,36 @@ def read_run(path: Path) -> RunSpec:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two stages in {path} are called {name!r}: each needs a folder of its own")
-    return RunSpec(content["name"], stages)
+    if "evaluation" in names:
+        raise UsageError(f"no stage in {path} can be called 'evaluation': the run keeps its evaluations there")
+    return RunSpec(content["name"], stages, read_evaluation(content.get("evaluation"), path))
 
 
 def read_stage(entry: Any, path: Path, number: int) -> StageSpec:
     where = f"stage {number} in {path}"
     check_keys(entry, required=("name", "config"), allowed=("name", "config", "options"), where=where)
     check_name(entry["name"], where=f"name of {where}")
+    return StageSpec(entry["name"], *read_config(entry, path, where, example="trainer.max_steps: 40"))
+
+
+def read_evaluation(entry: Any, path: Path) -> EvaluationSpec | None:
+    if entry is None:
+        return None
+    where = f"evaluation in {path}"
+    entry = {"config": entry} if isinstance(entry, str) else entry
+    check_keys(entry, required=("config",), allowed=("config", "options"), where=where)
+    return EvaluationSpec(*read_config(entry, path, where, example="samples: 32"))
+
+
+def read_config(entry: dict[str, Any], path: Path, where: str, *, example: str) -> tuple[Path, dict[str, Any]]:
+    """The YAML that an entry names, and the options on top of it."""
     config = path.parent / str(entry["config"])
     if not config.is_file():
         raise FileNotFoundError(f"{config} does not exist: it is the config of {where}, looked up next to {path.name}")
     options = entry.get("options") or {}
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise UsageError(f"options of {where} must map dotted keys to values, such as trainer.max_steps: 40")
-    return StageSpec(entry["name"], config, options)
+        raise UsageError(f"options of {where} must map dotted keys to values, such as {example}")
+    return config, options
 
 
 def check_keys(value: Any, *, required: tuple[str, ...], allowed: tuple[str, ...], where: str) -> None:
@@ -198,26 +230,14 @@ def open_run(folder: Path, spec: RunSpec, first: int, *, resume: bool, overwrite
         for stage in stages[first + keep_first :]:
             run_folder.clear_stage(stage)
     elif overwrite:
+        run_folder.clear_evaluation(folder, "start", "end")
         for stage in stages:
             run_folder.clear_stage(stage)
 
 
 def write_run_record(folder: Path, spec: RunSpec, config: Path, command: str) -> None:
-    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            continue
-    record = {
-        "name": spec.name,
-        "config": str(config),
-        "command": command,
-        "written": time.strftime("%Y-%m-%d %H:%M"),
-        "versions": versions,
-        "stages": [stage.name for stage in spec.stages],
-    }
-    run_folder.write_json(folder / "run.json", record)
+    record = {"name": spec.name, "config": str(config), "stages": [stage.name for stage in spec.stages]}
+    run_folder.write_json(folder / "run.json", record | provenance(command))
 
 
 # ------------------------------------------------------------------------------------------------ one stage
@@ -234,6 +254,7 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str]) -> No
         return
     for later in spec.stages[index + 1 :]:  # they would have started from weights that this stage replaces
         run_folder.clear_stage(folder / later.name)
+    run_folder.clear_evaluation(folder, "end")
     resume = run_folder.last_checkpoint(place).exists()
     earlier = [folder / other.name for other in spec.stages[:index]]
     args = fit_args(stage, overrides, place, run_folder.latest_weights(earlier))
@@ -314,6 +335,27 @@ SUMMARY_KEYS = (
 )  # fmt: skip
 
 
+def evaluate(folder: Path, spec: RunSpec, moment: str, overrides: list[str], command: str) -> None:
+    """Judges the run at its "start" or its "end", unless that was done before with the same settings."""
+    from uae_lightning.evaluate import evaluate_into
+
+    if spec.evaluation is None:
+        return
+    began, output = time.monotonic(), run_folder.evaluation(folder, moment)
+    evaluate_into(
+        output,
+        spec.stages[-1],
+        spec.evaluation,
+        run_folder.latest_weights([folder / stage.name for stage in spec.stages]) if moment == "end" else {},
+        overrides=overrides,
+        without=("instruments",) if moment == "end" else (),  # the judges are the same
+        command=command,
+        keep_earlier=True,
+    )
+    gc.collect()
+    print(f"\nEvaluated the {moment} of the run in {time.monotonic() - began:.0f} s: {output}", flush=True)
+
+
 def summarise(folder: Path) -> None:
     """summary.json and report.html of the stages done so far; the run's gain is last after less first before."""
     from uae_lightning.report import write_report
@@ -326,8 +368,22 @@ def summarise(folder: Path) -> None:
         "unrewarded": {"name": after["unrewarded_name"], "gain": paired_gain(before, after, "unrewarded")},
     }
     summary = {"stages": [{key: record[key] for key in SUMMARY_KEYS} for record in records], "run": run}
+    if all(run_folder.evaluation(folder, moment).exists() for moment in ("start", "end")):
+        summary["evaluation"] = evaluated_gains(folder)
     run_folder.write_json(folder / "summary.json", summary)
     write_report(folder)
+
+
+def evaluated_gains(folder: Path) -> dict[str, Any]:
+    """Figures of `uae evaluate` before and after the run, and the gains of the same pictures and prompts."""
+    from uae_lightning.evaluation.gains import compare
+
+    outputs = [run_folder.evaluation(folder, moment) for moment in ("start", "end")]
+    before, after = (json.loads(output.read_text()) for output in outputs)
+    gains = compare(*(json.loads(run_folder.items_of(output).read_text()) for output in outputs))
+    about = {key: before[key] for key in ("reward", "kin_of_reward", "instruments") if key in before}
+    return {"before": {key: before[key] for key in gains}, "after": {key: after[key] for key in gains}, "gain": gains,
+            **about}  # fmt: skip
 
 
 def paired_gain(before: dict[str, Any], after: dict[str, Any], measure: str) -> dict[str, float | int]:

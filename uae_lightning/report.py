@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from uae_lightning import run_folder
 from uae_lightning.charts import Band, Line, line_chart, smoothed
 from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.report_evaluation import evaluation_section
 from uae_lightning.report_pictures import before_after, gallery, gallery_columns, hero_section
 from uae_lightning.report_style import STYLE
 
@@ -72,6 +73,7 @@ def write_report(run: Path) -> Path:
         header(record, stages),
         hero_section(hero),
         cards(stages),
+        evaluation(run),
         stage_table(stages),
         validation_charts(stages),
         gallery(columns),
@@ -126,6 +128,12 @@ def cards(stages: list[StageView]) -> str:
     items.append(("Time", duration(seconds), "training and validation"))
     blocks = [f'<div class="card"><span>{escape(a)}</span><b>{b}</b><span>{c}</span></div>' for a, b, c in items]
     return f'<div class="cards">{"".join(blocks)}</div>'
+
+
+def evaluation(run: Path) -> str:
+    """Nothing where start and end of the run have not both been evaluated."""
+    summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
+    return evaluation_section(summary["evaluation"]) if "evaluation" in summary else ""
 
 
 def stage_table(stages: list[StageView]) -> str:

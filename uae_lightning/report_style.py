@@ -23,6 +23,8 @@ img { display: block; max-width: 100%; image-rendering: pixelated; }
 th, td { padding: 9px 12px; text-align: right; border-bottom: 1px solid #e9e5db; white-space: nowrap; }
 th { font-weight: 600; color: #5f6770; background: #f5f3ed; } th:first-child, td:first-child { text-align: left; }
 td small { color: #7a828a; } tr:last-child td { border-bottom: 0; }
+.evaluation td { padding: 3px 12px; border-bottom: 0; } .evaluation svg { display: block; margin-left: auto; }
+.evaluation .group td { padding-top: 16px; border-bottom: 1px solid #e9e5db; font-size: 14px; }
 figure { margin: 0; } figcaption { font-size: 13px; line-height: 1.35; color: #454b52; margin-top: 5px; }
 .chart { background: #fff; border: 1px solid #e6e2d8; border-radius: 10px; padding: 12px 14px 6px; margin: 14px 0; }
 .chart svg { display: block; width: 100%; }

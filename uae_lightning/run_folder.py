@@ -2,6 +2,9 @@
 
 runs/NAME/
   run.json summary.json report.html before_after.png
+  evaluation/
+    start.json end.json       figures of `uae evaluate` before the first and after the last stage; only if still true
+    start.items.json ...      the values behind them, one per picture or prompt
   STAGE/
     stage.json                written last: its presence says that the stage is done
     config.yaml               everything the stage was run with
@@ -67,6 +70,23 @@ def start_point(stage: Path, *, resume: bool, overwrite: bool) -> Path | None:
             "--trainer.default_root_dir names another folder"
         )
     return None
+
+
+def evaluation(run: Path, moment: str) -> Path:
+    """Figures of the run at its "start" or its "end"."""
+    return run / "evaluation" / f"{moment}.json"
+
+
+def items_of(figures: Path) -> Path:
+    """Where the values behind a file of figures are: out.json -> out.items.json."""
+    return figures.with_suffix(".items.json")
+
+
+def clear_evaluation(run: Path, *moments: str) -> None:
+    for moment in moments:
+        figures = evaluation(run, moment)
+        for path in (figures, items_of(figures)):  # figures without items never lie there, see `uae evaluate`
+            path.unlink(missing_ok=True)
 
 
 def read_rows(stage: Path) -> list[dict[str, Any]]:

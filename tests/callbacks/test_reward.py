@@ -5,8 +5,8 @@ import torch
 from standins import Closeness, TinyStage, fit, rows
 
 from callbacks import EMA, RewardCallback
-from callbacks.image_statistics import compared
 from callbacks.reward import append_row, evaluate
+from uae_lightning.evaluation.image_health import compared
 from uae_lightning.types import RewardInput, RewardOutput
 
 

@@ -64,3 +64,11 @@ def test_the_seed_of_training_leaves_the_held_out_pictures_alone():
     a, b = (next(iter(ScenesData(seed=seed).val_dataloader())) for seed in (0, 1))
     assert a.keys == b.keys and torch.equal(a.images, b.images)
     assert keys(ScenesData(seed=0), 1) != keys(ScenesData(seed=1), 1)
+
+
+def test_pixels_of_objects_weigh_more():
+    # red if (object_weight - 1) becomes object_weight
+    batch = next(iter(ScenesData(batch_size=8, object_weight=6.0).train_dataloader()))
+    assert set(batch.weights.unique().tolist()) == {1.0, 6.0}
+    assert batch.weights.shape == (8, 1, 64, 64) and (batch.weights > 1).float().mean() < 0.5
+    assert next(iter(ScenesData(batch_size=8).train_dataloader())).weights.unique().tolist() == [1.0]

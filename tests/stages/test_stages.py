@@ -11,7 +11,7 @@ from uae_lightning.algorithms.advantages import group_advantages
 from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.common import Captioning, Sampling, Stage
-from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain, weighted_mean
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL, take
 from uae_lightning.types import RewardInput, RewardOutput
@@ -268,3 +268,13 @@ def test_empty_captions_are_counted_and_do_no_harm(make_stage):
     fit(stage, 1, [watch])
     assert watch.rows[0]["empty_captions"] == 7 / 8
     assert all(torch.isfinite(parameter).all() for parameter in stage.parameters())
+
+
+def test_weights_count_by_pixel_and_even_weights_change_nothing():
+    # red if adaptive_max_pool2d becomes adaptive_avg_pool2d, or weights.sum() becomes weights.numel()
+    error = torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(weighted_mean(error, torch.full((2, 1, 8, 8), 3.0)), error.mean())
+    weights = torch.ones(2, 1, 8, 8)
+    weights[0, 0, 0, 0] = 4.0  # one pixel of the first latent
+    expected = (error.sum() + 3 * error[0, 0, 0, 0]) / (error.numel() + 3)
+    torch.testing.assert_close(weighted_mean(error, weights), expected)

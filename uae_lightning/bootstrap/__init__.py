@@ -4,6 +4,7 @@ detector     judge of reports              reads pictures
 text         encoder, first phase          reads and writes captions, sees nothing
 encoder      vision and captioning phase   captions pictures, tersely and with omissions
 decoder      short captions -> pictures    on the states of the text phase, so it may run beside `encoder`
+clip         judge of reports              pictures beside captions; tried on what the decoder's codec leaves
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from uae_lightning.memory import keep_freed_memory
 
-PARTS = ("detector", "text", "encoder", "decoder")
+PARTS = ("detector", "text", "encoder", "decoder", "clip")
 SHIPPED = Path(__file__).parents[1] / "weights" / "scenes"
 
 
@@ -41,6 +42,7 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
     import torch
 
     from uae_lightning.bootstrap.captioner import train_captioner, train_text
+    from uae_lightning.bootstrap.clip import train_clip
     from uae_lightning.bootstrap.decoder import train_decoder
     from uae_lightning.bootstrap.detector import train_detector
 
@@ -50,11 +52,18 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
     print(f"bootstrap: {part}", flush=True)
     if part == "detector":
         figures = train_detector(output / "detector", work=work / "detector", steps=steps(1500))
+    elif part == "clip":
+        figures = train_clip(output / "clip", work / "clip", steps=steps(900))
     elif part == "text":
         figures = train_text(work / "text_encoder", work, steps=steps(800))
     elif part == "encoder":
         figures = train_captioner(
-            output / "encoder", work, work / "text_encoder", vision_steps=steps(400), steps=steps(1000)
+            output / "encoder",
+            work,
+            work / "text_encoder",
+            vision_steps=steps(400),
+            steps=steps(1000),
+            habit_steps=steps(300),
         )
     else:
         figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3000))

@@ -194,20 +194,35 @@ def scene_facts(scene: Scene) -> Facts:
 
 
 def matched_facts(facts: Facts, scene: Scene) -> Counter[str]:
-    """How many facts of each kind (class, color, size, position, background) a caption states that are true of `scene`.
-
-    Objects are matched greedily, each at most once: the stated object that agrees in most with one in the scene first.
-    """
+    """How many facts of each kind (class, color, size, position, background) a caption states that are true of `scene`,
+    objects matched as `match_objects` does it."""
     matched: Counter[str] = Counter(background=int(facts.background == scene.background))
-    stated = list(facts.objects)
-    for item in scene.objects:
-        same_class = [fact for fact in stated if fact.name == item.name]
-        if not same_class:
-            continue
-        best = max(same_class, key=lambda fact: sum(_agreement(fact, item).values()))
-        stated.remove(best)
-        matched.update(_agreement(best, item))
+    for _, agreement in match_objects(facts, scene):
+        matched.update(agreement)
     return matched
+
+
+def match_objects(facts: Facts, scene: Scene) -> list[tuple[SceneObject, dict[str, int]]]:
+    """Every object of the scene, with 1 or 0 for each of its facts (class, color, size, position): stated right or not.
+
+    Objects are matched greedily, each at most once and with its own class only: the stated object that agrees in most
+    with one in the scene first. All four facts of an object that is left over count 0.
+    """
+    nothing = dict.fromkeys(("class", "color", "size", "position"), 0)
+    agreements = [nothing] * len(scene.objects)
+    pairs = [
+        (_agreement(fact, item), stated, row)
+        for row, item in enumerate(scene.objects)
+        for stated, fact in enumerate(facts.objects)
+        if fact.name == item.name
+    ]
+    used_stated, used_rows = set(), set()
+    for agreement, stated, row in sorted(pairs, key=lambda pair: -sum(pair[0].values())):
+        if stated not in used_stated and row not in used_rows:
+            agreements[row] = agreement
+            used_stated.add(stated)
+            used_rows.add(row)
+    return list(zip(scene.objects, agreements, strict=True))
 
 
 def _agreement(fact: ObjectFact, item: SceneObject) -> dict[str, int]:

@@ -129,6 +129,12 @@ class QwenVLEncoder(Encoder):
         never = torch.tensor(self.never_sampled, device=logits.device)
         return logits[:, :-1].index_fill(-1, never, torch.finfo(logits.dtype).min)
 
+    def tokenize(self, texts: list[str]) -> Captions:
+        batch = self.tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+        ).to(self.model.device)
+        return Captions(texts, batch["input_ids"], batch["attention_mask"].bool())
+
     def see(self, images: Tensor) -> BaseModelOutputWithPooling:
         """The vision tower's output; `pooler_output` holds the merged tokens [image tokens, hidden_size] of each."""
         patches, grid = self.patchify(images)

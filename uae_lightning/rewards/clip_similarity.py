@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
+from uae_lightning.paths import SHIPPED, resolve
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, expand, load_vision_model
 
 
@@ -13,7 +14,7 @@ class ClipSimilarity(EmbeddingSimilarity):
     """Cosine of the image embeddings of any CLIP-like model of transformers (CLIP, SigLIP, their vision towers).
 
     Args:
-        model: hub id or local folder, with its preprocessor_config.json.
+        model: hub id, local folder or "shipped:NAME", with its preprocessor_config.json.
         micro_batch: pictures at a time.
     """
 
@@ -21,7 +22,7 @@ class ClipSimilarity(EmbeddingSimilarity):
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", micro_batch: int = 32) -> None:
         super().__init__(micro_batch)
-        model = expand(model)
+        model = str(resolve(model)) if str(model).startswith(SHIPPED) else expand(model)
         self.network = load_vision_model(model, type(self).__name__, _ClipLoader)
         if hasattr(self.network, "text_model"):
             self.network.text_model = None  # half of the weights, never asked

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from uae_lightning.data.prompts import TASKS
+from uae_lightning.study.claims import claimed, direction, figure, figures, worsened
+
+
+def items(score, small, tokens, hallucination, geneval=0.5):
+    """Evaluations as `uae evaluate` writes them, with values near these."""
+    noise = np.random.default_rng(0).normal(0, 0.01, 40)
+    near = lambda value: (value + noise).tolist()  # noqa: E731
+    return {
+        "unified_bench": {"overall": near(score), "pixels": near(score)},
+        "geneval": {task: [geneval] * (10 + number) for number, task in enumerate(TASKS)},
+        "perception": {"small_objects": near(small), "hallucination": near(hallucination)},
+        "language": {"tokens": near(tokens)},
+    }
+
+
+def test_a_planted_gain_is_reached_and_a_wrong_direction_is_not():
+    # red with `>=` 2 * before turned into `>= before`, or with `gain["low"] > 0` turned into `gain["high"] > 0`
+    found = figures(items(0.5, 0.3, 20, 0.1), [items(0.6, 0.5, 15, 0.2), items(0.7, 0.55, 16, 0.2)])
+    claims = {claim["name"]: claim for claim in claimed(found, ["pixels"])}
+    unified = claims["unified_score"]
+    assert unified["reached"] and claims["unified_pixels"]["reached"]
+    assert unified["gain"]["mean"] == pytest.approx(0.15) and unified["gain"]["of_seeds"] == pytest.approx([0.1, 0.2])
+    assert unified["gain"]["seeds"] == 2 and unified["gain"]["n"] == 40
+    assert unified["before"]["mean"] == pytest.approx(0.5, abs=0.01) and unified["after"]["low"] > 0.55
+    assert not claims["small_object_recall"]["reached"]  # risen, but neither doubled nor above 0.9
+    assert not claims["caption_tokens"]["reached"] and not claims["hallucination"]["reached"]
+    assert set(worsened(found)) == {"perception/hallucination"}  # shorter captions are no loss in themselves
+
+
+def test_small_objects_doubled():
+    # red with `and` in place of `or`
+    one = claimed(figures(items(0.5, 0.2, 20, 0.1), [items(0.5, 0.45, 20, 0.1)]), [])
+    assert next(claim for claim in one if claim["name"] == "small_object_recall")["reached"]
+
+
+def test_a_gain_whose_interval_holds_zero_is_not_reached():
+    # red with `gain["low"]` turned into `gain["mean"]` in RISES
+    before, after = items(0.5, 0.2, 20, 0.1), items(0.5, 0.2, 20, 0.1)
+    after["unified_bench"]["overall"] = (0.51 + np.random.default_rng(1).normal(0, 0.3, 40)).tolist()
+    claim = claimed(figures(before, [after]), [])[0]
+    assert claim["gain"]["mean"] > 0 and not claim["reached"] and worsened(figures(before, [after])) == {}
+
+
+@pytest.mark.parametrize(("after", "reached"), [(0.64, True), (0.62, False)])
+def test_geneval_is_the_mean_of_its_tasks_and_needs_thirteen_points(after, reached):
+    # red with 0.13 turned into 0.1
+    found = figures(items(0, 0, 0, 0, geneval=0.5), [items(0, 0, 0, 0, geneval=after)])
+    claim = next(claim for claim in claimed(found, []) if claim["name"] == "geneval_overall")
+    assert claim["reached"] == reached and claim["gain"]["mean"] == pytest.approx(after - 0.5)
+    assert claim["gain"]["n"] == sum(10 + number for number in range(6))
+
+
+def test_tasks_count_alike_however_many_prompts_they_have():
+    # red with the items of all groups pooled
+    one = figure([[0.0] * 10, [0.0] * 90], [[[1.0] * 10], [[0.0] * 90]])
+    assert one.gain["mean"] == pytest.approx(0.5) and one.of_seeds == pytest.approx([0.5])
+
+
+def test_other_items_cannot_be_compared():
+    # red without the check of lengths
+    with pytest.raises(ValueError, match="same suites and samples"):
+        figure([[0.0] * 10], [[[1.0] * 9]])
+
+
+def test_directions():
+    # red with LOWER_IS_BETTER empty
+    keys = ("perception/hallucination", "perception/class", "perception/false/color", "language/tokens")
+    assert [direction(key) for key in keys] == [-1, 1, -1, 0]

@@ -1,0 +1,205 @@
+"""A study of two arms and two seeds on the tiny parts: training is real, evaluations are written by hand."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from uae_lightning import cli, run_folder
+from uae_lightning.data.prompts import TASKS
+from uae_lightning.study import jobs, page, plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def study_yaml(folder: Path, parts: Path) -> Path:
+    options = {
+        f"model.init_args.{part}.init_args.path": str(parts / part) for part in ("encoder", "projector", "decoder")
+    }
+    options |= {
+        "model.init_args.captioning.max_new_tokens": 8,
+        "data.init_args.batch_size": 2,
+        "data.init_args.validation_pictures": 4,
+        "data.init_args.validation_batch_size": 4,
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2,
+    }
+    group = {"model.init_args.group_size": 4, "model.init_args.micro_batch": 8}
+    scenes = ROOT / "conf" / "scenes"
+    content = {
+        "name": "tiny",
+        "title": "A tiny study",
+        "seeds": [0, 1],
+        "evaluation": {"config": str(scenes / "encoder_rl.yaml"), "judges": str(scenes / "evaluation.yaml"),
+                       "samples": 4, "drawings": 6},
+        "claims": "full",
+        "options": options,
+        "arms": [
+            {"name": "drawn", "title": "stage 1", "tables": ["Stages"],
+             "stages": [{"name": "draw", "config": str(scenes / "decoder_pretrain.yaml")}]},
+            {"name": "full", "title": "stages 1 and 2", "tables": ["Stages"], "after": "drawn",
+             "stages": [{"name": "see", "config": str(scenes / "encoder_rl.yaml"), "options": group}]},
+        ],
+    }  # fmt: skip
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def evaluation_by_hand(args: list[str]) -> None:
+    """What `uae evaluate` writes, better with weights than without."""
+    output = Path(args[args.index("--output") + 1])
+    gain = 0.2 if "--weights" in args else 0.0
+    values = (0.3 + gain + np.linspace(0, 0.1, 8)).tolist()
+    items = {
+        "unified_bench": {"overall": values, "pixels": values},
+        "geneval": {task: values for task in TASKS},
+        "perception": {"small_objects": values, "class": values, "hallucination": values},
+        "language": {"tokens": [20 + 50 * gain] * 8},
+    }
+    interval = {"mean": 0.99, "low": 0.98, "high": 1.0, "n": 8}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_name("evaluation.items.json").write_text(json.dumps(items))
+    instruments = {"detector": {"class": interval}}
+    output.write_text(json.dumps({"unified_bench": {"backbones": {"pixels": interval}}, "instruments": instruments}))
+
+
+class InProcess:
+    """In place of subprocess.Popen: the same command, here, because every start of Python costs seconds."""
+
+    calls: list[list[str]] = []
+
+    def __init__(self, command, **_):
+        self.calls.append(command)
+        args = command[command.index("uae_lightning") + 1 :]
+        self.returncode = evaluation_by_hand(args) or 0 if args[0] == "evaluate" else cli.main(args)
+
+    def poll(self):
+        return self.returncode
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch, parts_folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=InProcess, DEVNULL=None))
+    monkeypatch.setattr(InProcess, "calls", [])
+    return study_yaml(tmp_path, parts_folder)
+
+
+def test_a_study_from_start_to_end(tiny, tmp_path, capsys):
+    """Training, resuming, results, a second study in the same files: one test, because training costs seconds."""
+    args = ["study", "--config=study.yaml", "--output=docs", "--jobs=1"]
+    assert cli.main(args) == 0, capsys.readouterr().err
+    assert len(InProcess.calls) == 1 + 2 * 4  # the start, and for each seed two stages and two evaluations
+    place = tmp_path / "runs" / "tiny"
+
+    # the second arm starts from the weights of the first, of the same seed; red with `line` leaving out earlier arms
+    spec = yaml.safe_load((place / "seed-1" / "full" / "run.yaml").read_text())
+    options = spec["stages"][0]["options"]
+    assert options["model.init_args.decoder.init_args.path"] == "runs/tiny/seed-1/drawn/draw/weights/decoder"
+    assert options["data.init_args.seed"] == options["model.init_args.seed"] == options["seed_everything"] == 1
+    rows = [run_folder.read_rows(place / f"seed-{seed}" / "drawn" / "draw") for seed in (0, 1)]
+    assert rows[0][0]["keys"] == rows[1][0]["keys"] and rows[0][0]["reward"] == rows[1][0]["reward"]  # same pictures
+    assert rows[0][-1]["reward"] != rows[1][-1]["reward"]  # red with the seed left out of the options
+
+    data = json.loads((tmp_path / "docs" / "results.json").read_text())
+    claims = {claim["name"]: claim for claim in data["claims"]}
+    assert claims["unified_score"]["reached"] and claims["geneval_overall"]["gain"]["mean"] == pytest.approx(0.2)
+    assert not claims["hallucination"]["reached"] and "reward" in claims
+    assert data["arms"]["tiny"]["full"]["seeds"] == [0, 1] and data["provenance"]["tiny"]["seeds"] == [0, 1]
+    arms = data["arms"]["tiny"]
+    assert arms["full"]["decoder_forwards"] - arms["drawn"]["decoder_forwards"] == 2 * 2 * 4 * 3
+
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert "**Not reached:**" in text and "Objects made up" in text.split("**Not reached:**")[1]
+    assert text.count("| perception/hallucination |") == 2  # among all figures, and among those that got worse
+    for link in set(page.re.findall(r"\]\((results/[^)]+)\)", text)):
+        assert 0 < (tmp_path / "docs" / link).stat().st_size < 300_000
+    assert {path.name for path in (tmp_path / "docs" / "results").iterdir()} >= {
+        "tiny-geneval.svg", "tiny-perception.svg", "tiny-reward.svg", "tiny-pictures.png", "tiny-1-caption_tokens.svg",
+    }  # fmt: skip
+    assert str(tmp_path) not in text
+
+    again(args, tiny, tmp_path, capsys)
+
+
+def again(args, tiny, tmp_path, capsys):
+    before = len(InProcess.calls)
+    assert cli.main(args) == 0 and len(InProcess.calls) == before  # red with done() always False
+    assert "9 of 9 jobs are done already" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "seed-1" / "full")
+    assert cli.main([*args, "--dry-run"]) == 0 and len(InProcess.calls) == before
+    assert "2 of 9 jobs to run" in capsys.readouterr().out
+
+    # another study adds its section, and leaves claims and arms of this one; red with `part["arms"]` in merged()
+    content = yaml.safe_load(tiny.read_text())
+    del content["claims"]
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(content | {"name": "other", "title": "Another study", "arms": content["arms"][:1]}))
+    shutil.copytree(tmp_path / "runs" / "tiny", tmp_path / "runs" / "other")
+    assert cli.main(["study", f"--config={other}", "--report", "--output=docs"]) == 0, capsys.readouterr().err
+    data = json.loads((tmp_path / "docs" / "results.json").read_text())
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert set(data["arms"]) == set(data["provenance"]) == {"tiny", "other"} and data["claims"]
+    assert "## A tiny study" in text and text.count("## Another study") == 1
+
+    # settings that changed are noticed, and with them all that came after; red with "starts_from" left out
+    content["arms"][0]["stages"][0]["options"] = {"trainer.log_every_n_steps": 2}
+    tiny.write_text(yaml.safe_dump(content))
+    assert cli.main(args) == 2
+    error = capsys.readouterr().err
+    assert "--overwrite" in error and "seed-0/full/see" in error and "start/evaluation" not in error
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"arms": [{"name": "a", "title": "A", "stages": ["y"], "run": "x"}]}, "either run"),
+        (
+            {"arms": [{"name": "a", "title": "A", "run": str(ROOT / "conf" / "smoke.yaml"), "after": "b"}]},
+            "list it first",
+        ),
+        ({"claims": "ful"}, "did you mean full"),
+        ({"evaluation": {"config": "a.yaml", "judges": "b.yaml", "samples": 2, "drawings": 2}}, "evaluation.config"),
+        ({"seed": [1]}, "did you mean seeds"),
+    ],
+)
+def test_mistakes_in_a_study(tiny, change, words):
+    # red without the check of `after`, or with `claims` unchecked
+    tiny.write_text(yaml.safe_dump(yaml.safe_load(tiny.read_text()) | change))
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        plan.read_study(tiny)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "forwards"),
+    [
+        ("decoder_pretrain", {}, 3 * 32 * 5),
+        ("encoder_rl", {"model.init_args.group_size": 8}, 6 * 8 * 3 * 5),
+        ("encoder_rl", {"model.init_args.group_size": 8, "model.init_args.updates_per_batch": 5}, 6 * 8 * 3),
+        ("decoder_rl", {"model.init_args.group_size": 16}, 6 * 16 * (3 + 2 * 3) * 5),
+        ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.kl_beta": 0.1}, 6 * 16 * (3 + 2 * 4) * 5),
+        ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.sampling.guidance": 2.0},
+         6 * 16 * (6 + 2 * 4) * 5),
+    ],
+)  # fmt: skip
+def test_decoder_forwards(stage, options, forwards):
+    # red with a pass with gradients counted once, or guidance left out
+    fixed = {"trainer.max_steps": 5, "trainer.val_check_interval": 5, "model.init_args.sampling.steps": 3,
+             "data.init_args.batch_size": 32 if stage == "decoder_pretrain" else 6}  # fmt: skip
+    if stage == "decoder_rl":
+        fixed |= {"model.init_args.window": [0, 2], "model.init_args.kl_beta": 0.0}
+    spec = plan.StageSpec(stage, ROOT / "conf" / "scenes" / f"{stage}.yaml", fixed | options)
+    assert plan.decoder_forwards(spec) == forwards
+
+
+def test_arms_of_the_stage_table_spend_the_same_forwards():
+    # red with any max_steps of the stage arms in conf/ablations.yaml doubled
+    study = plan.read_study(ROOT / "conf" / "ablations.yaml")
+    stages = [arm for arm in study.arms.values() if "Stages" in arm.tables]
+    spent = {arm.name: sum(map(plan.decoder_forwards, arm.stages)) for arm in stages}
+    assert len(spent) == 5 and max(spent.values()) <= 1.05 * min(spent.values()), spent

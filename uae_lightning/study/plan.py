@@ -1,0 +1,203 @@
+"""What a study trains and evaluates: a YAML of arms, and the arithmetic that makes arms comparable.
+
+name: ablations                   the study lives in runs/ablations
+title: What each part is worth    the heading of its section in results.md
+seeds: [0, 1]
+evaluation:                       of the start, and of every arm with every seed (`uae evaluate`)
+  config: scenes/decoder_rl.yaml  how captions and pictures are sampled
+  judges: scenes/evaluation.yaml
+  samples: 192                    pictures
+  drawings: 480                   prompts
+claims: full                      the arm whose gains over the start are claimed (may be left out)
+options: {trainer.log_every_n_steps: 5}      for every stage of every arm (may be left out)
+arms:
+  - name: full
+    title: all three stages
+    tables: [Stages]              arms of one table are compared with each other (may be left out)
+    after: pretrained             begins with the weights with which that arm ended (may be left out)
+    run: demo.yaml                the stages of a run; or `stages`, a list of them as in a run's YAML
+    options: {...}                for every stage of this arm (may be left out)
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uae_lightning.pipeline import StageSpec, check_keys, check_name, read_run, read_stage
+from uae_lightning.usage import UsageError, closest
+
+START = "start"  # the name of the untrained weights among the arms
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    title: str
+    stages: tuple[StageSpec, ...]
+    after: str | None
+    tables: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How everything is evaluated."""
+
+    config: Path
+    judges: Path
+    samples: int
+    drawings: int
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    title: str
+    config: Path
+    seeds: tuple[int, ...]
+    protocol: Protocol
+    arms: dict[str, Arm]
+    claims: str | None
+
+    def line(self, arm: str) -> list[Arm]:
+        """The arm and those it comes after, the earliest first."""
+        before = self.arms[arm].after
+        return [*(self.line(before) if before else []), self.arms[arm]]
+
+    def selected(self, only: list[str] | None) -> list[Arm]:
+        """All arms, or those named with all that they come after, in the order of the YAML."""
+        for name in only or ():
+            if name not in self.arms:
+                raise UsageError(f"no arm {name!r} in {self.config}{closest(name, self.arms)}")
+        wanted = {arm.name for name in only or self.arms for arm in self.line(name)}
+        return [arm for arm in self.arms.values() if arm.name in wanted]
+
+
+def read_study(path: Path) -> Study:
+    """Reads and checks a study.
+
+    Raises:
+        FileNotFoundError: the YAML, or one that it names, is missing.
+        UsageError: it does not say what it must, or says something unknown.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: --config is the YAML of a study, such as conf/reproduce.yaml")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    required = ("name", "title", "seeds", "evaluation", "arms")
+    check_keys(content, required=required, allowed=(*required, "claims", "options"), where=str(path))
+    check_name(content["name"], where=f"name in {path}")
+    arms: dict[str, Arm] = {}
+    for number, entry in enumerate(content["arms"], 1):
+        arm = read_arm(entry, path, number, content.get("options") or {})
+        if arm.name in arms or arm.name == START:
+            raise UsageError(f"arm {number} in {path}: the name {arm.name!r} is taken, choose another")
+        if arm.after and arm.after not in arms:
+            raise UsageError(
+                f"arm {arm.name} in {path} is after {arm.after!r}{closest(arm.after, arms)}: list it first"
+            )
+        arms[arm.name] = arm
+    claims = content.get("claims")
+    if claims is not None and claims not in arms:
+        raise UsageError(f"claims in {path} names no arm: {claims!r}{closest(str(claims), arms)}")
+    protocol = read_protocol(content["evaluation"], path)
+    return Study(content["name"], content["title"], path, tuple(content["seeds"]), protocol, arms, claims)
+
+
+def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Arm:
+    where = f"arm {number} in {path}"
+    allowed = ("name", "title", "tables", "after", "run", "stages", "options")
+    check_keys(entry, required=("name", "title"), allowed=allowed, where=where)
+    check_name(entry["name"], where=f"name of {where}")
+    if bool(entry.get("run")) == bool(entry.get("stages")):
+        raise UsageError(f"{where} needs either run, the YAML of a run, or stages, a list of them")
+    if "run" in entry:
+        stages = read_run(path.parent / entry["run"]).stages
+    else:
+        stages = [read_stage(stage, path, place) for place, stage in enumerate(entry["stages"], 1)]
+    options = options | (entry.get("options") or {})
+    stages = tuple(replace(stage, options=stage.options | options) for stage in stages)
+    return Arm(entry["name"], entry["title"], stages, entry.get("after"), tuple(entry.get("tables", ())))
+
+
+def read_protocol(entry: Any, path: Path) -> Protocol:
+    names = ("config", "judges", "samples", "drawings")
+    check_keys(entry, required=names, allowed=names, where=f"evaluation in {path}")
+    files = {name: path.parent / entry[name] for name in ("config", "judges")}
+    for name, file in files.items():
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist: it is evaluation.{name} in {path}")
+    return Protocol(**entry | files)
+
+
+def seeded(stage: StageSpec, seed: int) -> StageSpec:
+    """The stage with another seed for its data, noise and initial adapters; the held-out pictures stay the same."""
+    seeds = dict.fromkeys(("seed_everything", "model.init_args.seed", "data.init_args.seed"), seed)
+    return replace(stage, options=stage.options | seeds)
+
+
+# ------------------------------------------------------------------------------------------------ what a stage costs
+
+# Seconds of one core for each decoder forward, all else that the stage does included (2 cores of an EPYC with AVX2,
+# fp32). They only order the jobs and feed the estimates; a study corrects them by what its own jobs take.
+SECONDS_PER_FORWARD = {"DecoderPretrain": 0.017, "EncoderRL": 0.072, "DecoderRL": 0.018}
+SECONDS_PER_SAMPLE = 0.15  # of an evaluation: pictures and drawings
+
+
+def seconds_estimate(stage: StageSpec) -> float:
+    """On one core."""
+    return decoder_forwards(stage) * SECONDS_PER_FORWARD[settings_of(stage)["model"]["class_path"].rsplit(".", 1)[-1]]
+
+
+def decoder_forwards(stage: StageSpec) -> int:
+    """Forward passes of the decoder, counted by picture, that a stage spends on training (not on validation).
+
+    A pass with gradients counts three times: going back costs about as much as two passes forward.
+
+        pre-training   3 for each picture of a batch
+        encoder RL     the sampler's steps for each caption of a group
+        decoder RL     the sampler's steps for each picture of a group, then 3 for each trained step, and one more where
+                       a KL compares it with the reference
+        guidance       one more, without gradients, beside each of these but those of pre-training
+
+    Raises:
+        UsageError: the stage is none of the three.
+    """
+    settings = settings_of(stage)
+    kind, args = settings["model"]["class_path"].rsplit(".", 1)[-1], settings["model"]["init_args"]
+    steps, pictures = settings["trainer"]["max_steps"], settings["data"]["init_args"]["batch_size"]
+    if kind not in SECONDS_PER_FORWARD:
+        raise UsageError(f"stage {stage.name}: decoder_forwards cannot count {kind}, add its arithmetic there")
+    if kind == "DecoderPretrain":
+        return 3 * pictures * steps
+    branches = 1 if args["sampling"]["guidance"] == 1 else 2
+    of_each = branches * args["sampling"]["steps"]
+    if kind == "DecoderRL":
+        trained = args["window"][1] - args["window"][0]
+        of_each += args["updates_per_batch"] * trained * (branches + 2 + branches * (args["kl_beta"] > 0))
+    return -(-steps // args["updates_per_batch"]) * pictures * args["group_size"] * of_each
+
+
+def settings_of(stage: StageSpec) -> dict[str, Any]:
+    """A stage's YAML with its options, and the defaults of its class, but unchecked: parsing takes seconds."""
+    from uae_lightning.stages.common import Stage
+
+    settings = yaml.safe_load(stage.config.read_text())
+    for key, value in stage.options.items():
+        *path, last = key.split(".")
+        functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, settings)[last] = value
+    module, _, name = settings["model"]["class_path"].rpartition(".")
+    classes = (Stage, getattr(importlib.import_module(module), name))
+    defaults = {key: p.default for one in classes for key, p in inspect.signature(one).parameters.items()}
+    args = settings["model"]["init_args"]
+    sampling = vars(defaults["sampling"]) | args.get("sampling", {})
+    settings["model"]["init_args"] = defaults | args | {"sampling": sampling}
+    return settings

@@ -1,0 +1,102 @@
+"""What a study has found: its evaluations and validations compared, as results.json keeps them."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uae_lightning import run_folder
+from uae_lightning.provenance import provenance
+from uae_lightning.study.claims import Figure, Items, claimed, figures
+from uae_lightning.study.jobs import Desk
+from uae_lightning.study.plan import START, Arm, Study, decoder_forwards
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An arm with the seeds that are done."""
+
+    arm: Arm
+    seeds: list[int]
+    stages: list[list[Path]]  # [seeds][stages], from the start on
+    forwards: list[int]  # of each stage
+    figures: dict[str, Figure]
+    reward: str  # name of what the last stage was rewarded for
+
+
+def outcomes(study: Study, place: Path, desk: Desk) -> dict[str, Outcome]:
+    """The arms of which at least one seed has been evaluated, in the order of the YAML."""
+    found, done = {}, [job.name for job in desk.jobs if desk.done(job)]
+    for arm in study.arms.values():
+        names = [re.fullmatch(rf"seed-(\d+)/{re.escape(arm.name)}/evaluation", name) for name in done]
+        seeds = [int(name[1]) for name in names if name]
+        if not seeds or f"{START}/evaluation" not in done:
+            continue
+        line = [(one.name, stage.name) for one in study.line(arm.name) for stage in one.stages]
+        stages = [[place / f"seed-{seed}" / one / stage for one, stage in line] for seed in seeds]
+        rows = [(run_folder.read_rows(of_seed[0])[0], run_folder.read_rows(of_seed[-1])[-1]) for of_seed in stages]
+        first, last = rows[0]
+        measures = [name for name in ("reward", "unrewarded") if first.get(f"{name}_name") == last.get(f"{name}_name")]
+        before = items_of(place / START, first, measures)
+        after = [
+            items_of(place / f"seed-{seed}" / arm.name, last, measures)
+            for seed, (_, last) in zip(seeds, rows, strict=True)
+        ]
+        forwards = [decoder_forwards(stage) for one in study.line(arm.name) for stage in one.stages]
+        found[arm.name] = Outcome(arm, seeds, stages, forwards, figures(before, after), judge(last, "reward"))
+    return found
+
+
+def items_of(folder: Path, row: dict[str, Any], measures: list[str]) -> Items:
+    """The values of an evaluation, and those of a validation, whose pictures are the same for all seeds."""
+    items = json.loads(run_folder.items_of(folder / "evaluation.json").read_text())
+    return items | {"validation": {name: row[name] for name in measures if name in row}}
+
+
+def judge(row: dict[str, Any], measure: str) -> str:
+    """Name of what gave the `measure` of a validation and, if it has several, of its parts."""
+    name, key = row.get(f"{measure}_name", "none"), "parts" if measure == "reward" else f"{measure}_parts"
+    parts = [part for part in row.get(key, {}) if "/" not in part]
+    return f"{name} of {', '.join(parts)}" if len(parts) > 1 else name
+
+
+def as_json(study: Study, place: Path, desk: Desk, found: dict[str, Outcome], command: str) -> dict[str, Any]:
+    """This study's part of results.json."""
+    start = json.loads((place / START / "evaluation.json").read_text())
+    part: dict[str, Any] = {"arms": {study.name: {}}}
+    if study.claims in found:
+        part["claims"] = claimed(found[study.claims].figures, list(start["unified_bench"]["backbones"]))
+    for name, outcome in found.items():
+        part["arms"][study.name][name] = {
+            "title": outcome.arm.title,
+            "reward": outcome.reward,
+            "seeds": outcome.seeds,
+            "decoder_forwards": sum(outcome.forwards),
+            "figures": {key: figure.as_json() for key, figure in outcome.figures.items()},
+        }
+    facts = {
+        "config": str(study.config),
+        "seeds": sorted({seed for outcome in found.values() for seed in outcome.seeds}),
+        "samples": study.protocol.samples,
+        "drawings": study.protocol.drawings,
+        "minutes": round(desk.wall_minutes(), 1),
+        "minutes_of_jobs": {
+            job.name: round(desk.record(job).get("seconds", 0.0) / 60, 1) for job in desk.jobs if desk.done(job)
+        },
+        "settings": {job.name: job.settings for job in desk.jobs if desk.done(job)},
+        "instruments": start.get("instruments", {}),
+    }
+    return part | {"provenance": {study.name: provenance(command) | facts}}
+
+
+def merged(path: Path, part: dict[str, Any]) -> dict[str, Any]:
+    """results.json with this study's part renewed; that of other studies stays."""
+    known = json.loads(path.read_text()) if path.exists() else {"claims": [], "arms": {}, "provenance": {}}
+    return {
+        "claims": part.get("claims", known["claims"]),
+        "arms": known["arms"] | part["arms"],
+        "provenance": known["provenance"] | part["provenance"],
+    }

@@ -1,0 +1,201 @@
+"""`uae study`: trains the arms of a study with several seeds, evaluates them, and writes what came out."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+
+from uae_lightning import run_folder
+from uae_lightning.paths import resolve
+from uae_lightning.pipeline import check_stage
+from uae_lightning.study.jobs import Desk, Job, Runner
+from uae_lightning.study.plan import (
+    SECONDS_PER_SAMPLE,
+    START,
+    Arm,
+    Study,
+    decoder_forwards,
+    read_study,
+    seconds_estimate,
+    seeded,
+)
+from uae_lightning.usage import Parser, UsageError
+
+DESCRIPTION = """\
+Trains and evaluates the arms of a study with several seeds, then writes results.json, results.md and their figures.
+It can be stopped at any moment: the same command goes on where it was. Everything lies in runs/NAME, logs in
+runs/NAME/logs.
+
+    uae study --config conf/reproduce.yaml
+    uae study --config conf/ablations.yaml --only a_b --seeds 0 1
+    uae study --config conf/ablations.yaml --dry-run                what would run, and about how long
+"""
+
+
+def main(args: list[str]) -> None:
+    from uae_lightning.study.page import write_results
+
+    options = parse(args)
+    study = read_study(options.config)
+    place, arms, seeds = Path("runs") / study.name, study.selected(options.only), options.seeds or study.seeds
+    desk = Desk(place / "logs", plan_jobs(study, place, arms, seeds))
+    if options.dry_run:
+        return show(desk, arms, options.jobs)
+    if not options.report:
+        clear_stale(desk, overwrite=options.overwrite)
+        check(desk, arms, seeds)
+        if failed := Runner(desk, options.jobs, options.cores).run():
+            names = ", ".join(job.name for job in failed)
+            raise ValueError(f"{len(failed)} of {len(desk.jobs)} jobs failed ({names}); the same command tries again")
+    seeds = sorted({*seeds, *(int(folder.name.removeprefix("seed-")) for folder in place.glob("seed-*"))})
+    whole = Desk(desk.folder, plan_jobs(study, place, list(study.arms.values()), seeds))  # with what earlier calls did
+    page = write_results(study, place, whole, options.output, shlex.join(["uae", "study", *args]))
+    print(f"Results: {page}, {page.with_suffix('.json')}")
+
+
+def parse(args: list[str]):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser = Parser(prog="uae study", description=DESCRIPTION)
+    parser.add_argument("--config", type=Path, metavar="YAML", help="the list of arms (needed)")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms, and those they come after")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="in place of the YAML's")
+    parser.add_argument("--output", type=Path, default=Path("docs"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=cores, help="processes at a time; default: cores, %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="redo jobs whose settings have changed since")
+    parser.add_argument("--dry-run", action="store_true", help="list the jobs and what they would take")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the results of what is done")
+    parser.set_defaults(cores=cores)
+    options = parser.parse(args)
+    if options.config is None:
+        parser.error("name the YAML of a study with --config")
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    return options
+
+
+def check(desk: Desk, arms: list[Arm], seeds: Iterable[int]) -> None:
+    """Raises UsageError for a mistake in a stage that is to be run, before any of them takes its time."""
+    left = {job.name for job in desk.jobs if not desk.done(job)}
+    for arm in arms:
+        for stage in arm.stages:
+            if any(f"seed-{seed}/{arm.name}/{stage.name}" in left for seed in seeds):
+                check_stage(seeded(stage, 0), [])
+
+
+def clear_stale(desk: Desk, *, overwrite: bool) -> None:
+    """Removes what other settings have made, if that was asked for; else raises UsageError where there is any."""
+    stale = desk.stale()
+    if stale and not overwrite:
+        names = ", ".join(job.name for job in stale)
+        raise UsageError(f"settings or shipped weights have changed since these jobs ran: {names}; redo: --overwrite")
+    for job in stale:
+        job.clear()
+
+
+def show(desk: Desk, arms: list[Arm], slots: int) -> None:
+    """Arms with their cost, then the jobs that are left."""
+    print(f"{'arm':20} {'decoder forwards':>16} {'min on a core':>13}  stages")
+    for arm in arms:
+        forwards, seconds = (sum(map(of, arm.stages)) for of in (decoder_forwards, seconds_estimate))
+        stages = [*([f"({arm.after})"] if arm.after else []), *(stage.name for stage in arm.stages)]
+        print(f"{arm.name:20} {forwards:16,} {seconds / 60:13.1f}  {', '.join(stages)}")
+    left = [job for job in desk.jobs if not desk.done(job)]
+    minutes = sum(job.seconds for job in left) / slots / 60
+    print("\n".join(job.name for job in left))
+    print(f"{len(left)} of {len(desk.jobs)} jobs to run, about {minutes:.0f} minutes with {slots} at a time")
+
+
+# ------------------------------------------------------------------------------------------------ jobs
+
+
+def plan_jobs(study: Study, place: Path, arms: list[Arm], seeds: Iterable[int]) -> list[Job]:
+    """The evaluation of the start; for each seed and arm its stages, one after the other, and an evaluation."""
+    jobs = [evaluation_job(study, place / START, START, [], None)]
+    for seed in seeds:
+        last: dict[str | None, Job | None] = {None: None}  # of each arm
+        for arm in arms:
+            before = last[arm.after]
+            for index in range(len(arm.stages)):
+                before = stage_job(study, place / f"seed-{seed}", arm, index, seed, before)
+                jobs.append(before)
+            last[arm.name] = before
+            weights = [place / f"seed-{seed}" / one.name for one in study.line(arm.name)]
+            jobs.append(evaluation_job(study, weights[-1], f"seed-{seed}/{arm.name}", weights, before))
+    return jobs
+
+
+def stage_job(study: Study, place: Path, arm: Arm, index: int, seed: int, before: Job | None) -> Job:
+    stage, folder = seeded(arm.stages[index], seed), place / arm.name
+
+    def command() -> list[str]:
+        write_run(study, place, arm, seed)
+        args = ["--config", folder / "run.yaml", "--output", folder, "--resume", "--only", stage.name]
+        return [sys.executable, "-m", "uae_lightning", "run", *map(str, args)]
+
+    return Job(
+        name=f"seed-{seed}/{arm.name}/{stage.name}",
+        needs=before.name if before else None,
+        seconds=seconds_estimate(stage),
+        settings={
+            "config": yaml.safe_load(stage.config.read_text()),
+            "options": stage.options,
+            "starts_from": before.digest if before else shipped_weights(),
+        },
+        result=folder / stage.name / "stage.json",
+        command=command,
+        clear=lambda: run_folder.clear_stage(folder / stage.name),
+    )
+
+
+def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
+    """The YAML of a run of this arm's stages: where it begins is in its options, so that it can be repeated alone."""
+    earlier = [place / before.name / stage.name for before in study.line(arm.name)[:-1] for stage in before.stages]
+    starts = {
+        f"model.init_args.{part}.init_args.path": str(path) for part, path in run_folder.latest_weights(earlier).items()
+    }
+    target = place / arm.name / "run.yaml"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stages = [
+        {"name": stage.name, "config": os.path.relpath(stage.config, target.parent), "options": stage.options | starts}
+        for stage in (seeded(stage, seed) for stage in arm.stages)
+    ]
+    target.write_text(yaml.safe_dump({"name": arm.name, "stages": stages}, sort_keys=False))
+
+
+def evaluation_job(study: Study, place: Path, name: str, weights: list[Path], before: Job | None) -> Job:
+    protocol, output = study.protocol, place / "evaluation.json"
+    args = ["--config", protocol.config, "--evaluation", protocol.judges, "--output", output]
+    args += ["--samples", protocol.samples, "--drawings", protocol.drawings]
+    if weights:  # the judges themselves are measured once, at the start
+        args += ["--weights", *weights, "--suite", "unified_bench", "geneval", "perception", "language", "images"]
+    return Job(
+        name=f"{name}/evaluation",
+        needs=before.name if before else None,
+        seconds=SECONDS_PER_SAMPLE * (protocol.samples + protocol.drawings),
+        settings={
+            "config": yaml.safe_load(protocol.config.read_text()),
+            "judges": yaml.safe_load(protocol.judges.read_text()),
+            "samples": protocol.samples,
+            "drawings": protocol.drawings,
+            "starts_from": before.digest if before else shipped_weights(),
+        },
+        result=output,
+        command=lambda: [sys.executable, "-m", "uae_lightning", "evaluate", *map(str, args)],
+        clear=lambda: output.unlink(missing_ok=True),
+    )
+
+
+@functools.cache
+def shipped_weights() -> str:
+    """A digest of the weights that come with the package: results of other weights must not be mixed in."""
+    digest = hashlib.sha256()
+    for path in sorted(resolve("shipped:").rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
