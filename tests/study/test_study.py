@@ -115,7 +115,7 @@ def test_a_study_from_start_to_end(tiny, tmp_path, capsys):
     assert arms["full"]["decoder_forwards"] - arms["drawn"]["decoder_forwards"] == 2 * 2 * 4 * 3
 
     text = (tmp_path / "docs" / "results.md").read_text()
-    assert "**Not reached:**" in text and "Objects made up" in text.split("**Not reached:**")[1]
+    assert "**Not reached:**" in text and "`hallucination`" in text.split("**Not reached:**")[1]
     assert text.count("| perception/hallucination |") == 2  # among all figures, and among those that got worse
     for link in set(page.re.findall(r"\]\((results/[^)]+)\)", text)):
         assert 0 < (tmp_path / "docs" / link).stat().st_size < 300_000

@@ -28,6 +28,7 @@ def compare(before: Items, after: Items) -> Figures:
     change = {
         suite: {name: [b - a for a, b in zip(values, after[suite][name], strict=True)] for name, values in of.items()}
         for suite, of in before.items()
+        if suite != "instruments"
     }
     gains: Figures = {}
     if "unified_bench" in change:

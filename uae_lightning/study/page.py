@@ -85,7 +85,7 @@ def section(study: Study, found: dict[str, Outcome], part: dict[str, Any], folde
 
 
 def number(value: float, sign: str = "") -> str:
-    digits = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    digits = 1 if abs(value) >= 10 else 2 if round(abs(value), 3) >= 1 else 3
     return f"{value:{sign}.{digits}f}"
 
 
@@ -116,9 +116,7 @@ def claims_table(claims: list[dict[str, Any]], outcome: Outcome) -> str:
     ]  # fmt: skip
     heads = ["figure", "start", "end", "gain", "each seed", "goal", "reached", "the paper, on its own scale and data"]
     missed = [claim for claim in claims if not claim["reached"]]
-    lines = [
-        f"- {claim['title'].removeprefix('- ')}: {span(claim['gain'], '+')} (goal: {claim['goal']})" for claim in missed
-    ]
+    lines = [f"- `{claim['name']}`: {span(claim['gain'], '+')} (goal: {claim['goal']})" for claim in missed]
     verdict = f"**{len(claims) - len(missed)} of {len(claims)} goals are reached.**"
     verdict += "\n\n**Not reached:**\n\n" + "\n".join(lines) if missed else ""
     rewarded = f"The reward was {outcome.reward}; all else was not rewarded."
