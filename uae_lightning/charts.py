@@ -92,15 +92,18 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def drawn_bands(bands: Sequence[Band], frame: Frame) -> list[str]:
-    shapes = []
+    areas, names = [], []
     for number, band in enumerate(bands):
         x, end = frame.x(band.start), frame.x(band.end)
         shade = "#eef3f8" if number % 2 == 0 else "#f8f5ee"
-        shapes.append(
+        half = 3.8 * len(band.name)  # px, about half of the name's width
+        middle = min((x + end) / 2, frame.width - frame.right - half)
+        line = 15 + 14 * (number % 2 if end - x < 2 * half else 0)  # names of narrow neighbours must not touch
+        areas.append(
             f'<rect x="{x:.1f}" y="0" width="{end - x:.1f}" height="{frame.height - frame.bottom}" fill="{shade}"/>'
-            f'<text x="{(x + end) / 2:.1f}" y="15" class="band">{escape(band.name)}</text>'
         )
-    return shapes
+        names.append(f'<text x="{middle:.1f}" y="{line}" class="band">{escape(band.name)}</text>')
+    return areas + names
 
 
 def drawn_axes(frame: Frame) -> list[str]:

@@ -109,7 +109,7 @@ def header(record: dict[str, Any], stages: list[StageView]) -> str:
     state = "finished" if done == len(record["stages"]) else f"{done} of {len(record['stages'])} stages finished so far"
     return (
         f"<h1>One image &rarr; caption &rarr; image auto-encoder</h1>"
-        f'<p class="muted">Run <b>{escape(record["name"])}</b>, {state}, {escape(record["written"])}. Every number is '
+        f'<p class="muted">Run <b>{escape(record["name"])}</b>, {state}, {escape(record["written"])}. Rewards are '
         f"measured on {len(stages[0].rows[0]['reward'])} held-out pictures that no stage has trained on; brackets are "
         f"95% bootstrap intervals over these pictures.</p>"
     )

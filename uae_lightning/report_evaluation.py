@@ -98,12 +98,17 @@ def groups(evaluation: dict[str, Any]) -> list[Group]:
                 Row("language/repetition", "repetition", -1),
             ),
         ),
-        Group("", "perplexity under the encoder before RL", (Row("language/perplexity", "perplexity", -1),), None),
+        Group(
+            "Perplexity",
+            "of captions under the encoder before RL",
+            (Row("language/perplexity", "per token", -1),),
+            None,
+        ),
         Group(
             "Pictures",
             "statistics that no reward asks for, over those of the originals; 1 is alike",
             tuple(Row(f"images/{name}", name.replace("_", " "), 0) for name in STATISTICS),
-            None,
+            2.0,
         ),
     ]
 

@@ -56,7 +56,13 @@ def main(args: list[str]) -> None:
             raise ValueError(f"{len(failed)} of {len(desk.jobs)} jobs failed ({names}); the same command tries again")
     seeds = sorted({*seeds, *(int(folder.name.removeprefix("seed-")) for folder in place.glob("seed-*"))})
     whole = Desk(desk.folder, plan_jobs(study, place, list(study.arms.values()), seeds))  # with what earlier calls did
-    page = write_results(study, place, whole, options.output, shlex.join(["uae", "study", *args]))
+    page = write_results(
+        study,
+        place,
+        whole,
+        options.output,
+        shlex.join(["uae", "study", *(word for word in args if word != "--report")]),
+    )
     print(f"Results: {page}, {page.with_suffix('.json')}")
 
 
