@@ -32,8 +32,8 @@ Measures captions, pictures and the round trip on held-out data, and writes ever
     uae evaluate --config conf/demo.yaml --weights runs/demo --stage encoder_rl --output middle.json
     uae evaluate --config conf/demo.yaml --suite geneval instruments --samples 32 --output quick.json
 
-The values behind the figures, one per picture or prompt, go to OUTPUT.items.json; two evaluations with the same
-samples and seed have the same pictures and prompts there, in the same order.
+The values behind the figures, one per picture or prompt, go to a second file, end.items.json beside end.json; two
+evaluations with the same samples, drawings and seed have the same pictures and prompts there, in the same order.
 
 suites:
   unified_bench   picture -> caption -> picture: cosine to the source, by vision backbone
@@ -81,7 +81,10 @@ def parse(args: list[str]):
     parser.add_argument("--samples", type=int, metavar="N", help="held-out pictures; default: the YAML's")
     parser.add_argument("--drawings", type=int, metavar="N", help="pictures drawn from prompts; default: the YAML's")
     parser.add_argument("--seed", type=int, default=0, help="of captions, noise and prompts; default: %(default)s")
-    parser.add_argument("--evaluation", type=Path, metavar="YAML", help="what to judge with; default: the config's own")
+    parser.add_argument(
+        "--evaluation", type=Path, metavar="YAML",
+        help="what to judge with; default: what a run's YAML names, or evaluation.yaml beside a stage's",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="JSON", help="file of the figures (needed)")
     options = parser.parse(args)
     if options.config is None:

@@ -65,7 +65,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_moves_its_figures_and_no_other(fault: str):
-    # Red if `facts.count is None` becomes `facts.count`, or item.size == size becomes !=.
+    # Red if item.size == size becomes !=, or `if facts.count is None` becomes `if facts.count`.
     plant, expected = FAULTS[fault]
     clean, faulty = perception(CAPTIONS, [SCENE] * 30), perception([plant(text) for text in CAPTIONS], [SCENE] * 30)
     assert {name for name in clean if clean[name] != faulty[name]} == expected

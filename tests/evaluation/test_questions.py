@@ -128,6 +128,7 @@ def test_the_caption_before_the_gap_is_true_and_hides_the_answer():
             named = [(item.name, item.color, item.size, item.position) for item in scene.objects]
             assert [(f.name, f.color, f.size, f.position) for f in facts.objects] == named[: len(facts.objects)]
             assert not facts.relations
+            assert question.options[question.answer].split()[0] not in question.prefix.split(" . ")[-1].split()
             if question.kind == "relation":
                 assert len(facts.objects) == len(scene.objects)
 
@@ -142,7 +143,7 @@ def test_questions_repeat_and_scenes_of_twins_have_few():
 
 
 def test_probabilities_are_those_of_whole_options(make_encoder, images):
-    # Red if a stem is shared by options that differ earlier (tokens[:-2]), or the padding's mask is left out.
+    # Red if a stem is shared by options that differ earlier (tokens[:-2]), or batches start at 1.
     encoder = make_encoder()
     questions = [
         Question("position", "a red cat is at the", ("top left", "center", "top right"), 0),

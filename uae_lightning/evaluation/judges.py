@@ -51,7 +51,10 @@ def fault_scores(judge: Reward, *, count: int = 64, seed: int = 0) -> dict[str, 
     originals = _pictures(scenes)
     faulty = {kind: _pictures([with_fault(scene, kind, rng) for scene in scenes]) for kind in FAULTS}
     candidates = {SAME: worn(originals, seed)} | faulty
-    return {name: scores(judge, originals, pictures).tolist() for name, pictures in candidates.items()}
+    # One call, those of a scene side by side: judges that embed pictures then embed each original once.
+    side_by_side = torch.stack(list(candidates.values()), 1).flatten(0, 1)
+    found = scores(judge, originals.repeat_interleave(len(candidates), 0), side_by_side).view(count, -1)
+    return dict(zip(candidates, found.T.tolist(), strict=True))
 
 
 @torch.no_grad()

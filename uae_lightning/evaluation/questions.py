@@ -15,8 +15,9 @@ for the first one (positions of later objects: 22% right without the dots, 97% w
 
 Count and relation are what the reward is indifferent to: both follow from the objects and positions that a caption
 lists, by which the decoder draws, so that nothing is gained by wording them. What RL lets go shows there first, as far
-as the encoder knew it before: the embedded one counts (96%), and tells left from right no better than by chance.
-Relations can be answered from the listing alone; chance is exactly 1/2, the order of rows tells nothing of columns.
+as the encoder knew it before: the embedded one counts (94% of 128 scenes), but hardly tells left from right (45 to 69%
+of 35 to 60). Relations can be answered from the listing alone; blind chance is 1/2, as the order of rows tells nothing
+of columns.
 """
 
 from __future__ import annotations
