@@ -287,8 +287,7 @@ def test_a_blind_judge_is_found_out():
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
 def test_a_fault_moves_the_tasks_that_it_breaks_and_no_other(fault):
-    # Red if the color is not checked, the relation is turned round, or a task is added to
-    # or taken from BREAKS.
+    # Red if the color is not checked, or a task is added to or taken from BREAKS.
     wanted, scenes, broken = [], [], BREAKS.get(fault, ())
     for index, prompt in enumerate(scene_prompts(72, seed=2)):
         rng = np.random.default_rng(index)
