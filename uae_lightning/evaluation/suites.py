@@ -35,7 +35,7 @@ Items = dict[str, dict[str, list[float]]]  # suite -> name -> a value per item, 
 Figures = dict[str, Any]  # suite -> name -> interval, or another such dict
 
 OF_THE_ROUND_TRIP = {"unified_bench", "perception", "language", "images"}
-FAULTY_SCENES = 16  # on which a backbone is checked, with nine faults each
+FAULTY_SCENES = 64  # on which a backbone is checked, with nine faults each
 
 
 @dataclass
