@@ -18,6 +18,10 @@ class Component(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write the part in the format of its library (safetensors), adapters merged; its class can start from it."""
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks: units of sharding, of activation checkpointing and of compilation."""
+        return []
+
 
 class Encoder(Component):
     """Vision-language model: image -> caption, and caption -> hidden states."""
@@ -52,6 +56,7 @@ class Projector(Component):
     """Encoder states [N, L, hidden_size] -> conditioning states [N, L, D]."""
 
     input_size: int  # hidden_size of the encoder it fits
+    output_size: int  # conditioning_size of the decoder it fits
 
     @abstractmethod
     def forward(self, states: Tensor) -> Tensor: ...

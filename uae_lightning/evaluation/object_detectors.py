@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from uae_lightning.data.scenes import CELL_CENTERS, CLASSES, COLORS, SIZES
 from uae_lightning.evaluation.detector import NAMES, SceneDetector
 from uae_lightning.paths import resolve
-from uae_lightning.rewards.vision_features import Preprocessing, expand
+from uae_lightning.rewards.vision_features import Preprocessing
 
 Box = tuple[float, float, float, float]
 
@@ -148,8 +148,8 @@ class TransformersDetector(ObjectDetector):
     ) -> None:
         super().__init__()
         self.threshold, self.counting_threshold, self.micro_batch = threshold, counting_threshold, micro_batch
-        self.finder = _finder(expand(model), names)
-        self.color_reader = None if color_model is None else _ColorReader(expand(color_model))
+        self.finder = _finder(_folder(model, "model"), names)
+        self.color_reader = None if color_model is None else _ColorReader(_folder(color_model, "color_model"))
         self.names, self.colors = self.finder.names, () if color_model is None else CLIP_COLORS
         self.requires_grad_(False)
         self.eval()
@@ -351,6 +351,13 @@ def _tokenizer(model: str, option: str, network: nn.Module) -> Callable[[list[st
         raise _missing(model, option)
     length = network.config.text_config.max_position_embeddings
     return partial(tokenizer, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+
+
+def _folder(model: str, option: str) -> str:
+    try:
+        return str(resolve(model, ["*.json", "*.txt", "*.safetensors", "*.model"]))
+    except FileNotFoundError as error:
+        raise _missing(model, option) from error
 
 
 def _pretrained(loader: type, model: str, option: str, **options):

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+
+from uae_lightning.models.quantization import dequantized, is_quantized
 
 
 @dataclass
@@ -70,17 +71,20 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """peft's state dict of the adapters, [] if there are none."""
-    return get_peft_model_state_dict(model) if lora_layers(model) else {}
-
-
 def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """The state dict the model has without adapters, their update added to the weights; the model is not changed.
 
-    `dtype` is that of the result, None keeps each tensor's own.
+    Quantised weights become what they stand for: what was trained is what is saved.
+
+    Args:
+        dtype: of the result; None keeps each tensor's own (of a quantised one: that before it was).
     """
     state = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    for name, module in model.named_modules():
+        if is_quantized(module):
+            for key in [key for key in state if key.startswith(f"{name}.") and key != f"{name}.bias"]:
+                del state[key]  # the weight in its packed form, its scales and codes
+            state[f"{name}.weight"] = dequantized(module)
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
@@ -88,10 +92,6 @@ def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str
             delta = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
             state[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
     return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in state.items()}
-
-
-def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def to_dtype(name: str) -> torch.dtype:

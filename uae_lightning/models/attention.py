@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from diffusers import SD3Transformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
+
+
+def use_masked_attention(transformer: SD3Transformer2DModel, backend: str, *, masked: bool) -> None:
+    """Gives every attention layer a `MaskedJointAttention` with that backend of diffusers.
+
+    Raises:
+        ValueError: the backend is unknown, its package is not installed, or it takes no mask and one is needed.
+    """
+    if masked and "flash" in backend and "varlen" not in backend and backend != "_native_flash":
+        raise ValueError(
+            f"attention: {backend} takes no mask for text padding: choose flash_varlen, or set mask_padding: false"
+        )
+    transformer.set_attn_processor(MaskedJointAttention())
+    if backend == "native":
+        return
+    try:
+        transformer.set_attention_backend(backend)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"attention: {backend} cannot be used here: {error}") from error
 
 
 class MaskedJointAttention:
     """Attention processor for `SD3Transformer2DModel`: text positions that are padding are attended to by nobody.
 
-    Call the transformer with `joint_attention_kwargs={"text_mask": mask}`, mask [N, L] bool.
+    Call the transformer with `joint_attention_kwargs={"text_mask": mask}`, mask [N, L] bool; None is no padding.
     """
+
+    _attention_backend: AttentionBackendName | None = None  # set by diffusers; None is torch's own attention
 
     def __call__(
         self,
@@ -35,9 +58,16 @@ class MaskedJointAttention:
             value = torch.cat([value, heads(attn.add_v_proj(text))], dim=2)
             if text_mask is not None:
                 mask = F.pad(text_mask, (pixels, 0), value=True)[:, None, None]
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        out = self.attend(query, key, value, mask).flatten(2)
         image_out = attn.to_out[1](attn.to_out[0](out[:, :pixels]))
         if encoder_hidden_states is None:
             return image_out
         text_out = out[:, pixels:]
         return image_out, text_out if attn.context_pre_only else attn.to_add_out(text_out)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """[N, heads, S, d] each -> [N, S, heads, d]."""
+        if self._attention_backend is None:
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)

@@ -36,7 +36,7 @@ class MLPProjector(Projector):
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
         folder = resolve(path) if path is not None else None
         self.config = json.loads((folder / "config.json").read_text()) if folder else {**sizes, "normalize": normalize}
-        self.input_size = self.config["input_size"]
+        self.input_size, self.output_size = self.config["input_size"], self.config["output_size"]
         self.layers = nn.Sequential(
             nn.LayerNorm(self.config["input_size"]) if self.config["normalize"] else nn.Identity(),
             nn.Linear(self.config["input_size"], self.config["hidden_size"]),

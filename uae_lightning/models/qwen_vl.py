@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.utils import is_flash_attn_2_available
 
 from uae_lightning.interfaces import Encoder
+from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.loading import load, weightless
+from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.paths import resolve
 from uae_lightning.types import Captions
 
@@ -28,6 +32,7 @@ CAPTION_PROMPT = (
 )
 GENERATE_SYSTEM = "You are a helpful assistant."
 
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # that are wanted of a model on the hub
 TEXT_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -40,9 +45,16 @@ class QwenVLEncoder(Encoder):
             (paper: unfreezing it collapsed).
         lora: settings of the adapters where `train` is "lora".
         dtype: of the frozen weights; adapters are float32.
+        quantization: of the linear layers in the blocks, "8bit" or "4bit" (NF4) by bitsandbytes.
+        attention: "sdpa", "eager", or "flash_attention_2", which needs the flash-attn package.
+        checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
         caption_system, caption_prompt: what the encoder is asked for a caption; an empty system line is left out.
         generate_system: system line of the "generate" template in which the decoder's captions are read.
         max_pixels: larger pictures are scaled down to this area (released UAE: 65,536).
+
+    Raises:
+        FileNotFoundError: `path` names no model that can be had.
+        ValueError: flash-attn is asked for and not installed.
     """
 
     def __init__(
@@ -51,32 +63,53 @@ class QwenVLEncoder(Encoder):
         train: Literal["nothing", "lora"] = "nothing",
         lora: LoRA | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantization: Quantization = "none",
+        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        checkpoint_activations: bool = False,
         caption_system: str = CAPTION_SYSTEM,
         caption_prompt: str = CAPTION_PROMPT,
         generate_system: str = GENERATE_SYSTEM,
         max_pixels: int = 65_536,
     ) -> None:
         super().__init__()
-        folder = resolve(path)
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=to_dtype(dtype))
-        self.model.requires_grad_(False).eval()
+        if attention == "flash_attention_2" and not weightless() and not is_flash_attn_2_available():
+            raise ValueError(
+                "attention: flash_attention_2 needs the flash-attn package and a GPU: install the extra "
+                "(`pip install --no-build-isolation 'uae-lightning[flash]'`), or set attention: sdpa"
+            )
+        folder, self.dtype = resolve(path, FILES), to_dtype(dtype)
+        self.model = load(
+            Qwen2_5_VLForConditionalGeneration, folder, self.dtype,
+            attn_implementation="sdpa" if weightless() else attention,
+        )  # fmt: skip
+        self.model.requires_grad_(False)
+        quantize_linears(self.model, self.blocks(), quantization)
         if train == "lora":
             add_lora(self.model, lora or LoRA(), TEXT_LINEARS)
+        if checkpoint_activations:
+            checkpoint_blocks(self.blocks())
+        config = self.model.config
+        self.hidden_size = config.text_config.hidden_size
+        self.max_pixels = max_pixels
+        # a policy must not sample placeholders of pictures: in replay the model would look for pictures there
+        self.never_sampled = [
+            config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id
+        ]  # fmt: skip
+        if not weightless():
+            self._load_text(folder, caption_system, caption_prompt, generate_system)
+
+    def _load_text(self, folder: Path, caption_system: str, caption_prompt: str, generate_system: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
-        self.hidden_size = self.model.config.text_config.hidden_size
-        self.max_pixels = max_pixels
         self.generate_system = generate_system
         system = [{"role": "system", "content": caption_system}] if caption_system else []
         content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
         messages = [*system, {"role": "user", "content": content}]
         self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        # a policy must not sample placeholders of pictures: in replay the model would look for pictures there
-        config = self.model.config
-        self.never_sampled = [
-            config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id
-        ]  # fmt: skip
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
 
     # ----------------------------------------------------------------- image -> caption
 
@@ -182,7 +215,7 @@ class QwenVLEncoder(Encoder):
         blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # B, Y, X, y, x, C, 1, p, p
         patches = blocks.repeat_interleave(config.temporal_patch_size, 6).reshape(len(images) * rows * cols, -1)
         grid = torch.tensor([[1, rows, cols]], device=images.device).repeat(len(images), 1)
-        return patches.to(self.model.dtype), grid
+        return patches.to(self.dtype), grid
 
     # ----------------------------------------------------------------- caption -> states
 

@@ -12,15 +12,24 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from diffusers.models.modeling_utils import ModelMixin
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from uae_lightning.algorithms import flow
+from uae_lightning.checkpoint_io import replacing
 from uae_lightning.interfaces import Decoder
+from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
-from uae_lightning.models.attention import MaskedJointAttention
+from uae_lightning.models.attention import use_masked_attention
+from uae_lightning.models.loading import load, weightless
 from uae_lightning.models.patch_codec import PatchCodec
+from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.paths import resolve
 from uae_lightning.types import Conditioning
+
+TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # the CLIPs; T5 is not used
+FOLDERS = ("transformer", "vae", "scheduler", *TEXT_ENCODERS, *TEXT_ENCODERS.values())
+FILES = ["pooled.safetensors", *(f"{folder}/*" for folder in FOLDERS)]  # that are wanted of a model on the hub
 
 ATTENTION_PROJECTIONS = [  # Flow-GRPO code: LoRA targets of SD3
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -32,14 +41,24 @@ class SD3Decoder(Decoder):
     """`SD3Transformer2DModel` conditioned on projected encoder states.
 
     Args:
-        path: folder with `transformer/`, `vae/` and `scheduler/`; `pooled.safetensors` beside them holds the pooled
-            text embedding (released UAE: that of the empty prompt), zeros where it is missing.
+        path: folder or hub id in the layout of diffusers: `transformer/`, `vae/`, `scheduler/`, and the pooled text
+            embedding of the empty prompt (released UAE) in `pooled.safetensors`. Where that file is missing it is
+            computed once from the CLIP text encoders and kept there; where they are missing too, it is zero.
         resolution: side of the pictures in pixels.
         train: "nothing", "all" weights of the transformer, or a LoRA with the settings of `lora`.
         lora: settings of the adapters where `train` is "lora".
-        dtype: of the transformer's frozen weights; weights trained in full are kept in float32.
+        dtype: of the frozen weights; weights trained in full are kept in float32.
+        quantization: of the linear layers in the blocks, "8bit" or "4bit" (NF4) by bitsandbytes.
+        attention: a backend of diffusers, such as "native" (torch's) or "flash_varlen".
+        checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
+        compile: torch.compile of the blocks, in sampling and replay alike. It pays on a GPU.
+        mask_padding: nothing attends to text padding; False as the released UAE, where pictures depend on it.
         sigma_spacing: "sd3" as diffusers' pipeline (the last step before 0 is tiny), "even" between 1 and 1/steps
             before the shift, which wastes no step when there are few (ours).
+
+    Raises:
+        FileNotFoundError: `path` names no model that can be had.
+        ValueError: the attention backend cannot be used.
     """
 
     def __init__(
@@ -49,28 +68,37 @@ class SD3Decoder(Decoder):
         train: Literal["nothing", "all", "lora"] = "nothing",
         lora: LoRA | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantization: Quantization = "none",
+        attention: str = "native",
+        checkpoint_activations: bool = False,
+        compile: bool = False,
+        mask_padding: bool = True,
         sigma_spacing: Literal["sd3", "even"] = "sd3",
     ) -> None:
         super().__init__()
-        folder = resolve(path)
-        weights_dtype = torch.float32 if train == "all" else to_dtype(dtype)
-        self.transformer = SD3Transformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=weights_dtype
-        )
-        self.transformer.set_attn_processor(MaskedJointAttention())
-        self.vae = _load_vae(folder).requires_grad_(False).eval()
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-        self.sigma_spacing = sigma_spacing
-        pooled = folder / "pooled.safetensors"
-        size = self.transformer.config.pooled_projection_dim
-        self.register_buffer("pooled", load_file(pooled)["pooled"] if pooled.exists() else torch.zeros(1, size))
-        self.conditioning_size = self.transformer.config.joint_attention_dim
+        folder = resolve(path, FILES)
+        self.dtype = torch.float32 if train == "all" else to_dtype(dtype)
+        self.transformer = load(SD3Transformer2DModel, folder, self.dtype, "transformer")
         self.transformer.requires_grad_(train == "all")
+        use_masked_attention(self.transformer, attention, masked=mask_padding)
+        quantize_linears(self.transformer, self.blocks(), quantization)
         if train == "lora":
             add_lora(self.transformer, lora or LoRA(), ATTENTION_PROJECTIONS)
-        channels = self.transformer.config.in_channels
+        if checkpoint_activations:
+            checkpoint_blocks(self.blocks())
+        if compile:
+            for block in self.blocks():  # one block's graph serves all; a whole transformer takes minutes
+                block.compile()
+        self.vae = _load_vae(folder, to_dtype(dtype)).requires_grad_(False)
+        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing
+        self.register_buffer("pooled", _pooled(folder, self.transformer.config.pooled_projection_dim))
+        self.conditioning_size = self.transformer.config.joint_attention_dim
         side = resolution // _downsampling(self.vae)
-        self.latent_shape = (channels, side, side)
+        self.latent_shape = (self.transformer.config.in_channels, side, side)
+
+    def blocks(self) -> list[nn.Module]:
+        return list(self.transformer.transformer_blocks)
 
     def encode_images(self, images: Tensor) -> Tensor:
         vae_input = (2 * images - 1).to(self.vae.dtype)
@@ -86,13 +114,13 @@ class SD3Decoder(Decoder):
             conditioning = Conditioning(
                 x.new_zeros(len(x), 1, self.conditioning_size), torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
             )
-        dtype = self.transformer.dtype
+        dtype = self.dtype
         sample = self.transformer(
             hidden_states=x.to(dtype),
             timestep=(sigma * self.scheduler.config.num_train_timesteps).to(x.device),
             encoder_hidden_states=conditioning.states.to(dtype),
             pooled_projections=self.pooled.to(dtype).expand(len(x), -1),
-            joint_attention_kwargs={"text_mask": conditioning.mask},
+            joint_attention_kwargs={"text_mask": conditioning.mask if self.mask_padding else None},
         ).sample
         return sample.float()
 
@@ -121,13 +149,42 @@ class SD3Decoder(Decoder):
             save_file(adapter, folder / "pytorch_lora_weights.safetensors")  # diffusers' load_lora_weights reads it
 
 
-def _load_vae(folder: Path) -> ModelMixin:
-    name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
+def _load_vae(folder: Path, dtype: torch.dtype) -> ModelMixin:
     kinds = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
+    config = folder / "vae" / "config.json"
+    name = json.loads(config.read_text())["_class_name"] if config.exists() else "AutoencoderKL"
     if name not in kinds:
         raise ValueError(f"{folder}/vae: class {name!r} is not one of {sorted(kinds)}")
-    return kinds[name].from_pretrained(folder, subfolder="vae")
+    vae = load(kinds[name], folder, dtype, "vae")
+    if name == "AutoencoderKL":
+        vae.enable_slicing()  # one picture at a time: at 512 px each takes about a gigabyte
+    return vae
 
 
 def _downsampling(vae: ModelMixin) -> int:
     return vae.config.patch_size if isinstance(vae, PatchCodec) else 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _pooled(folder: Path, size: int) -> Tensor:
+    """Pooled text embedding [1, size] of the empty prompt: read, or computed and written for the next time."""
+    file = folder / "pooled.safetensors"
+    if file.exists() and not weightless():
+        return load_file(file)["pooled"]
+    if weightless() or not all((folder / part).is_dir() for part in TEXT_ENCODERS):
+        return torch.zeros(1, size)
+    pooled = torch.cat([_empty_prompt(folder, *part) for part in TEXT_ENCODERS.items()], 1)
+    try:
+        with replacing(file) as partial:
+            save_file({"pooled": pooled}, partial)
+    except OSError:  # a folder that nobody may write to: computed each time
+        pass
+    return pooled
+
+
+@torch.no_grad()
+def _empty_prompt(folder: Path, text_encoder: str, tokenizer: str) -> Tensor:
+    """[1, D] of one CLIP text encoder, as diffusers' SD3 pipeline has it."""
+    model = load(CLIPTextModelWithProjection, folder, torch.float32, text_encoder)
+    words = CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer)
+    inputs = words("", padding="max_length", max_length=words.model_max_length, truncation=True, return_tensors="pt")
+    return model(inputs["input_ids"]).text_embeds

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
-from uae_lightning.paths import SHIPPED, resolve
-from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, expand, load_vision_model
+from uae_lightning.models.loading import load
+from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, vision_folder
 
 
 class ClipSimilarity(EmbeddingSimilarity):
@@ -22,11 +23,13 @@ class ClipSimilarity(EmbeddingSimilarity):
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", micro_batch: int = 32) -> None:
         super().__init__(micro_batch)
-        model = str(resolve(model)) if str(model).startswith(SHIPPED) else expand(model)
-        self.network = load_vision_model(model, type(self).__name__, _ClipLoader)
+        folder = vision_folder(model, type(self).__name__)
+        # AutoModel would drop a vision tower's projection to the embedding
+        vision_only = AutoConfig.from_pretrained(folder).model_type == "clip_vision_model"
+        self.network = load(CLIPVisionModelWithProjection if vision_only else AutoModel, folder, torch.float32)
         if hasattr(self.network, "text_model"):
             self.network.text_model = None  # half of the weights, never asked
-        self.preprocess = Preprocessing.of(model)
+        self.preprocess = Preprocessing.of(folder)
         self.freeze()
 
     def embed(self, images: Tensor) -> Tensor:
@@ -39,11 +42,3 @@ class ClipSimilarity(EmbeddingSimilarity):
             features = getattr(output, "image_embeds", None)
             features = output.pooler_output if features is None else features
         return F.normalize(features.float(), dim=-1)
-
-
-class _ClipLoader:
-    @staticmethod
-    def from_pretrained(model: str, **kwargs):
-        """AutoModel, except that for a CLIP vision tower AutoModel would drop the projection to the embedding."""
-        vision_only = AutoConfig.from_pretrained(model).model_type == "clip_vision_model"
-        return (CLIPVisionModelWithProjection if vision_only else AutoModel).from_pretrained(model, **kwargs)

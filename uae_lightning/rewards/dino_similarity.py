@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoModel
 
-from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, expand, load_vision_model
+from uae_lightning.models.loading import load
+from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, vision_folder
 
 
 class DinoSimilarity(EmbeddingSimilarity):
@@ -20,9 +23,9 @@ class DinoSimilarity(EmbeddingSimilarity):
 
     def __init__(self, model: str = "facebook/dinov2-large", micro_batch: int = 32) -> None:
         super().__init__(micro_batch)
-        model = expand(model)
-        self.network = load_vision_model(model, type(self).__name__)
-        self.preprocess = Preprocessing.of(model)
+        folder = vision_folder(model, type(self).__name__)
+        self.network = load(AutoModel, folder, torch.float32)
+        self.preprocess = Preprocessing.of(folder)
         self.freeze()
 
     def embed(self, images: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 from uae_lightning.interfaces import Reward
+from uae_lightning.paths import resolve
 from uae_lightning.types import RewardInput, RewardOutput
 
+FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # codes of PIL, as preprocessor_config.json has them
 
 
@@ -81,12 +82,12 @@ class Preprocessing(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     @classmethod
-    def of(cls, model: str) -> Preprocessing:
+    def of(cls, model: str | Path) -> Preprocessing:
         """As the model's folder or hub page says.
 
         The file is read rather than AutoImageProcessor, which needs torchvision for some models (DINOv3).
         """
-        config = get_image_processor_config(model)
+        config = get_image_processor_config(str(model))
         if not {"size", "image_mean", "image_std"} <= config.keys():
             raise ValueError(f"{model!r} has no preprocessor_config.json with size, image_mean and image_std: add one")
         return cls(config)
@@ -110,31 +111,22 @@ class Preprocessing(nn.Module):
         return (shortest, long) if height <= width else (long, shortest)
 
 
-def load_vision_model(model: str, owner: str, loader: type = AutoModel) -> PreTrainedModel:
-    """A model of transformers in fp32, from a local folder or the hub.
+def vision_folder(model: str, owner: str) -> Path:
+    """The folder of a vision model of transformers, from a local path, "shipped:NAME" or a hub id.
 
     Args:
-        model: local folder, or hub id ("openai/clip-vit-large-patch14").
         owner: name of the reward, for the message.
-        loader: class whose `from_pretrained` is used.
 
     Raises:
         FileNotFoundError: it is neither on this machine nor to be had.
     """
     try:
-        return loader.from_pretrained(model, dtype=torch.float32)
-    except OSError as error:  # what transformers raises for a missing folder, file or connection
+        return resolve(model, FILES)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{owner}: no weights found for model={model!r}. Give a local folder with config.json, model.safetensors "
-            "and preprocessor_config.json, or download the hub model once with a connection and HF_HUB_OFFLINE unset "
-            f"(`hf download {model}`). uae_lightning.rewards.perceptual_grid.PerceptualGrid needs neither."
+            f"{owner}: {error}. A folder needs config.json, model.safetensors and preprocessor_config.json; "
+            "uae_lightning.rewards.perceptual_grid.PerceptualGrid needs neither folder nor hub."
         ) from error
-
-
-def expand(model: str | Path) -> str:
-    """Local folders may start with "~"; hub ids stay as they are."""
-    path = Path(model).expanduser()
-    return str(path) if path.is_dir() else str(model)
 
 
 def _height_width(size: int | dict) -> tuple[int, int]:

@@ -88,18 +88,15 @@ class Stage(L.LightningModule):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        with torch.no_grad():
-            states, _ = self.encoder.embed(["a"])
-            if (size := states.shape[-1]) != (wanted := self.projector.input_size):
-                raise ValueError(
-                    f"encoder and projector do not fit: the encoder's states have {size} channels, the projector takes "
-                    f"{wanted}; set model.init_args.projector.init_args.input_size to {size}"
-                )
-            out = self.projector(states).shape[-1]
-        if out != self.decoder.conditioning_size:
+        if (size := self.encoder.hidden_size) != (wanted := self.projector.input_size):
             raise ValueError(
-                f"projector and decoder do not fit: the projector gives {out} channels, the decoder takes "
-                f"{self.decoder.conditioning_size}; set model.init_args.projector.init_args.output_size to it"
+                f"encoder and projector do not fit: the encoder's states have {size} channels, the projector takes "
+                f"{wanted}; set model.init_args.projector.init_args.input_size to {size}"
+            )
+        if (size := self.projector.output_size) != (wanted := self.decoder.conditioning_size):
+            raise ValueError(
+                f"projector and decoder do not fit: the projector gives {size} channels, the decoder takes "
+                f"{wanted}; set model.init_args.projector.init_args.output_size to {wanted}"
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,0 +1,98 @@
+"""8-bit and 4-bit bases under LoRA, on the small models of the real classes (bitsandbytes computes on the CPU too)."""
+
+import pytest
+import torch
+
+from uae_lightning.models.adapters import LoRA, merged_state
+from uae_lightning.models.quantization import is_quantized
+from uae_lightning.types import Conditioning
+
+LORA = LoRA(rank=4, alpha=8)
+ERROR = {"8bit": 0.03, "4bit": 0.35}  # relative, of random weights; trained ones: .016 and .10 of the velocity
+
+
+def conditioning(n: int) -> Conditioning:
+    states = torch.randn(n, 5, 24, generator=torch.Generator().manual_seed(1))
+    return Conditioning(states, torch.ones(n, 5, dtype=torch.bool))
+
+
+def noise(n: int) -> torch.Tensor:
+    return torch.randn(n, 8, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def weight_bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for name, p in module.named_parameters() if "lora_" not in name)
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_decoder_with_lora_trains_and_replays_exactly(make_decoder, quantization):
+    # red if `linear.weight.data` loses its sign
+    plain = make_decoder()
+    decoder = make_decoder(train="lora", lora=LORA, quantization=quantization)
+    sigma = torch.full((2,), 0.7)
+    velocity = decoder.velocity(noise(2), sigma, conditioning(2))
+    with torch.no_grad():
+        assert torch.equal(decoder.velocity(noise(2), sigma, conditioning(2)), velocity)
+        wanted = plain.velocity(noise(2), sigma, conditioning(2))
+    assert 0 < relative(velocity, wanted) < ERROR[quantization]
+    velocity.square().sum().backward()
+    trained = {name: p for name, p in decoder.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name and p.dtype == torch.float32 for name, p in trained.items())
+    assert sum(p.grad.abs().sum() for name, p in trained.items() if "lora_B" in name) > 0
+
+
+@pytest.mark.parametrize("quantization, bytes_per_weight", [("8bit", 1), ("4bit", 0.5)])
+def test_all_linears_of_the_blocks_and_only_those_are_quantized(make_encoder, quantization, bytes_per_weight):
+    # red if `blocks` is replaced by `[model]` (the head would be quantised too), children of children are left out, or
+    # `.eval()` goes (8-bit layers compute differently in train mode)
+    encoder = make_encoder(quantization=quantization)
+    linears = {name for name, module in make_encoder().model.named_modules() if isinstance(module, torch.nn.Linear)}
+    inside = {name for name in linears if ".layers." in name or ".blocks." in name}
+    quantized = {name: module for name, module in encoder.model.named_modules() if is_quantized(module)}
+    assert quantized.keys() == inside and "lm_head" in linears - inside
+    for module in quantized.values():
+        assert not module.training
+        weight = module.weight
+        assert weight.numel() * weight.element_size() == module.in_features * module.out_features * bytes_per_weight
+    assert weight_bytes(encoder) < weight_bytes(make_encoder())
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_what_was_trained_is_what_is_saved(make_decoder, tmp_path, quantization):
+    # red if `merged_state` keeps the packed weight, or leaves the update out
+    decoder = make_decoder(train="lora", lora=LORA, quantization=quantization)
+    for name, parameter in decoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    decoder.save(tmp_path)
+    again = type(decoder)(str(tmp_path), resolution=64, sigma_spacing="even")
+    sigma = torch.full((2,), 0.5)
+    with torch.no_grad():
+        trained, loaded = (d.velocity(noise(2), sigma, conditioning(2)) for d in (decoder, again))
+        start = make_decoder().velocity(noise(2), sigma, conditioning(2))
+    # an int8 layer rounds its input as well, which the saved one does not
+    assert relative(loaded, trained) < 0.03 < relative(start, trained)
+    assert merged_state(decoder.transformer).keys() == make_decoder().transformer.state_dict().keys()
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_reference_of_a_quantized_policy_is_its_start(make_encoder, quantization):
+    # red if `enable_adapters(False)` goes
+    encoder = make_encoder(train="lora", lora=LORA, quantization=quantization)
+    start = encoder.embed(["red cat"])[0]
+    for name, parameter in encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert not torch.allclose(encoder.embed(["red cat"])[0], start, atol=1e-3)
+    with encoder.reference(), torch.no_grad():
+        assert torch.equal(encoder.embed(["red cat"])[0], start)
+
+
+def test_full_training_of_quantized_weights_is_refused(make_decoder):
+    # red if the check goes
+    with pytest.raises(ValueError, match="quantization: 8bit.*train"):
+        make_decoder(train="all", quantization="8bit")

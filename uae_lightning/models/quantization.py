@@ -1,0 +1,71 @@
+"""8-bit and 4-bit weights of frozen layers, by bitsandbytes (LLM.int8 arXiv 2208.07339, NF4 arXiv 2305.14314).
+
+Layers are swapped here, for both models alike: diffusers refuses bitsandbytes where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Literal
+
+import bitsandbytes as bnb
+import torch
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+
+from uae_lightning.models.loading import weightless
+
+Quantization = Literal["none", "8bit", "4bit"]
+
+
+def quantize_linears(model: nn.Module, blocks: Iterable[nn.Module], quantization: Quantization) -> None:
+    """Puts bitsandbytes layers in place of the `nn.Linear` of `blocks`, in place; the rest of `model` stays.
+
+    Embeddings, norms and the head lie outside the blocks: they are small, and wrong most easily. Without weights the
+    layers stay as they are and carry the word in `quantization`.
+
+    Raises:
+        ValueError: the model is to be trained in full.
+    """
+    if quantization == "none":
+        return
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"quantization: {quantization} is for frozen weights: set `train` to 'lora' or 'nothing'")
+    # bitsandbytes rounds inputs to fp16 on the way to int8 and says so at every layer of every pass
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    for block in blocks:
+        for parent in list(block.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) is nn.Linear:
+                    setattr(parent, name, _quantized(child, quantization))
+    model.is_loaded_in_8bit, model.is_loaded_in_4bit = quantization == "8bit", quantization == "4bit"  # read by peft
+
+
+def _quantized(linear: nn.Linear, quantization: Quantization) -> nn.Linear:
+    if weightless():
+        linear.quantization = quantization
+        return linear
+    sizes = (linear.in_features, linear.out_features)
+    with torch.device("meta"):
+        if quantization == "8bit":  # threshold 0: no outlier columns, whose number would differ between batches
+            layer = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=0.0)
+        else:
+            layer = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=linear.weight.dtype, quant_type="nf4")
+    kind, options = (
+        (bnb.nn.Int8Params, {"has_fp16_weights": False})
+        if quantization == "8bit"
+        else (bnb.nn.Params4bit, {"quant_type": "nf4", "module": layer})
+    )
+    layer.weight = kind(linear.weight.data, requires_grad=False, **options)
+    layer.bias, layer.weight_dtype = linear.bias, linear.weight.dtype
+    return layer.to(linear.weight.device).eval()  # moving is what quantises
+
+
+def is_quantized(module: nn.Module) -> bool:
+    return isinstance(module, (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit))
+
+
+def dequantized(module: nn.Module) -> Tensor:
+    """The weight [out, in] that a quantised layer stands for, in the dtype it had before."""
+    return dequantize_module_weight(module).detach().to(module.weight_dtype)
