@@ -1,8 +1,11 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from conftest import SCENES_PROMPTS
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
 from uae_lightning.models.adapters import LoRA
@@ -134,3 +137,15 @@ def test_numpy_is_not_seeded_by_generation(make_encoder, images):
     state = np.random.get_state()[1].copy()
     make_encoder().generate(images, samples=1, temperature=1.0, max_new_tokens=2, seed=0)
     assert (np.random.get_state()[1] == state).all()
+
+
+def test_captions_are_sampled_from_the_policy_alone(parts_folder, make_encoder, images, tmp_path):
+    # red if the model keeps the generation_config of its folder, or `save` forgets it
+    shutil.copytree(parts_folder / "encoder", tmp_path / "encoder")
+    penalty = GenerationConfig(do_sample=True, repetition_penalty=5.0, min_p=0.5)
+    penalty.save_pretrained(tmp_path / "encoder")
+    options = {"samples": 2, "temperature": 1.0, "max_new_tokens": 20, "seed": 0}
+    plain, other = make_encoder(), type(make_encoder())(str(tmp_path / "encoder"), **SCENES_PROMPTS)
+    assert torch.equal(plain.generate(images, **options).tokens, other.generate(images, **options).tokens)
+    other.save(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").repetition_penalty == 5.0

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
@@ -107,6 +107,8 @@ class QwenVLEncoder(Encoder):
         messages = [*system, {"role": "user", "content": content}]
         self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        # Qwen's own has a repetition penalty: its captions would come from another policy than the one that is trained
+        self.saved_generation_config, self.model.generation_config = self.model.generation_config, GenerationConfig()
 
     def blocks(self) -> list[nn.Module]:
         return [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
@@ -247,6 +249,7 @@ class QwenVLEncoder(Encoder):
             model = Qwen2_5_VLForConditionalGeneration(self.model.config)
         model.load_state_dict(state, assign=True)
         model.tie_weights()
+        model.generation_config = self.saved_generation_config
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
