@@ -149,3 +149,23 @@ def test_captions_are_sampled_from_the_policy_alone(parts_folder, make_encoder, 
     assert torch.equal(plain.generate(images, **options).tokens, other.generate(images, **options).tokens)
     other.save(tmp_path / "saved")
     assert GenerationConfig.from_pretrained(tmp_path / "saved").repetition_penalty == 5.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_captions_are_those_of_transformers_generate(make_encoder, images, temperature):
+    # red if `position + index` is off by one, `index_select` of the cache keeps other rows than `running`, or the noise
+    # is drawn for the running rows only; its first token comes from the prompt that is read once per picture
+    encoder, samples = make_encoder(), 6
+    inputs = encoder.prompt_inputs(images)
+    sampling = {"do_sample": True, "temperature": temperature, "num_return_sequences": samples}
+    torch.manual_seed(5)
+    with torch.no_grad():
+        sequences = encoder.model.generate(
+            **inputs, **(sampling if temperature else {"do_sample": False}), top_k=0, max_new_tokens=40,
+            suppress_tokens=encoder.never_sampled, eos_token_id=encoder.eos, pad_token_id=encoder.pad,
+        )[:, inputs["input_ids"].shape[1] :]  # fmt: skip
+    if temperature == 0:
+        sequences = sequences.repeat_interleave(samples, 0)
+    captions = encoder.generate(images, samples=samples, temperature=temperature, max_new_tokens=40, seed=5)
+    assert torch.equal(captions.tokens, sequences)
+    assert temperature == 0 or len(set(captions.lengths.tolist())) > 5  # some have left the batch before others

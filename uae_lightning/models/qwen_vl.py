@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, DynamicCache, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
@@ -21,6 +21,7 @@ from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.loading import load, weightless
 from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.token_sampling import sample_tokens
 from uae_lightning.paths import resolve
 from uae_lightning.types import Captions
 
@@ -117,28 +118,58 @@ class QwenVLEncoder(Encoder):
 
     @torch.no_grad()
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
-        inputs = self.prompt_inputs(images)
-        length = inputs["input_ids"].shape[1]
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):  # HF draws from the global state
-            torch.manual_seed(seed)
-            sequences = self.model.generate(
-                **inputs,
-                **(sampling if temperature > 0 else {"do_sample": False}),
-                num_return_sequences=samples if temperature > 0 else 1,
-                max_new_tokens=max_new_tokens,
-                suppress_tokens=self.never_sampled,
-                eos_token_id=self.eos,
-                pad_token_id=self.pad,
+        copies = samples if temperature > 0 else 1
+        cache, states, position = self.read_prompt(images)
+        cache.batch_repeat_interleave(copies)  # vision tower and prompt once per picture, whatever the group's size
+
+        def logits_after(chosen: Tensor | None, rows: Tensor | None, index: int) -> Tensor:
+            """[rows, V] once `chosen` [rows] were read as token `index`; `rows` are those of the last call to keep."""
+            if chosen is None:
+                return self.head(states.repeat_interleave(copies, 0))
+            if rows is not None:
+                cache.batch_select_indices(rows)
+            output = self.model.model.language_model(
+                input_ids=chosen[:, None],
+                position_ids=chosen.new_full((3, len(chosen), 1), position + index),
+                past_key_values=cache,
                 use_cache=True,
             )
-        tokens = sequences[:, length:]
-        if temperature == 0:  # all greedy captions of a picture are the same
-            tokens = tokens.repeat_interleave(samples, 0)
+            return self.head(output.last_hidden_state[:, -1])
+
+        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+            torch.manual_seed(seed)
+            tokens = sample_tokens(
+                logits_after, count=len(images) * copies, temperature=temperature, length=max_new_tokens,
+                eos=self.eos, pad=self.pad,
+            )  # fmt: skip
+        tokens = tokens.repeat_interleave(samples // copies, 0)  # all greedy captions of a picture are the same
         ended = (tokens == self.eos).cumsum(1)
         mask = (ended == 0) | ((ended == 1) & (tokens == self.eos))
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
         return Captions([text.strip() for text in texts], tokens, mask)
+
+    def read_prompt(self, images: Tensor) -> tuple[DynamicCache, Tensor, int]:
+        """The caption prompt with each picture, read once: keys and values, last states [B, D], the next position."""
+        inputs, model = self.prompt_inputs(images), self.model.model
+        input_ids = inputs["input_ids"]
+        embeddings = model.get_input_embeddings()(input_ids)
+        vision = torch.cat(self.see(images).pooler_output).to(embeddings)
+        embeddings = embeddings.masked_scatter((input_ids == self.model.config.image_token_id).unsqueeze(-1), vision)
+        first = {name: inputs[name][:1] for name in ("input_ids", "image_grid_thw", "attention_mask")}
+        positions, _ = model.get_rope_index(mm_token_type_ids=inputs["mm_token_type_ids"][:1], **first)  # all alike
+        output = model.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions.expand(3, len(images), -1),
+            past_key_values=DynamicCache(config=self.model.config.text_config),
+            use_cache=True,
+        )
+        return output.past_key_values, output.last_hidden_state[:, -1], int(positions.max()) + 1
+
+    def head(self, states: Tensor) -> Tensor:
+        """[.., D] -> logits [.., V], what must not be sampled at the least number there is."""
+        logits = self.model.lm_head(states)
+        never = torch.tensor(self.never_sampled, device=logits.device)
+        return logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
 
     def token_logits(self, images: Tensor, captions: Captions, seen=None) -> Tensor:
         """`seen` is what `see(images)` returned, where the caller has it already."""

@@ -1,0 +1,57 @@
+"""The decoding loop: tokens one after the other, finished captions leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LEAVE = 0.75  # finished captions leave once no more than this share still runs: leaving copies the cache
+
+
+def sample_tokens(
+    logits_after: Callable[[Tensor | None, Tensor | None, int], Tensor],
+    *,
+    count: int,
+    temperature: float,
+    length: int,
+    eos: int,
+    pad: int,
+) -> Tensor:
+    """Captions [count, T <= length], each ended by `eos` and filled up with `pad`.
+
+    They are those of `torch.multinomial`, row by row, whichever rows have left: the noise of all rows is drawn for
+    every token.
+
+    Args:
+        logits_after: (tokens [rows], which of the last rows these are, or None for all, index of the token) -> logits
+            [rows, V] of the next token; for the first token it is called with (None, None, 0).
+        temperature: 0 is greedy.
+    """
+    logits = logits_after(None, None, 0)
+    tokens = torch.full((count, length), pad, device=logits.device)
+    running = torch.arange(count, device=logits.device)  # the captions that `logits` are of
+    done = torch.zeros(count, dtype=torch.bool, device=logits.device)  # of those
+    for index in range(length):
+        chosen = choose(logits, running, count, temperature).masked_fill(done, pad)
+        tokens[running, index] = chosen
+        done = done | (chosen == eos)
+        left = int((~done).sum())
+        if left == 0 or index == length - 1:
+            return tokens[:, : index + 1]
+        rows = None
+        if left <= LEAVE * len(running):
+            rows = (~done).nonzero()[:, 0]
+            running, chosen, done = running[rows], chosen[rows], done[rows]
+        logits = logits_after(chosen, rows, index)
+    return tokens
+
+
+def choose(logits: Tensor, running: Tensor, count: int, temperature: float) -> Tensor:
+    """[rows, V] -> [rows] tokens drawn from softmax(logits / temperature), or the likeliest."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    noise = torch.empty(count, logits.shape[-1], device=logits.device).exponential_()[running]
+    return (probabilities / noise).argmax(-1)  # as torch.multinomial does it: an exponential race
