@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
 from uae_lightning.types import Captions, Conditioning, RewardInput, RewardOutput
 
 
@@ -37,7 +39,17 @@ class Encoder(Component):
 
     @abstractmethod
     def token_logits(self, images: Tensor, captions: Captions) -> Tensor:
-        """Teacher-forced logits [N, T, V] of the captions of images [N, 3, H, W]; position t predicts tokens[:, t]."""
+        """Teacher-forced logits [N, T, V] of captions of images [B, 3, H, W]; position t predicts tokens[:, t].
+
+        N is a multiple of B, the captions of an image stand next to each other.
+        """
+
+    def token_logprobs(self, images: Tensor, captions: Captions, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability, and entropy in nats (no gradient), at each token of the captions: [N, T] float32 each."""
+        logits = self.token_logits(images, captions)
+        with torch.no_grad():
+            entropies = entropy(logits, temperature=temperature)
+        return gather_logprobs(logits, captions.tokens, temperature=temperature), entropies
 
     @abstractmethod
     def tokenize(self, texts: list[str]) -> Captions:

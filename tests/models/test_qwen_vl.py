@@ -7,7 +7,7 @@ from conftest import SCENES_PROMPTS
 from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
-from uae_lightning.algorithms.token_logprobs import gather_logprobs
+from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.types import Captions
 
@@ -169,3 +169,55 @@ def test_captions_are_those_of_transformers_generate(make_encoder, images, tempe
     captions = encoder.generate(images, samples=samples, temperature=temperature, max_new_tokens=40, seed=5)
     assert torch.equal(captions.tokens, sequences)
     assert temperature == 0 or len(set(captions.lengths.tolist())) > 5  # some have left the batch before others
+
+
+def whole_sequences(encoder, images, captions):
+    """Logits of the captions as transformers' documentation has it: prompt, picture and caption in one sequence."""
+    copies = len(captions.tokens) // len(images)
+    inputs = encoder.prompt_inputs(images.repeat_interleave(copies, 0))
+    length = captions.tokens.shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], captions.tokens], 1)
+    inputs["attention_mask"] = torch.cat([inputs["attention_mask"], captions.mask.long()], 1)
+    inputs["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, length))
+    encoder.model.model.rope_deltas = None
+    logits = encoder.model(**inputs, use_cache=False).logits[:, -length - 1 : -1]
+    never = torch.tensor(encoder.never_sampled)
+    return logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_a_prompt_that_is_read_once_changes_neither_values_nor_gradients(make_encoder, images, light, monkeypatch):
+    # red if `position` is off by one, `copies` are not next to each other, the prompt's keys are detached, or
+    # FixedPrefix keeps what it is given (with activation checkpointing a block is run again in the backward pass)
+    tokens = torch.randint(10, 90, (8, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9).expand(8, 9) < torch.tensor([9, 7, 5, 9, 1, 2, 8, 3])[:, None]
+    captions = Captions([""] * 8, tokens, mask)
+    results = []
+    for path in ("whole", "shared"):
+        torch.manual_seed(0)
+        encoder = make_encoder(train="lora", lora=LoRA(rank=4), checkpoint_activations=light)
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        if path == "whole":
+            logp = gather_logprobs(whole_sequences(encoder, images, captions), tokens, temperature=0.8)
+        else:
+            if light:
+                monkeypatch.setattr("uae_lightning.models.qwen_vl.LOGITS", 1000)  # chunks of a few tokens
+            logp, entropies = encoder.token_logprobs(images, captions, temperature=0.8)
+            wanted = entropy(encoder.token_logits(images, captions).detach(), temperature=0.8)
+            torch.testing.assert_close(entropies, wanted, atol=1e-5, rtol=1e-5)
+            assert not entropies.requires_grad
+        (logp * mask).sum().backward()
+        results.append((logp.detach()[mask], {n: p.grad for n, p in encoder.named_parameters() if p.requires_grad}))
+    (whole, of_whole), (shared, of_shared) = results
+    torch.testing.assert_close(shared, whole, atol=1e-4, rtol=1e-4)
+    for name, gradient in of_whole.items():
+        assert (of_shared[name] - gradient).norm() < 1e-3 * gradient.norm(), name
+
+
+def test_captions_that_fit_no_picture_are_refused(make_encoder, images):
+    # red if `divmod` is replaced by `//`
+    tokens = torch.full((5, 3), 10)
+    with pytest.raises(ValueError, match="5 captions.*4 pictures"):
+        make_encoder().token_logits(images, Captions([""] * 5, tokens, tokens > 0))

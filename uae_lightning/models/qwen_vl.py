@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
@@ -11,15 +12,18 @@ import torch.nn.functional as F
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DynamicCache, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
 
+from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.loading import load, weightless
+from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.token_sampling import sample_tokens
 from uae_lightning.paths import resolve
@@ -34,6 +38,7 @@ CAPTION_PROMPT = (
 GENERATE_SYSTEM = "You are a helpful assistant."
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # that are wanted of a model on the hub
+LOGITS = 2**25  # that are held at a time: 128 MB in float32, where 512 tokens of Qwen's vocabulary would take 311
 TEXT_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -119,8 +124,8 @@ class QwenVLEncoder(Encoder):
     @torch.no_grad()
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
         copies = samples if temperature > 0 else 1
-        cache, states, position = self.read_prompt(images)
-        cache.batch_repeat_interleave(copies)  # vision tower and prompt once per picture, whatever the group's size
+        prompt, states, position = self.read_prompt(images)  # once per picture, whatever the group's size
+        cache = prompt.prefix(copies)
 
         def logits_after(chosen: Tensor | None, rows: Tensor | None, index: int) -> Tensor:
             """[rows, V] once `chosen` [rows] were read as token `index`; `rows` are those of the last call to keep."""
@@ -148,22 +153,38 @@ class QwenVLEncoder(Encoder):
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
         return Captions([text.strip() for text in texts], tokens, mask)
 
-    def read_prompt(self, images: Tensor) -> tuple[DynamicCache, Tensor, int]:
+    def read_prompt(self, images: Tensor, seen=None) -> tuple[PromptReader, Tensor, int]:
         """The caption prompt with each picture, read once: keys and values, last states [B, D], the next position."""
         inputs, model = self.prompt_inputs(images), self.model.model
         input_ids = inputs["input_ids"]
+        seen = self.see(images) if seen is None else seen
         embeddings = model.get_input_embeddings()(input_ids)
-        vision = torch.cat(self.see(images).pooler_output).to(embeddings)
-        embeddings = embeddings.masked_scatter((input_ids == self.model.config.image_token_id).unsqueeze(-1), vision)
+        places = (input_ids == self.model.config.image_token_id).unsqueeze(-1)
+        embeddings = embeddings.masked_scatter(places, torch.cat(seen.pooler_output).to(embeddings))
         first = {name: inputs[name][:1] for name in ("input_ids", "image_grid_thw", "attention_mask")}
         positions, _ = model.get_rope_index(mm_token_type_ids=inputs["mm_token_type_ids"][:1], **first)  # all alike
-        output = model.language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions.expand(3, len(images), -1),
-            past_key_values=DynamicCache(config=self.model.config.text_config),
-            use_cache=True,
+        reader = PromptReader()
+        states = model.language_model(
+            inputs_embeds=embeddings, position_ids=positions.expand(3, len(images), -1), past_key_values=reader
+        ).last_hidden_state
+        return reader, states[:, -1], int(positions.max()) + 1
+
+    def caption_states(self, images: Tensor, captions: Captions, seen=None) -> Tensor:
+        """[N, T, D], the states that predict each token of the captions; the prompt is read once per picture."""
+        reader, last, position = self.read_prompt(images, seen)
+        copies, rest = divmod(len(captions.tokens), len(images))
+        if rest:
+            raise ValueError(f"{len(captions.tokens)} captions cannot be shared out among {len(images)} pictures")
+        states, tokens = last.repeat_interleave(copies, 0).unsqueeze(1), captions.tokens[:, :-1]
+        if not tokens.shape[1]:
+            return states
+        places = torch.arange(position, position + tokens.shape[1], device=tokens.device)
+        output = self.model.model.language_model(
+            input_ids=tokens,  # padding comes last, where nothing attends to it
+            position_ids=places.expand(3, *tokens.shape),
+            past_key_values=FixedPrefix(reader, copies),
         )
-        return output.past_key_values, output.last_hidden_state[:, -1], int(positions.max()) + 1
+        return torch.cat([states, output.last_hidden_state], 1)
 
     def head(self, states: Tensor) -> Tensor:
         """[.., D] -> logits [.., V], what must not be sampled at the least number there is."""
@@ -173,27 +194,24 @@ class QwenVLEncoder(Encoder):
 
     def token_logits(self, images: Tensor, captions: Captions, seen=None) -> Tensor:
         """`seen` is what `see(images)` returned, where the caller has it already."""
-        inputs = self.prompt_inputs(images)
-        tokens, mask = captions.tokens, captions.mask
-        input_ids = torch.cat([inputs["input_ids"], tokens], 1)
-        attention = torch.cat([inputs["attention_mask"], mask.long()], 1)
-        kinds = F.pad(inputs["mm_token_type_ids"], (0, tokens.shape[1]))
-        # explicit positions: the model caches its own between calls, which breaks where training and sampling alternate
-        positions, _ = self.model.model.get_rope_index(
-            input_ids, kinds, image_grid_thw=inputs["image_grid_thw"], attention_mask=attention
-        )
-        logits = self.model(
-            input_ids=input_ids,
-            attention_mask=attention,
-            position_ids=positions,
-            mm_encoder_outputs={"image": self.see(images) if seen is None else seen},
-            image_grid_thw=inputs["image_grid_thw"],
-            mm_token_type_ids=kinds,
-            logits_to_keep=tokens.shape[1] + 1,
-            use_cache=False,
-        ).logits
-        never = torch.tensor(self.never_sampled, device=logits.device)
-        return logits[:, :-1].index_fill(-1, never, torch.finfo(logits.dtype).min)
+        return self.head(self.caption_states(images, captions, seen))
+
+    def token_logprobs(self, images: Tensor, captions: Captions, *, temperature: float) -> tuple[Tensor, Tensor]:
+        states, tokens = self.caption_states(images, captions).flatten(0, 1), captions.tokens.flatten()
+        rows = max(1, LOGITS // self.model.config.text_config.vocab_size)
+        score = functools.partial(self._score, temperature=temperature)
+        if len(tokens) > rows and torch.is_grad_enabled():  # the logits of a chunk are computed again when needed
+            score = functools.partial(checkpoint, score, use_reentrant=False)
+        parts = [score(*part) for part in zip(states.split(rows), tokens.split(rows), strict=True)]
+        logp, entropies = (torch.cat(values).view_as(captions.tokens) for values in zip(*parts, strict=True))
+        return logp, entropies
+
+    def _score(self, states: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy [n] at states [n, D]."""
+        logits = self.head(states)
+        with torch.no_grad():
+            entropies = entropy(logits, temperature=temperature)
+        return gather_logprobs(logits, tokens, temperature=temperature), entropies
 
     def tokenize(self, texts: list[str]) -> Captions:
         batch = self.tokenizer(
