@@ -92,7 +92,7 @@ class SD3Decoder(Decoder):
         self.vae = _load_vae(folder, to_dtype(dtype)).requires_grad_(False)
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
         self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing
-        self.register_buffer("pooled", _pooled(folder, self.transformer.config.pooled_projection_dim))
+        self.register_buffer("pooled", empty_prompt_embedding(folder, self.transformer.config.pooled_projection_dim))
         self.conditioning_size = self.transformer.config.joint_attention_dim
         side = resolution // _downsampling(self.vae)
         self.latent_shape = (self.transformer.config.in_channels, side, side)
@@ -165,7 +165,7 @@ def _downsampling(vae: ModelMixin) -> int:
     return vae.config.patch_size if isinstance(vae, PatchCodec) else 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def _pooled(folder: Path, size: int) -> Tensor:
+def empty_prompt_embedding(folder: Path, size: int) -> Tensor:
     """Pooled text embedding [1, size] of the empty prompt: read, or computed and written for the next time."""
     file = folder / "pooled.safetensors"
     if file.exists() and not weightless():

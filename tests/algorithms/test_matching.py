@@ -1,0 +1,49 @@
+import torch
+
+from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality
+
+
+def draw(seed: int) -> torch.Tensor:
+    return torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_optimality_is_half_for_the_average_and_clipped():
+    # red if 0.5 + becomes 0.5 -, or the clamp goes
+    torch.testing.assert_close(
+        optimality(torch.tensor([0.0, 1.0, -2.0, 9.0, -9.0]), limit=4.0), torch.tensor([0.5, 0.625, 0.25, 1.0, 0.0])
+    )
+
+
+def test_on_policy_the_gradient_is_matching_weighted_by_twice_r_minus_one():
+    # red if `way` is 1 for both branches, sigma is left out, or the size of the error is not a constant
+    velocity, target, sigma = draw(0).requires_grad_(), draw(1), torch.tensor([1.0, 0.8, 0.5, 0.3, 0.1])
+    good = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    nft_loss(velocity, velocity.detach(), target, sigma, good, strength=0.7).sum().backward()
+    error = (velocity - target).detach()
+    size = error.abs().mean((1, 2, 3))
+    weight = 0.7 * (2 * good - 1) * sigma / size * 2 / error[0].numel()
+    torch.testing.assert_close(velocity.grad, weight.view(-1, 1, 1, 1) * error)
+    assert velocity.grad[2].abs().max() < 1e-7  # the average sample teaches nothing
+
+
+def test_a_good_sample_pulls_and_a_bad_one_pushes():
+    # red if `good` and `1 - good` change places
+    old, target = draw(0), draw(1)
+    sigma, towards = torch.full((5,), 0.5), 0.9 * draw(0) + 0.1 * draw(1)
+    for good, better in ((torch.ones(5), True), (torch.zeros(5), False)):
+        moved = nft_loss(towards, old, target, sigma, good, strength=1.0)
+        stayed = nft_loss(old, old, target, sigma, good, strength=1.0)
+        assert bool((moved < stayed).all()) == better
+
+
+def test_the_implicit_negative_policy_is_the_mirror_image():
+    # red if `strength` multiplies one branch only: of equal weights the sum must not prefer a direction
+    old, target, sigma, half = draw(0), draw(0), torch.full((5,), 0.5), torch.full((5,), 0.5)
+    forth = nft_loss(old + draw(2), old, target, sigma, half, strength=0.3)
+    back = nft_loss(old - draw(2), old, target, sigma, half, strength=0.3)
+    torch.testing.assert_close(forth, back)
+
+
+def test_matching_logp_is_the_flow_matching_error():
+    # red if the sign goes, or the mean becomes a sum
+    torch.testing.assert_close(matching_logp(draw(0) + 2, draw(0)), torch.full((5,), -4.0))
