@@ -27,7 +27,7 @@ from uae_lightning.usage import UsageError
 
 LEFT_BY_A_STAGE = (
     "stage.json", "config.yaml", "hparams.yaml", "validation.jsonl", "checkpoints", "weights*", "gallery",
-    "events.out.*",
+    "events.out.*", "skipped.jsonl",
 )  # fmt: skip
 
 
