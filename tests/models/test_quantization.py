@@ -1,10 +1,13 @@
 """8-bit and 4-bit bases under LoRA, on the small models of the real classes (bitsandbytes computes on the CPU too)."""
 
+import weakref
+
+import bitsandbytes as bnb
 import pytest
 import torch
 
 from uae_lightning.models.adapters import LoRA, merged_state
-from uae_lightning.models.quantization import is_quantized
+from uae_lightning.models.quantization import is_quantized, quantize_linears
 from uae_lightning.types import Conditioning
 
 LORA = LoRA(rank=4, alpha=8)
@@ -63,15 +66,18 @@ def test_all_linears_of_the_blocks_and_only_those_are_quantized(make_encoder, qu
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_what_was_trained_is_what_is_saved(make_decoder, tmp_path, quantization):
-    # red if `merged_state` keeps the packed weight, or leaves the update out
+    # red if `merged_state` keeps the packed weight or leaves the update out, or `dequantized` changes the layer
     decoder = make_decoder(train="lora", lora=LORA, quantization=quantization)
     for name, parameter in decoder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    decoder.save(tmp_path)
-    again = type(decoder)(str(tmp_path), resolution=64, sigma_spacing="even")
     sigma = torch.full((2,), 0.5)
     with torch.no_grad():
+        before = decoder.velocity(noise(2), sigma, conditioning(2))
+    decoder.save(tmp_path)
+    again = type(decoder)(str(tmp_path), resolution=64, sigma_spacing="even")
+    with torch.no_grad():
+        assert torch.equal(decoder.velocity(noise(2), sigma, conditioning(2)), before)
         trained, loaded = (d.velocity(noise(2), sigma, conditioning(2)) for d in (decoder, again))
         start = make_decoder().velocity(noise(2), sigma, conditioning(2))
     # an int8 layer rounds its input as well, which the saved one does not
@@ -96,3 +102,28 @@ def test_full_training_of_quantized_weights_is_refused(make_decoder):
     # red if the check goes
     with pytest.raises(ValueError, match="quantization: 8bit.*train"):
         make_decoder(train="all", quantization="8bit")
+
+
+def test_8bit_layer_is_that_of_bitsandbytes_but_keeps_no_input():
+    # red if `x` is saved for the backward pass, the scales are left out of it, or rows are not scaled each by itself
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 32)
+    plain = bnb.nn.Linear8bitLt(64, 32, has_fp16_weights=False, threshold=0.0)
+    plain.weight = bnb.nn.Int8Params(linear.weight.data.clone(), has_fp16_weights=False, requires_grad=False)
+    plain.bias = linear.bias
+    plain = plain.to("cpu").eval()
+    holder = torch.nn.Sequential(linear).requires_grad_(False)
+    quantize_linears(holder, [holder], "8bit")
+    results = []
+    for layer in (plain, holder[0]):
+        x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        inside = x * 1
+        alive, output = weakref.ref(inside), layer(inside)
+        del inside
+        results.append((output, alive() is not None))
+        output.square().sum().backward()
+        results[-1] += (x.grad,)
+    (wanted, _, wanted_grad), (got, kept, grad) = results
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grad, wanted_grad, atol=1e-3, rtol=1e-3)
+    assert not kept

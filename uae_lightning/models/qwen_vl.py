@@ -143,15 +143,16 @@ class QwenVLEncoder(Encoder):
 
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
             torch.manual_seed(seed)
-            tokens = sample_tokens(
+            tokens, logp = sample_tokens(
                 logits_after, count=len(images) * copies, temperature=temperature, length=max_new_tokens,
                 eos=self.eos, pad=self.pad,
             )  # fmt: skip
-        tokens = tokens.repeat_interleave(samples // copies, 0)  # all greedy captions of a picture are the same
+        # all greedy captions of a picture are the same
+        tokens, logp = (values.repeat_interleave(samples // copies, 0) for values in (tokens, logp))
         ended = (tokens == self.eos).cumsum(1)
         mask = (ended == 0) | ((ended == 1) & (tokens == self.eos))
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
-        return Captions([text.strip() for text in texts], tokens, mask)
+        return Captions([text.strip() for text in texts], tokens, mask, logp)
 
     def read_prompt(self, images: Tensor, seen=None) -> tuple[PromptReader, Tensor, int]:
         """The caption prompt with each picture, read once: keys and values, last states [B, D], the next position."""
@@ -175,16 +176,16 @@ class QwenVLEncoder(Encoder):
         copies, rest = divmod(len(captions.tokens), len(images))
         if rest:
             raise ValueError(f"{len(captions.tokens)} captions cannot be shared out among {len(images)} pictures")
-        states, tokens = last.repeat_interleave(copies, 0).unsqueeze(1), captions.tokens[:, :-1]
-        if not tokens.shape[1]:
-            return states
+        length = captions.tokens.shape[1]
+        # one pass at least, also for captions of a single token: sharded models count on as many passes on every rank
+        states, tokens = last.repeat_interleave(copies, 0).unsqueeze(1), captions.tokens[:, : max(length - 1, 1)]
         places = torch.arange(position, position + tokens.shape[1], device=tokens.device)
         output = self.model.model.language_model(
             input_ids=tokens,  # padding comes last, where nothing attends to it
             position_ids=places.expand(3, *tokens.shape),
             past_key_values=FixedPrefix(reader, copies),
         )
-        return torch.cat([states, output.last_hidden_state], 1)
+        return torch.cat([states, output.last_hidden_state], 1)[:, :length]
 
     def head(self, states: Tensor) -> Tensor:
         """[.., D] -> logits [.., V], what must not be sampled at the least number there is."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from uae_lightning.algorithms.token_logprobs import gather_logprobs
+
 LEAVE = 0.75  # finished captions leave once no more than this share still runs: leaving copies the cache
 
 
@@ -18,8 +20,8 @@ def sample_tokens(
     length: int,
     eos: int,
     pad: int,
-) -> Tensor:
-    """Captions [count, T <= length], each ended by `eos` and filled up with `pad`.
+) -> tuple[Tensor, Tensor]:
+    """Captions [count, T <= length], each ended by `eos` and filled up with `pad`, and their log-probabilities.
 
     They are those of `torch.multinomial`, row by row, whichever rows have left: the noise of all rows is drawn for
     every token.
@@ -31,21 +33,23 @@ def sample_tokens(
     """
     logits = logits_after(None, None, 0)
     tokens = torch.full((count, length), pad, device=logits.device)
+    logp = torch.zeros(count, length, device=logits.device)
     running = torch.arange(count, device=logits.device)  # the captions that `logits` are of
     done = torch.zeros(count, dtype=torch.bool, device=logits.device)  # of those
     for index in range(length):
         chosen = choose(logits, running, count, temperature).masked_fill(done, pad)
         tokens[running, index] = chosen
+        logp[running, index] = gather_logprobs(logits, chosen, temperature=temperature or 1.0)
         done = done | (chosen == eos)
         left = int((~done).sum())
         if left == 0 or index == length - 1:
-            return tokens[:, : index + 1]
+            return tokens[:, : index + 1], logp[:, : index + 1]
         rows = None
         if left <= LEAVE * len(running):
             rows = (~done).nonzero()[:, 0]
             running, chosen, done = running[rows], chosen[rows], done[rows]
         logits = logits_after(chosen, rows, index)
-    return tokens
+    raise ValueError(f"max_new_tokens must be at least 1, got {length}")
 
 
 def choose(logits: Tensor, running: Tensor, count: int, temperature: float) -> Tensor:
