@@ -8,6 +8,8 @@ from pathlib import Path
 import lightning as L
 
 from callbacks.ema import EMA
+from uae_lightning.parallel.collectives import barrier
+from uae_lightning.parallel.sharding import whole_on_main
 
 
 class ComponentWeights(L.Callback):
@@ -18,7 +20,7 @@ class ComponentWeights(L.Callback):
 
     The hook is on_fit_end, not on_train_end: a run that was killed between its last checkpoint and here has no step
     left when it is resumed, and Lightning then skips on_train_end. EMA copies its average in at the same hook and must
-    be listed before this callback.
+    be listed before this callback. On several devices rank 0 writes them, whole, whatever the strategy.
 
     Raises:
         ValueError: EMA is listed after it.
@@ -33,17 +35,20 @@ class ComponentWeights(L.Callback):
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         folder = Path(trainer.default_root_dir) / "weights"
         partial, previous = folder.with_name("weights.partial"), folder.with_name("weights.previous")
-        for leftover in (partial, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if trainer.is_global_zero:
+            for leftover in (partial, previous):
+                shutil.rmtree(leftover, ignore_errors=True)
         for name in pl_module.trained:
-            target = partial / name
-            target.mkdir(parents=True)
-            getattr(pl_module, name).save(target)
-        if folder.exists():  # a folder that is not empty cannot be replaced in one step
-            folder.rename(previous)
-        partial.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
+            part = getattr(pl_module, name)
+            with whole_on_main(part):  # every rank holds a share of it
+                if trainer.is_global_zero:
+                    (partial / name).mkdir(parents=True)
+                    part.save(partial / name)
+        if trainer.is_global_zero:
+            if folder.exists():  # a folder that is not empty cannot be replaced in one step
+                folder.rename(previous)
+            partial.rename(folder)
+            shutil.rmtree(previous, ignore_errors=True)
+        barrier()  # no rank goes on to a stage that reads them before they are there

@@ -13,14 +13,15 @@ SHARE, STEPS = 0.8, 20  # warn where more than SHARE of the groups teach nothing
 class PolicyHealth(L.Callback):
     """Logs every entry of `pl_module.health` as `policy/NAME`; does nothing for a stage without one.
 
-    * `first_log_ratio`, the largest |new - old| log-probability at the first update of a rollout, is 0 by definition:
-      sampling and replay are the same policy. Above `max_log_ratio` the run stops.
+    * `first_log_ratio`, the largest |new - old| log-probability at the first update of a rollout, is 0 but for
+      rounding: sampling and replay are the same policy. Above `max_log_ratio` the run stops.
     * `zero_variance_share`, the share of groups whose rewards are all equal and so have no gradient: one warning where
       it stays above 0.8 for 20 batches.
 
     Args:
-        max_log_ratio: float32 differs by about 1e-5 between a batch and its micro-batches; raise it to some 1e-2 for
-            bfloat16. It must stay well below the clip range.
+        max_log_ratio: of pictures it must stay well below the clip range; sampling and replay are the same arithmetic
+            there. Captions are sampled token by token and replayed at a time: float32 differs by about 1e-5 (ours),
+            bfloat16 by some 0.1 in the worst token of thousands.
 
     Raises:
         FloatingPointError: `first_log_ratio` is above it, or NaN.

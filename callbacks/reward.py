@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from uae_lightning.checkpoint_io import replacing
 from uae_lightning.evaluation.image_health import compared
 from uae_lightning.interfaces import Reward
+from uae_lightning.parallel.collectives import gathered, ranks
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
 
 
@@ -41,7 +43,7 @@ class RewardCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for reward in filter(None, (self.reward, self.unrewarded)):
-            reward.to(pl_module.device).eval().requires_grad_(False)
+            reward.to(trainer.strategy.root_device).eval().requires_grad_(False)
         pl_module.score = self.score
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -66,7 +68,7 @@ class RewardCallback(L.Callback):
         if self.last is None:
             return
         total, parts = self.last.total, self.last.parts
-        values = {"train/reward_std": total.std(unbiased=False)}
+        values = {"train/reward_std": gathered(total).std(unbiased=False)}
         values |= {f"train/reward/{name}": part.mean() for name, part in parts.items()}
         values |= {f"train/image/{name}": ratio for name, ratio in self.image_ratios.items()}
         pl_module.log("train/reward", total.mean(), prog_bar=True, sync_dist=True)
@@ -95,7 +97,7 @@ class RewardCallback(L.Callback):
         self.records.append(record | {"caption_tokens": outputs.caption_tokens.tolist()})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        row = _joined(_gathered(self.records))
+        row = _once(_joined(_gathered(self.records)))
         means = {f"val/{name}": _mean(row[name]) for name in ("unrewarded", "caption_tokens") if name in row}
         means |= {f"val/reward/{name}": _mean(values) for name, values in row["parts"].items()}
         means |= {f"val/unrewarded/{name}": _mean(v) for name, v in row.get("unrewarded_parts", {}).items()}
@@ -155,12 +157,12 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def _gathered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records of all ranks, in order of rank."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """The records of all ranks: of their first batches in order of rank, then of their second ones, and so on."""
+    if ranks() == 1:
         return records
-    everyone: list[list] = [[] for _ in range(dist.get_world_size())]
+    everyone: list[list] = [[] for _ in range(ranks())]
     dist.all_gather_object(everyone, records)
-    return [record for records in everyone for record in records]
+    return [record for batches in zip_longest(*everyone) for record in batches if record]
 
 
 def _joined(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -171,6 +173,20 @@ def _joined(records: list[dict[str, Any]]) -> dict[str, Any]:
         if isinstance(first[name], dict)
         else [value for record in records for value in record[name]]
         for name in first
+    }
+
+
+def _once(record: dict[str, Any]) -> dict[str, Any]:
+    """Every picture once: data that are not shared out among the ranks come from each of them."""
+    keys = record["keys"]
+    rows = [row for row, key in enumerate(keys) if ranks() == 1 or keys.index(key) == row]
+    return _taken(record, rows)
+
+
+def _taken(record: dict[str, Any], rows: list[int]) -> dict[str, Any]:
+    return {
+        name: _taken(values, rows) if isinstance(values, dict) else [values[row] for row in rows]
+        for name, values in record.items()
     }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import nn
 
-PARTIAL = ".partial"
+from uae_lightning.parallel import sharded_checkpoint
+
+PARTIAL, PREVIOUS = ".partial", ".previous"
 
 
 @contextmanager
@@ -34,13 +38,59 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
+    if partial.is_dir():  # left by a killed `replacing_folder`
+        remove(partial)
     try:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        swap(partial, path) if path.is_dir() else os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path, main: bool, barrier: Callable[[], Any]) -> Iterator[Path]:
+    """The same for a folder that all ranks write to; `main` is true on the one that makes and renames it.
+
+    A folder that is not empty cannot be replaced in one step: a kill between the two steps leaves the earlier one as
+    `PATH.previous`, where `recover` finds it.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + PARTIAL)
+    if main:
+        remove(partial)
+        partial.mkdir(parents=True)
+    barrier()
+    yield partial
+    barrier()
+    if main:
+        for file in partial.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        swap(partial, path)
+    barrier()
+
+
+def swap(partial: Path, path: Path) -> None:
+    """`partial` becomes `path`, which may be a file, a folder or absent."""
+    previous = path.with_name(path.name + PREVIOUS)
+    remove(previous)
+    if path.exists():
+        path.rename(previous)
+    partial.rename(path)
+    remove(previous)
+
+
+def recover(path: Path) -> None:
+    """Undoes a `swap` that was killed half-way: what was at `path` before is there again."""
+    previous = path.with_name(path.name + PREVIOUS)
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -64,15 +114,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: there is no such file.
             ValueError: the file is unfinished, damaged, or holds more than tensors and plain Python values.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint at {path}: correct --ckpt_path, or start the stage without it")
-        if path.suffix == PARTIAL:
-            raise ValueError(f"{path} was still being written when its run ended: resume from the .ckpt beside it")
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"cannot read the checkpoint {path}: it is damaged, unfinished, or holds other objects than tensors "
-                "and plain values; delete it and resume from another, or start the stage anew"
-            ) from error
+        return read_checkpoint(path, map_location=map_location)
+
+
+def read_checkpoint(
+    path: str | Path,
+    sharded: nn.Module | None = None,
+    map_location: Callable | str | None = "cpu",
+) -> dict[str, Any]:
+    """A checkpoint of one file or of shards, for a module that is sharded, or (None) for one that is not.
+
+    Raises:
+        FileNotFoundError: there is nothing at that place.
+        ValueError: it is unfinished, damaged, or holds more than tensors and plain Python values.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}: correct --ckpt_path, or start the stage without it")
+    if path.suffix == PARTIAL:
+        raise ValueError(f"{path} was still being written when its run ended: resume from the .ckpt beside it")
+    if path.is_dir():
+        return sharded_checkpoint.load_shards(path, sharded)
+    checkpoint = read_file(path, map_location)
+    return checkpoint if sharded is None else sharded_checkpoint.distribute(checkpoint, sharded)
+
+
+def read_file(path: Path, map_location: Callable | str | None) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"cannot read the checkpoint {path}: it is damaged, unfinished, or holds other objects than tensors "
+            "and plain values; delete it and resume from another, or start the stage anew"
+        ) from error

@@ -22,7 +22,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import StageCheckpoint
 from uae_lightning import run_folder
-from uae_lightning.checkpoint_io import AtomicCheckpointIO
+from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover
+from uae_lightning.parallel.ending import EndTogether
+from uae_lightning.parallel.launch import is_main, own_ranks
+from uae_lightning.parallel.strategy import ShardedStrategy
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
 
@@ -109,12 +112,15 @@ class StageCLI(LightningCLI):
             check_ends(config.trainer)
             # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
             flags = {name: config.pop(name) for name in ("resume", "overwrite")}
-            self.resume_from = run_folder.start_point(Path(config.trainer.default_root_dir), **flags)
+            folder = Path(config.trainer.default_root_dir)
+            if is_main():
+                recover(run_folder.last_checkpoint(folder))
+            self.resume_from = run_folder.start_point(folder, **flags)
 
     def before_fit(self) -> None:
         if self.resume_from:
             self.config_init.fit.ckpt_path = str(self.resume_from)
-        else:  # only now that all parts are loaded: a mistake in the call costs no earlier results
+        elif is_main():  # only now that all parts are loaded: a mistake in the call costs no earlier results
             run_folder.clear_stage(Path(self.config.fit.trainer.default_root_dir))
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
@@ -126,7 +132,11 @@ class StageCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        if config.strategy == "fsdp":
+            kwargs["strategy"] = ShardedStrategy()
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, EndTogether())
+        return trainer
 
 
 class ParsedStage(StageCLI):
@@ -151,7 +161,7 @@ def check_ends(trainer: Namespace) -> None:
 def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> StageCLI:
     """`uae fit ...` or `uae validate ...` in this process."""
     quiet()
-    with errors_explained(), command_line(args):
+    with errors_explained(), command_line(args), own_ranks():
         return StageCLI(model_class=model_class)
 
 
@@ -182,6 +192,8 @@ def quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*treespec, LeafSpec.*is deprecated.*",
         ".*in eval mode at the start of training.*",  # frozen parts are, on purpose
+        ".*recommended to use `self.log.*sync_dist=True.*",  # what is logged is the same on all ranks
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody writes to it in place
     ):
         warnings.filterwarnings("ignore", message=message)
 

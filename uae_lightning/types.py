@@ -26,6 +26,7 @@ class Captions:
     texts: list[str]  # N
     tokens: Tensor  # [N, T] the sampled tokens, end-of-text included, right-padded
     mask: Tensor  # [N, T] bool, True at sampled tokens
+    logp: Tensor | None = None  # [N, T] with which each token was sampled; None where nobody knows
 
     @property
     def lengths(self) -> Tensor:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import group_advantages
 from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.common import Captioning, Sampling, Stage
+from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, weighted_mean
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL, take
@@ -30,7 +32,8 @@ def reward(inputs: RewardInput) -> RewardOutput:
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind: type[Stage], **options) -> Stage:
         encoder = make_encoder(**({"train": "lora", "lora": SMALL} if kind is EncoderRL else {}))
-        trained = {DecoderPretrain: {"train": "all"}, DecoderRL: {"train": "lora", "lora": SMALL}}.get(kind, {})
+        lora = {"train": "lora", "lora": SMALL}
+        trained = {DecoderPretrain: {"train": "all"}, DecoderRL: lora, DecoderMatching: lora}.get(kind, {})
         defaults = {
             "captioning": Captioning(1.0, 10),
             "sampling": Sampling(3),
@@ -73,6 +76,7 @@ def snapshot(stage: Stage) -> dict[str, Tensor]:
         (DecoderPretrain, ("projector.", "decoder.transformer."), ("encoder.", "decoder.vae.")),
         (EncoderRL, ("language_model", "lora_"), ("projector.", "decoder.", "visual")),
         (DecoderRL, ("decoder.transformer.", "lora_"), ("projector.", "encoder.")),
+        (DecoderMatching, ("decoder.transformer.", "lora_"), ("projector.", "encoder.")),
     ],
 )
 def test_only_the_intended_parameters_move(make_stage, kind, moves, stays):
@@ -99,10 +103,11 @@ class Watch(L.Callback):
 
 @pytest.mark.parametrize("kind", [EncoderRL, DecoderRL])
 def test_on_policy_the_ratio_is_exactly_one(make_stage, kind):
-    # red if the rollout is replayed in other micro-batches, at another temperature, or with another guidance
+    # red if the rollout is replayed in other micro-batches, at another temperature, or with another guidance; captions
+    # are sampled token by token and replayed at a time, which rounds differently
     watch = Watch()
     fit(make_stage(kind, kl_beta=0.01), 3, [watch])
-    assert [row["first_log_ratio"] for row in watch.rows] == [0.0, 0.0, 0.0]
+    assert all(row["first_log_ratio"] <= (1e-4 if kind is EncoderRL else 0) for row in watch.rows)
     assert all(row["ratio_mean"] == 1.0 for row in watch.rows)
 
 
@@ -111,7 +116,7 @@ def test_a_second_update_of_one_rollout_leaves_ratio_one(make_stage, kind):
     # red if old log-probabilities are taken anew for every update
     watch = Watch()
     fit(make_stage(kind, updates_per_batch=2), 2, [watch])
-    assert all(row["first_log_ratio"] == 0.0 and row["log_ratio_abs_max"] > 0 for row in watch.rows)
+    assert all(row["first_log_ratio"] <= 1e-4 and row["log_ratio_abs_max"] > 1e-3 for row in watch.rows)
 
 
 def test_guidance_is_the_same_in_sampling_and_training(make_stage):
@@ -123,7 +128,8 @@ def test_guidance_is_the_same_in_sampling_and_training(make_stage):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(EncoderRL, {"normalization": name}) for name in ("grpo", "dr_grpo", "dapo")] + [(DecoderRL, {})],
+    [(EncoderRL, {"normalization": name}) for name in ("grpo", "dr_grpo", "dapo")]
+    + [(DecoderRL, {}), (DecoderMatching, {"objective": "nft"}), (DecoderMatching, {"objective": "awm"})],
 )
 def test_micro_batches_add_up_to_one_big_batch(make_stage, kind, options):
     # red if the loss of a micro-batch is divided by its own size
@@ -139,7 +145,7 @@ def gradients_of_update(stage: Stage, rollout, advantages: Tensor, micro_batch: 
     """One update without a Trainer and without its optimiser step."""
     stage.micro_batch = micro_batch
     stage.log = lambda *_, **__: None
-    stage.manual_backward = lambda loss: loss.backward()
+    stage.backward_of_micro_batch = lambda loss: loss.backward()
     stage.optimizer_step_after_clipping = lambda: 0.0
     stage.zero_grad()
     stage.update(rollout, advantages)
@@ -157,11 +163,11 @@ def test_a_better_caption_becomes_more_likely(make_stage):
         EncoderRL.update(stage, rollout, advantages)
         with torch.no_grad():
             parts = [
-                stage.logprobs(rollout.images[rows], take(rollout.captions, rows))[0]
-                for rows in stage.micro_batches(rollout.images)
+                stage.logprobs(stage.pictures(rollout.images, rows), take(rollout.captions, rows))[0]
+                for rows in stage.micro_batches(len(advantages))
             ]
             after = torch.cat(parts)
-        change = ((after - rollout.old_logp) * rollout.captions.mask).sum(1)
+        change = ((after - rollout.captions.logp) * rollout.captions.mask).sum(1)
         kept["covariance"] = (change * advantages).mean().item()
 
     stage.update = watched_update
@@ -184,6 +190,66 @@ def test_a_better_picture_becomes_more_likely(make_stage):
     stage.update = watched_update
     fit(stage, 1)
     assert kept["covariance"] > 0
+
+
+@pytest.mark.parametrize("objective", ["nft", "awm"])
+def test_matching_comes_closer_to_better_pictures(make_stage, objective):
+    # red if the sign of a loss is turned round, or `good` is 1 - good
+    stage = make_stage(DecoderMatching, objective=objective, advantage_clip=1.0)
+    kept = {}
+
+    def errors(rollout):
+        with torch.no_grad():
+            x, target = flow.interpolate(rollout.latents, rollout.noises[:, 0], rollout.sigmas[:, 0])
+            velocity = stage.decoder.velocity(x, rollout.sigmas[:, 0], rollout.conditioning)
+        return (velocity - target).square().mean((1, 2, 3))
+
+    def watched_update(rollout, advantages):
+        before = errors(rollout)
+        DecoderMatching.update(stage, rollout, advantages)
+        kept["covariance"] = ((errors(rollout) - before) * advantages).mean().item()
+
+    stage.update = watched_update
+    fit(stage, 1)
+    assert kept["covariance"] < 0
+
+
+def test_a_second_update_of_matching_compares_with_the_first(make_stage):
+    # red if `old` is taken anew for every update
+    watch = Watch()
+    fit(make_stage(DecoderMatching, objective="awm", updates_per_batch=2), 2, [watch])
+    assert all(row["log_ratio_abs_max"] > 0 for row in watch.rows)
+
+
+def test_what_a_group_says_twice_is_drawn_once(make_stage, images):
+    # red if the group is left out of the key, or `index` is not used
+    stage, drawn = make_stage(EncoderRL), []
+    sample = stage.sample_images
+    stage.sample_images = lambda conditioning, noise: drawn.append(len(noise)) or sample(conditioning, noise)
+    noise = torch.randn(2, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(0))
+    texts = ["red cat", "blue dog", "red cat", "red cat", "red cat", "blue dog", "blue dog", "sand"]
+    pictures = stage.draw(texts, noise)
+    one_by_one = [
+        stage.draw([text] * 4, noise[group : group + 1])[0] for group in (0, 1) for text in texts[4 * group :][:4]
+    ]
+    torch.testing.assert_close(pictures, torch.stack(one_by_one), atol=1e-5, rtol=1e-5)
+    assert drawn[0] == 5 and set(drawn[1:]) == {1}
+
+
+def test_another_temperature_in_replay_shows(make_stage):
+    # red if `captions.logp` is not compared: sampling and replay could drift apart unseen
+    stage = make_stage(EncoderRL)
+    caption, watch = stage.caption, Watch()
+
+    def hotter(*args):
+        stage.captioning.temperature = 1.5
+        captions = caption(*args)
+        stage.captioning.temperature = 1.0
+        return captions
+
+    stage.caption = hotter
+    fit(stage, 1, [watch])
+    assert watch.rows[0]["first_log_ratio"] > 0.1
 
 
 def test_groups_of_captions_share_their_noise(make_stage, images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import lightning as L
 import numpy as np
@@ -47,7 +48,7 @@ class ScenesData(L.LightningDataModule):
     Args:
         batch_size: pictures per batch and device.
         validation_pictures: held-out pictures scored at every validation, always the same ones.
-        validation_batch_size: pictures per validation batch.
+        validation_batch_size: pictures per validation batch and device.
         max_objects: objects per scene, 1 to 4.
         caption_level: "long", "short" or "tag": of the captions for decoder pre-training.
         prompt_share: share of them that are short prompts instead, so that the decoder does not forget those.
@@ -82,11 +83,13 @@ class ScenesData(L.LightningDataModule):
         self.first_batch = 0
 
     def train_dataloader(self) -> DataLoader:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(_Stream(self, rank, world), batch_size=None)
+        return DataLoader(_Stream(self, *self._rank()), batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_HeldOut(self), batch_size=None)
+        return DataLoader(_HeldOut(self, *self._rank()), batch_size=None)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     # A checkpoint holds how many batches were used up, so that a resumed run goes on with the next one.
 
@@ -118,14 +121,33 @@ class _Stream(IterableDataset):
 
 
 class _HeldOut(Dataset):
-    def __init__(self, data: ScenesData) -> None:
+    """The batches of one rank: every `world`-th of those that all ranks share, as many on each rank."""
+
+    def __init__(self, data: ScenesData, rank: int, world: int) -> None:
         self.data = data
+        edges = batch_edges(data.validation_pictures, data.validation_batch_size, world)
+        self.batches = [range(first, last) for first, last in pairwise(edges)][rank::world]
 
     def __len__(self) -> int:
-        return -(-self.data.validation_pictures // self.data.validation_batch_size)
+        return len(self.batches)
 
     def __getitem__(self, batch: int) -> Batch:
         data = self.data
-        first = batch * data.validation_batch_size
-        last = min(first + data.validation_batch_size, data.validation_pictures)
-        return scene_batch(data.split, data.validation_seed, list(range(first, last)), max_objects=data.max_objects)
+        return scene_batch(data.split, data.validation_seed, list(self.batches[batch]), max_objects=data.max_objects)
+
+
+def batch_edges(pictures: int, size: int, world: int) -> list[int]:
+    """Where batches of at most `size` begin and end, as many for each rank: in validation, too, ranks wait for others.
+
+    Raises:
+        ValueError: a rank would have no picture.
+    """
+    batches = -(-pictures // (size * world)) * world
+    if pictures < batches:
+        raise ValueError(
+            f"data.init_args.validation_pictures ({pictures}) must be at least the number of ranks, and of batches "
+            f"({batches}): raise it, or data.init_args.validation_batch_size"
+        )
+    if world == 1:
+        return [min(batch * size, pictures) for batch in range(batches + 1)]
+    return [pictures * batch // batches for batch in range(batches + 1)]

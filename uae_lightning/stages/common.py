@@ -1,4 +1,7 @@
-"""What all stages share: conditioning, the ODE sampler, the round trip, and randomness that survives a restart."""
+"""What all stages share: conditioning, the ODE sampler, the round trip, and randomness that survives a restart.
+
+On several devices every rank has pictures of its own; a step is that of one device with all of them (the global batch).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
 from uae_lightning.interfaces import Decoder, Encoder, Projector
+from uae_lightning.parallel.collectives import average_gradients, gathered, own_rows, rank, ranks, reduce_metrics
+from uae_lightning.parallel.sharding import shard, whole
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput, RewardOutput, ValidationOutput
 
 
@@ -85,6 +93,7 @@ class Stage(L.LightningModule):
         self.timings: dict[str, float] = {}  # seconds by verb
         self.health: dict[str, float] = {}  # of the policy, read by callbacks.PolicyHealth
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is as strict about that
         self._check_parts()
 
     def _check_parts(self) -> None:
@@ -106,7 +115,19 @@ class Stage(L.LightningModule):
                 f"{type(self).__name__} has nothing to train: set `train` to 'lora' (or 'all') in the init_args of "
                 f"{' or '.join(self.trained)}"
             )
-        return self.optimizer(parameters)
+        optimizer = self.optimizer(parameters)
+        if type(optimizer).__module__.startswith("bitsandbytes") and isinstance(parameters[0], DTensor):
+            raise ValueError(
+                "bitsandbytes' optimizers cannot step sharded parameters: with --trainer.strategy fsdp use "
+                "torch.optim.AdamW, whose state is sharded too, or keep the optimizer and train with ddp"
+            )
+        return optimizer
+
+    def configure_model(self) -> None:
+        """Under FSDP2 the parts are sharded over the devices."""
+        if self.device_mesh is not None:
+            for part in (self.encoder, self.projector, self.decoder):
+                shard(part, self.device_mesh["data_parallel"], self.trainer.precision)
 
     # ------------------------------------------------------------------------------------------------ round trip
 
@@ -130,34 +151,46 @@ class Stage(L.LightningModule):
             other = self.decoder.velocity(x, at, unconditional)
         return flow.guide(velocity, other, self.sampling.guidance)
 
+    def caption(self, images: Tensor, samples: int, seed: int) -> Captions:
+        """`samples` captions of each picture [B, 3, H, W]."""
+        with whole(self.encoder):  # ranks need not wait for each other's tokens
+            return self.encoder.generate(images, samples=samples, seed=seed, **vars(self.captioning))
+
     @torch.no_grad()
-    def sample_images(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
-        """ODE (Euler) from noise [N, C, h, w] to pictures [N, 3, H, W] in [0, 1]."""
+    def sample_latents(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        """ODE (Euler) from noise to clean latents, both [N, C, h, w]."""
         sigmas = self.decoder.schedule(self.sampling.steps)
         unconditional, x = self.unconditional(len(noise)), noise
         for sigma, after in zip(sigmas, sigmas[1:], strict=False):
             x = flow.euler_step(x, self.guided_velocity(x, sigma, conditioning, unconditional), sigma, after)
-        return self.decoder.decode_latents(x)
+        return x
+
+    @torch.no_grad()
+    def sample_images(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        """From noise [N, C, h, w] to pictures [N, 3, H, W] in [0, 1]."""
+        return self.decoder.decode_latents(self.sample_latents(conditioning, noise))
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, seed: int = 0) -> tuple[Captions, Tensor]:
         """Picture -> caption -> picture: [B, 3, H, W] in [0, 1] both ways, the same for the same seed."""
-        captions = self.encoder.generate(images, samples=1, seed=seed, **vars(self.captioning))
+        captions = self.caption(images, 1, seed)
         noise = torch.randn(len(images), *self.decoder.latent_shape, generator=torch.Generator().manual_seed(seed))
         return captions, self.sample_images(self.condition(captions.texts), noise.to(images.device))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
-        captions, images = self.reconstruct(batch.images, seed=1_000_000 + batch_idx)
+        captions, images = self.reconstruct(batch.images, seed=1_000_000 + batch_idx * ranks() + rank())
         return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)
 
     # ------------------------------------------------------------------------------------------------ bookkeeping
 
-    def step_seed(self, purpose: int) -> int:
+    def step_seed(self, purpose: int, rank: int = 0) -> int:
         """A seed that depends on run, batch, rank and purpose alone: a resumed run draws what the first would have."""
-        entropy = [self.seed, int(self.batches_seen), self.global_rank, purpose]
+        entropy = [self.seed, int(self.batches_seen), rank, purpose]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def generator(self, purpose: int) -> torch.Generator:
+        """The same on every rank: draw for the global batch and take `own_rows`, and the noise of a picture does not
+        depend on how many ranks share the work."""
         return torch.Generator().manual_seed(self.step_seed(purpose))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -171,14 +204,48 @@ class Stage(L.LightningModule):
         yield
         self.timings[verb] = self.timings.get(verb, 0.0) + time.perf_counter() - start
 
+    def advantages(self, rewards: Tensor, group_size: int, scale: AdvantageScale) -> Tensor:
+        """[N] of this rank's rewards [N]; "batch_std" is the std of the global batch. Groups never span ranks."""
+        everyone = gathered(rewards)
+        self.health = {"zero_variance_share": zero_variance_share(everyone, group_size).item()}
+        return own_rows(group_advantages(everyone, group_size, scale=scale))
+
     def optimizer_step_after_clipping(self) -> float:
-        """One step of manual optimisation; returns the gradient norm before clipping."""
+        """One step of manual optimisation on the mean gradient of all ranks; returns its norm before clipping."""
         optimizer = self.optimizers()
         parameters = [p for p in self.parameters() if p.requires_grad]
+        average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        return norm.item()
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    def backward_of_micro_batch(self, loss: Tensor) -> None:
+        """`manual_backward`, but DDP leaves the gradients to `optimizer_step_after_clipping`: one exchange a step."""
+        strategy = self.trainer.strategy
+        with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
+            self.manual_backward(loss)
+
+    def reduced(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Over all ranks, so that every rank logs, and stops on, the same."""
+        return reduce_metrics(metrics, self.device)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is trained, and nothing that the YAML's folders hold: a checkpoint of adapters is as small as they."""
+        kept = self._trained_names() | {name for name, _ in self.named_buffers(recurse=False)}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if missing := sorted(self._trained_names() - checkpoint["state_dict"].keys()):
+            raise ValueError(
+                f"the checkpoint has no {missing[0]} ({len(missing)} trained weights are missing): it was written with "
+                "other settings of `train` or `lora`; resume with those, or start the stage anew with --overwrite"
+            )
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
 def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
+from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, ranks
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch
 
@@ -41,15 +42,16 @@ class DecoderPretrain(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator = self.generator(0)
-        size, device = len(batch.images), batch.images.device
-        dropped = torch.rand(size, generator=generator).to(device) < self.condition_dropout
+        size, device = len(batch.images) * ranks(), batch.images.device  # of the global batch
+        dropped = own_rows(torch.rand(size, generator=generator)).to(device) < self.condition_dropout
         conditioning = self.condition(batch.captions).drop(dropped)  # [B, L, D]
         with torch.no_grad():
             x0 = self.decoder.encode_images(batch.images)  # [B, C, h, w]
-        noise = torch.randn(x0.shape, generator=generator).to(device)
+        noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
         sigma = flow.sample_sigma(
             size, distribution=self.sigma_distribution, shift=self.sigma_shift, generator=generator, device=device
         )
+        sigma = own_rows(sigma)
         x, velocity = flow.interpolate(x0, noise, sigma)
         error = (self.decoder.velocity(x, sigma, conditioning) - velocity).square().mean(1, keepdim=True)
         loss = error.mean() if batch.weights is None else weighted_mean(error, batch.weights)
@@ -57,7 +59,7 @@ class DecoderPretrain(Stage):
             raise FloatingPointError(
                 f"the flow-matching loss is {loss.item()} at step {self.global_step}: lower the lr"
             )
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
@@ -67,8 +69,10 @@ class DecoderPretrain(Stage):
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:
     """Mean [] of an error map [B, 1, h, w]; a latent counts as much as the heaviest of its pixels [B, 1, H, W].
 
+    On several devices each divides by the same sum of weights: the mean of their results is the mean of all errors.
+
     Where the caption fixes what is drawn at a place, weights change how fast it is learnt and not what. Where it does
     not, they are a bias towards drawing what weighs more (measured: docs/lab-notes.md).
     """
     weights = F.adaptive_max_pool2d(weights, error.shape[2:])
-    return (error * weights).sum() / weights.sum()
+    return (error * weights).sum() / mean_over_ranks(weights.sum())

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
-from uae_lightning.algorithms.advantages import group_advantages, zero_variance_share
 from uae_lightning.algorithms.flow_sde import SDEStep, sde_kl, sde_step
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.parallel.collectives import own_rows, rank, ranks
 from uae_lightning.stages.common import Stage, add_metrics, check_group
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
@@ -94,20 +94,21 @@ class DecoderRL(Stage):
             rollout = self.rollout(batch)
         with self.timed("score"):
             scores = self.score(rollout.reward_input)
-        advantages = group_advantages(scores.total, self.group_size, scale=self.advantage_scale)
-        self.health = {"zero_variance_share": zero_variance_share(scores.total, self.group_size).item()}
+        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
         with self.timed("update"):
             self.update(rollout, advantages.clamp(-self.advantage_clip, self.advantage_clip))
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> ImageRollout:
-        captions = self.encoder.generate(batch.images, samples=1, seed=self.step_seed(0), **vars(self.captioning))
+        captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
         conditioning = self.condition(captions.texts).repeat(self.group_size)
         images = batch.images.repeat_interleave(self.group_size, 0)
         generator = self.generator(1)
         copies = 1 if self.same_noise else self.group_size
-        noise = torch.randn(len(batch.images) * copies, *self.decoder.latent_shape, generator=generator)
+        size = len(batch.images) * copies * ranks()
+        noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=generator))
         noise = noise.repeat_interleave(self.group_size // copies, 0).to(images.device)
+        self.pass_over_noise(generator, rank() * len(noise))
         # in the micro-batches of the update: replay then repeats the very same arithmetic
         parts = [
             self.sample_trajectory(conditioning[rows], noise[rows], generator)
@@ -121,6 +122,12 @@ class DecoderRL(Stage):
         reconstructions = torch.cat([pictures for _, pictures in parts])
         texts = [text for text in captions.texts for _ in range(self.group_size)]
         return ImageRollout(captions, conditioning, trajectory, RewardInput(images, reconstructions, texts))
+
+    def pass_over_noise(self, generator: torch.Generator, pictures: int) -> None:
+        """Draws the steps' noise of the pictures before this rank's, which other ranks use."""
+        steps = self.window[1] - self.window[0]
+        for _ in range(pictures // self.micro_batch * steps):
+            torch.randn(self.micro_batch, *self.decoder.latent_shape, generator=generator)
 
     def sample_trajectory(
         self, conditioning: Conditioning, noise: Tensor, generator: torch.Generator
@@ -147,7 +154,7 @@ class DecoderRL(Stage):
                 conditioning = rollout.conditioning[rows]
                 for column in range(steps):
                     loss, metrics = self.step_loss(rollout, conditioning, rows, column, advantages[rows])
-                    self.manual_backward(loss.sum() / (size * steps))
+                    self.backward_of_micro_batch(loss.sum() / (size * steps))
                     metrics["loss"] = loss.detach().sum() / (size * steps)
                     add_metrics(sums, metrics, len(rows) / (size * steps))
             if update == 0:
@@ -207,12 +214,13 @@ class DecoderRL(Stage):
         return list(torch.arange(size, device=self.device).split(self.micro_batch))
 
     def report(self, rollout: ImageRollout, sums: dict[str, float]) -> None:
-        self.log("train/loss", sums.pop("loss"), prog_bar=True)
-        self.log("train/grad_norm", sums.pop("grad_norm"))
         if "kl" in sums:
-            self.health["kl_reference"] = sums.pop("kl")
+            sums["kl_reference"] = sums.pop("kl")
         texts = rollout.captions.texts
         self.health |= sums | {
             "caption_tokens": rollout.captions.lengths.float().mean().item(),
             "empty_captions": sum(not text for text in texts) / len(texts),
         }
+        self.health = self.reduced(self.health)
+        self.log("train/loss", self.health.pop("loss"), prog_bar=True)
+        self.log("train/grad_norm", self.health.pop("grad_norm"))

@@ -11,18 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from uae_lightning.algorithms import token_logprobs
-from uae_lightning.algorithms.advantages import group_advantages, zero_variance_share
 from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
+from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, ranks
 from uae_lightning.stages.common import Stage, add_metrics, check_group
 from uae_lightning.types import Batch, Captions, RewardInput
 
 
 @dataclass(frozen=True)
 class CaptionRollout:
-    images: Tensor  # [N, 3, H, W], each picture G times
-    captions: Captions
-    old_logp: Tensor  # [N, T] under the policy that sampled
+    images: Tensor  # [P, 3, H, W]
+    captions: Captions  # N
     reward_input: RewardInput
 
 
@@ -69,81 +67,100 @@ class EncoderRL(Stage):
             rollout = self.rollout(batch)
         with self.timed("score"):
             scores = self.score(rollout.reward_input)
-        advantages = group_advantages(scores.total, self.group_size, scale=self.advantage_scale)
-        self.health = {"zero_variance_share": zero_variance_share(scores.total, self.group_size).item()}
+        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
         with self.timed("update"):
             self.update(rollout, advantages)
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> CaptionRollout:
-        captions = self.encoder.generate(
-            batch.images, samples=self.group_size, seed=self.step_seed(0), **vars(self.captioning)
-        )
-        images = batch.images.repeat_interleave(self.group_size, 0)
+        captions = self.caption(batch.images, self.group_size, self.step_seed(0, self.global_rank))
         # one noise for the whole group: rewards of a group then differ by the captions alone
-        noise = torch.randn(len(batch.images), *self.decoder.latent_shape, generator=self.generator(1))
-        noise = noise.to(images.device).repeat_interleave(self.group_size, 0)
-        reconstructions = self.sample_images(self.condition(captions.texts), noise)
-        old_logp = torch.cat(
-            [self.logprobs(images[rows], take(captions, rows))[0] for rows in self.micro_batches(images)]
-        )
-        return CaptionRollout(images, captions, old_logp, RewardInput(images, reconstructions, captions.texts))
+        size = len(batch.images) * ranks()
+        noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=self.generator(1)))
+        pictures = self.draw(captions.texts, noise.to(batch.images.device))
+        images = batch.images.repeat_interleave(self.group_size, 0)
+        return CaptionRollout(batch.images, captions, RewardInput(images, pictures, captions.texts))
+
+    def draw(self, texts: list[str], noise: Tensor) -> Tensor:
+        """N captions -> pictures [N, 3, H, W]; noise [P, C, h, w]. What a group says twice is drawn once."""
+        rows: dict[tuple[int, str], int] = {}
+        index = [rows.setdefault((n // self.group_size, text), len(rows)) for n, text in enumerate(texts)]
+        groups = torch.tensor([group for group, _ in rows], device=noise.device)
+        pictures = self.sample_images(self.condition([text for _, text in rows]), noise[groups])
+        return pictures[torch.tensor(index, device=noise.device)]
 
     def update(self, rollout: CaptionRollout, advantages: Tensor) -> None:
+        mask = rollout.captions.mask
         weights = token_weights(
-            rollout.captions.mask, self.normalization, max_length=self.captioning.max_new_tokens
+            mask,
+            self.normalization,
+            max_length=self.captioning.max_new_tokens,
+            total_tokens=mean_over_ranks(mask.sum().float()).item(),
         )  # [N, T], sums to 1 (or less) over the whole rollout: micro-batches add up to one big batch
+        old: list[Tensor] = []  # log-probabilities [n, T] under the policy that sampled: those of the first update
         for update in range(self.updates_per_batch):
             sums: dict[str, float] = {}
-            for rows in self.micro_batches(rollout.images):
-                captions = take(rollout.captions, rows)
-                logp, entropy = self.logprobs(rollout.images[rows], captions)
+            for number, rows in enumerate(self.micro_batches(len(mask))):
+                captions, pictures = take(rollout.captions, rows), self.pictures(rollout.images, rows)
+                logp, entropy = self.logprobs(pictures, captions)
+                if update == 0:
+                    old.append(logp.detach())
                 element, metrics = clipped_surrogate(
                     logp,
-                    rollout.old_logp[rows],
+                    old[number],
                     advantages[rows],
                     captions.mask,
                     clip_low=self.clip_low,
                     clip_high=self.clip_high,
                 )
+                if update == 0 and captions.logp is not None:
+                    drift = (logp.detach() - captions.logp).abs()[captions.mask]
+                    metrics |= {"first_log_ratio_max": drift.max(), "first_log_ratio_mean": drift.mean()}
                 if self.kl_beta > 0:
                     with torch.no_grad(), self.encoder.reference():
-                        reference, _ = self.logprobs(rollout.images[rows], captions)
+                        reference, _ = self.logprobs(pictures, captions)
                     kl = kl_k3(logp, reference, captions.mask)
                     element = element + self.kl_beta * kl
                     metrics["kl_reference"] = (kl.detach() * weights[rows]).sum()
                 metrics["entropy"] = entropy
                 loss = (element * weights[rows]).sum()
-                self.manual_backward(loss)
-                add_metrics(sums, metrics | {"loss": loss.detach()}, len(rows) / len(rollout.images))
-            if update == 0:
-                self.health |= {"first_log_ratio": sums["log_ratio_abs_max"]}
+                self.backward_of_micro_batch(loss)
+                add_metrics(sums, metrics | {"loss": loss.detach()}, len(rows) / len(mask))
+            if "first_log_ratio_max" in sums:  # of sampling against replay; on policy the update's own ratio is 1
+                self.health["first_log_ratio"] = sums.pop("first_log_ratio_max")
             sums["grad_norm"] = self.optimizer_step_after_clipping()
         self.report(rollout, sums)
 
     def logprobs(self, images: Tensor, captions: Captions) -> tuple[Tensor, Tensor]:
         """([n, T] log-probabilities of the sampled tokens, [] mean entropy of the policy in nats)."""
-        logits = self.encoder.token_logits(images, captions)
-        temperature = self.captioning.temperature or 1.0
-        logp = token_logprobs.gather_logprobs(logits, captions.tokens, temperature=temperature)
-        with torch.no_grad():
-            entropy = token_logprobs.entropy(logits, temperature=temperature)[captions.mask].mean()
-        return logp, entropy
+        logp, entropy = self.encoder.token_logprobs(
+            images, captions, temperature=self.captioning.temperature or 1.0
+        )  # fmt: skip
+        return logp, entropy[captions.mask].mean()
 
-    def micro_batches(self, images: Tensor) -> list[Tensor]:
-        return list(torch.arange(len(images), device=images.device).split(self.micro_batch))
+    def pictures(self, images: Tensor, rows: Tensor) -> Tensor:
+        """The pictures of these rows, once each where all have equally many of the captions."""
+        groups = rows // self.group_size
+        if self.group_size % len(rows) == 0 or len(rows) % self.group_size == 0:
+            groups = groups[:: min(self.group_size, len(rows))]
+        return images[groups]
+
+    def micro_batches(self, size: int) -> list[Tensor]:
+        return list(torch.arange(size, device=self.device).split(self.micro_batch))
 
     def report(self, rollout: CaptionRollout, sums: dict[str, float]) -> None:
         captions = rollout.captions
-        self.log("train/loss", sums.pop("loss"), prog_bar=True)
-        self.log("train/grad_norm", sums.pop("grad_norm"))
         self.health |= sums | {
             "caption_tokens": captions.lengths.float().mean().item(),
             "empty_captions": sum(not text for text in captions.texts) / len(captions.texts),
             "cut_captions": (captions.lengths == captions.tokens.shape[1]).float().mean().item(),
         }
+        self.health = self.reduced(self.health)
+        self.log("train/loss", self.health.pop("loss"), prog_bar=True)
+        self.log("train/grad_norm", self.health.pop("grad_norm"))
         self.log("caption_tokens", self.health["caption_tokens"], prog_bar=True, logger=False)
 
 
 def take(captions: Captions, rows: Tensor) -> Captions:
-    return Captions([captions.texts[row] for row in rows.tolist()], captions.tokens[rows], captions.mask[rows])
+    logp = None if captions.logp is None else captions.logp[rows]
+    return Captions([captions.texts[row] for row in rows.tolist()], captions.tokens[rows], captions.mask[rows], logp)

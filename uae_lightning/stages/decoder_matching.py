@@ -1,0 +1,164 @@
+"""Stage 3 by flow matching on the decoder's own pictures: DiffusionNFT and Advantage Weighted Matching.
+
+P captions (one per picture in the batch)   G pictures of each (a group), N = P * G   C h w latents
+K draws of (sigma, noise) for each picture, on which the policy that sampled and the one in training are compared
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality
+from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.parallel.collectives import own_rows, ranks
+from uae_lightning.stages.common import Stage, add_metrics, check_group
+from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
+
+
+@dataclass(frozen=True)
+class LatentRollout:
+    captions: Captions  # P
+    conditioning: Conditioning  # [N, L, D]
+    latents: Tensor  # [N, C, h, w] clean
+    sigmas: Tensor  # [N, K] where the policy is trained
+    noises: Tensor  # [N, K, C, h, w]
+    reward_input: RewardInput
+
+
+class DecoderMatching(Stage):
+    """Clean pictures from any solver, then flow matching weighted by their advantages. It takes the place of DecoderRL.
+
+    Args:
+        objective: "nft" (DiffusionNFT, arXiv 2509.16117) or "awm" (Advantage Weighted Matching, arXiv 2509.25050).
+        group_size: pictures per caption, G; they differ in the noise they start from.
+        micro_batch: pictures per forward and backward pass; must divide P * G.
+        updates_per_batch: optimiser steps on one rollout; 1 is on policy.
+        draws: of (sigma, noise) per picture, K.
+        sigma_distribution, sigma_shift: of the draws, as in DecoderPretrain.
+        strength: of "nft", how far the compared policies lie on either side of the one that sampled.
+        clip: of "awm", the ratio is clipped to [1 - clip, 1 + clip].
+        kl_beta: weight of the squared distance to the velocity with adapters off.
+        advantage_scale: "group_std", "batch_std" or "none".
+        advantage_clip: advantages are clipped to this size.
+        **parts: of `Stage`.
+    """
+
+    trained = ("decoder",)
+
+    def __init__(
+        self,
+        *args,
+        objective: Literal["nft", "awm"] = "nft",
+        group_size: int = 24,
+        micro_batch: int = 24,
+        updates_per_batch: int = 1,
+        draws: int = 2,
+        sigma_distribution: flow.SigmaDistribution = "uniform",
+        sigma_shift: float = 3.0,
+        strength: float = 1.0,
+        clip: float = 1e-4,
+        kl_beta: float = 0.0,
+        advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
+        advantage_clip: float = 5.0,
+        **parts,
+    ) -> None:
+        super().__init__(*args, **parts)
+        check_group(micro_batch, group_size, micro_batch)
+        if draws < 1 or strength <= 0:
+            raise ValueError(f"draws must be at least 1 and strength above 0, got draws={draws}, strength={strength}")
+        self.automatic_optimization = False
+        self.objective, self.draws, self.strength, self.clip, self.kl_beta = objective, draws, strength, clip, kl_beta
+        self.group_size, self.micro_batch, self.updates_per_batch = group_size, micro_batch, updates_per_batch
+        self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
+        self.advantage_scale, self.advantage_clip = advantage_scale, advantage_clip
+        self.projector.requires_grad_(False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        check_group(len(batch.images), self.group_size, self.micro_batch)
+        with self.timed("rollout"):
+            rollout = self.rollout(batch)
+        with self.timed("score"):
+            scores = self.score(rollout.reward_input)
+        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
+        with self.timed("update"):
+            self.update(rollout, advantages.clamp(-self.advantage_clip, self.advantage_clip))
+
+    @torch.no_grad()
+    def rollout(self, batch: Batch) -> LatentRollout:
+        captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
+        conditioning = self.condition(captions.texts).repeat(self.group_size)
+        images = batch.images.repeat_interleave(self.group_size, 0)
+        generator, size, device = self.generator(1), len(images) * ranks(), images.device  # of the global batch
+        shape = self.decoder.latent_shape
+        noise = own_rows(torch.randn(size, *shape, generator=generator)).to(device)
+        noises = own_rows(torch.randn(size, self.draws, *shape, generator=generator)).to(device)
+        sigmas = flow.sample_sigma(
+            size * self.draws, distribution=self.sigma_distribution, shift=self.sigma_shift, generator=generator
+        )
+        latents = torch.cat(
+            [self.sample_latents(conditioning[rows], noise[rows]) for rows in self.micro_batches(len(noise))]
+        )
+        texts = [text for text in captions.texts for _ in range(self.group_size)]
+        reward_input = RewardInput(images, self.decoder.decode_latents(latents), texts)
+        sigmas = own_rows(sigmas.view(size, self.draws)).to(device)
+        return LatentRollout(captions, conditioning, latents, sigmas, noises, reward_input)
+
+    def update(self, rollout: LatentRollout, advantages: Tensor) -> None:
+        size, old = len(advantages), {}  # velocities of the policy that sampled: those of the first update
+        for update in range(self.updates_per_batch):
+            sums: dict[str, float] = {}
+            for start, rows in enumerate(self.micro_batches(size)):
+                for draw in range(self.draws):
+                    loss, velocity, metrics = self.draw_loss(
+                        rollout, rows, draw, advantages[rows], old.get((start, draw))
+                    )
+                    self.backward_of_micro_batch(loss.sum() / (size * self.draws))
+                    metrics["loss"] = loss.detach().sum() / (size * self.draws)
+                    add_metrics(sums, metrics, len(rows) / (size * self.draws))
+                    if update == 0 and self.updates_per_batch > 1:
+                        old[start, draw] = velocity.detach()
+            sums["grad_norm"] = self.optimizer_step_after_clipping()
+        self.report(rollout, sums)
+
+    def draw_loss(
+        self, rollout: LatentRollout, rows: Tensor, draw: int, advantages: Tensor, old: Tensor | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """([n] loss, [n, C, h, w] velocity, metrics) of n pictures at one draw; `old` None is on policy."""
+        sigma, conditioning = rollout.sigmas[rows, draw], rollout.conditioning[rows]
+        x, target = flow.interpolate(rollout.latents[rows], rollout.noises[rows, draw], sigma)
+        velocity = self.decoder.velocity(x, sigma, conditioning)
+        old = velocity.detach() if old is None else old
+        metrics = {"matching_error": (velocity.detach() - target).square().mean()}
+        if self.objective == "nft":
+            good = optimality(advantages, self.advantage_clip)
+            loss = nft_loss(velocity, old, target, sigma, good, strength=self.strength)
+        else:
+            logp, old_logp = (matching_logp(v, target)[:, None] for v in (velocity, old))
+            loss, ratios = clipped_surrogate(
+                logp, old_logp, advantages, None, clip_low=self.clip, clip_high=self.clip
+            )  # fmt: skip
+            loss, metrics = loss[:, 0], metrics | ratios
+        if self.kl_beta > 0:
+            with torch.no_grad(), self.decoder.reference():
+                reference = self.decoder.velocity(x, sigma, conditioning)
+            distance = (velocity - reference).square().mean((1, 2, 3))
+            loss, metrics["distance_to_reference"] = loss + self.kl_beta * distance, distance.detach().mean()
+        return loss, velocity, metrics
+
+    def micro_batches(self, size: int) -> list[Tensor]:
+        return list(torch.arange(size, device=self.device).split(self.micro_batch))
+
+    def report(self, rollout: LatentRollout, sums: dict[str, float]) -> None:
+        texts = rollout.captions.texts
+        self.health |= sums | {
+            "caption_tokens": rollout.captions.lengths.float().mean().item(),
+            "empty_captions": sum(not text for text in texts) / len(texts),
+        }
+        self.health = self.reduced(self.health)
+        self.log("train/loss", self.health.pop("loss"), prog_bar=True)
+        self.log("train/grad_norm", self.health.pop("grad_norm"))
