@@ -16,7 +16,7 @@ from uae_lightning import __version__
 from uae_lightning.memory import keep_freed_memory
 from uae_lightning.usage import UsageError, closest
 
-COMMANDS = ("run", "fit", "validate", "evaluate", "study", "bootstrap", "reconstruct")
+COMMANDS = ("run", "fit", "validate", "evaluate", "study", "bootstrap", "reconstruct", "plan", "import-release")
 
 HELP = """\
 usage: uae COMMAND [options]        `uae COMMAND --help` explains each
@@ -24,13 +24,15 @@ usage: uae COMMAND [options]        `uae COMMAND --help` explains each
 Trains one image -> caption -> image auto-encoder in three stages (arXiv 2509.09666).
 
 commands:
-  run           the stages of a YAML, one after the other, then report.html and summary.json
-  fit           one stage alone
-  validate      score one stage's round trip on the held-out pictures, without training
-  evaluate      measure a run, or the weights it starts from, by judges that were not the reward
-  study         runs with several seeds, evaluated and compared: docs/results.md
-  bootstrap     train the shipped backbones from scratch (hours; resumable)
-  reconstruct   caption pictures and draw them again from the caption
+  run             the stages of a YAML, one after the other, then report.html and summary.json
+  plan            parameters, memory and time of each stage, and whether a card holds it, before anything is loaded
+  fit             one stage alone
+  validate        score one stage's round trip on the held-out pictures, without training
+  evaluate        measure a run, or the weights it starts from, by judges that were not the reward
+  study           runs with several seeds, evaluated and compared: docs/results.md
+  bootstrap       train the shipped backbones from scratch (hours; resumable)
+  reconstruct     caption pictures and draw them again from the caption
+  import-release  weights of the authors of UAE -> folders to start from
 
 examples:
   uae run --config conf/demo.yaml                           everything, about 10 minutes on 2 CPU cores
@@ -77,6 +79,10 @@ def dispatch(command: str, args: list[str]) -> None:
         from uae_lightning import evaluate
 
         evaluate.main(args)
+    elif command == "plan":
+        from uae_lightning.planning import command as planning
+
+        planning.main(args)
     elif command == "study":
         from uae_lightning.study import run
 
@@ -89,6 +95,10 @@ def dispatch(command: str, args: list[str]) -> None:
         from uae_lightning import reconstruct
 
         reconstruct.main(args)
+    elif command == "import-release":
+        from uae_lightning.models import release
+
+        release.main(args)
     else:
         kind = "option" if command.startswith("-") else "command"
         raise UsageError(f"unknown {kind} {command!r}{closest(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")

@@ -1,0 +1,83 @@
+"""What it costs to generate captions: the prompt is read once, then tokens come one by one from a growing KV cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.planning.meter import Meter
+from uae_lightning.planning.text import caption
+from uae_lightning.types import Captions
+
+SCORES = 6  # [N, V] fp32 while a token is drawn: logits in two forms, probabilities, noise twice, their quotient
+
+
+@dataclass
+class Generation:
+    """Stands in for `encoder.generate`, which stops where a value says so: here all captions have full length.
+
+    The decoding steps are all alike but for the length of the cache, to which their cost is linear: the first and the
+    last are run, the others counted.
+    """
+
+    encoder: QwenVLEncoder
+    meter: Meter
+    cache_bytes: int = 0
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
+        copies = samples if temperature > 0 else 1  # greedy captions of a picture are all the same
+        validating = self.meter.now is self.meter.phases.get("validation")
+        with self.meter.phase("validation" if validating else "captions"):
+            self.generate(images, copies, max_new_tokens)
+            self.meter.now.calls["tokens"] += len(images) * copies * max_new_tokens
+        tokens = torch.zeros(len(images) * samples, max_new_tokens, dtype=torch.long)
+        texts = [caption(max_new_tokens, row) for row in range(len(tokens))]
+        return Captions(texts, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.empty(tokens.shape))
+
+    def generate(self, images: Tensor, copies: int, new_tokens: int) -> None:
+        reader, states, position = self.encoder.read_prompt(images)
+        cache, rows = reader.prefix(copies), len(images) * copies
+        scores = self.encoder.head(states.repeat_interleave(copies, 0))
+        self.meter.note(SCORES * 4 * scores.numel())
+        del scores, states
+        steps = new_tokens - 1  # the prompt gave the first token
+        if not steps:
+            return
+        first = self.decoding_step(cache, rows, position)
+        cache = self.grown(cache, cache.get_seq_length() - 1 + new_tokens - 2)
+        last = self.decoding_step(cache, rows, position)
+        self.cache_bytes = max(self.cache_bytes, size_of(cache))
+        self.meter.now.flops += (first + last) * (steps - 2) // 2
+
+    def decoding_step(self, cache: DynamicCache, rows: int, position: int) -> int:
+        """One token for each row; returns its FLOPs."""
+        before = self.meter.now.flops
+        output = self.encoder.model.model.language_model(
+            input_ids=torch.ones(rows, 1, dtype=torch.long),
+            position_ids=torch.full((3, rows, 1), position),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        scores = self.encoder.head(output.last_hidden_state[:, -1])
+        self.meter.note(SCORES * 4 * scores.numel())
+        return self.meter.now.flops - before
+
+    def grown(self, cache: DynamicCache, length: int) -> DynamicCache:
+        """A cache of the same layers that holds `length` tokens; the given one is emptied as it is replaced."""
+        long = DynamicCache()
+        for index, layer in enumerate(cache.layers):
+            rows, heads, _, width = layer.keys.shape
+            keys, values = (old.new_empty(rows, heads, length, width) for old in (layer.keys, layer.values))
+            layer.keys = layer.values = None
+            long.update(keys, values, index)
+        return long
+
+
+def size_of(cache: DynamicCache) -> int:
+    """Bytes of keys and values."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

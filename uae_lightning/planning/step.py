@@ -1,0 +1,198 @@
+"""One optimiser step of a stage by its own code, and one validation batch, under a meter.
+
+What repeats is run once and then multiplied; where it is not the only one, it meets the gradients of an earlier pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from uae_lightning.planning.generation import Generation
+from uae_lightning.planning.meter import Meter
+from uae_lightning.planning.optimizer import make_optimizer
+from uae_lightning.planning.precision import autocast
+from uae_lightning.planning.shortcuts import Shortcut, run_one_of_equal_blocks
+from uae_lightning.planning.text import caption
+from uae_lightning.stages.common import Stage
+from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.types import Batch
+
+PHASES = {"rollout": "pictures", "score": "reward", "update": "update"}  # verb of `Stage.timed` -> phase
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the YAML says beside the model.
+
+    Args:
+        pictures: per batch and device.
+        validation_pictures: per validation batch.
+        accumulate: batches per optimiser step where Lightning steps the optimiser.
+        precision: `trainer.precision`.
+        gpu: planned for a GPU, where optimisers work on all tensors at a time.
+        average: the EMA callback keeps a copy of what is trained.
+    """
+
+    pictures: int
+    validation_pictures: int
+    accumulate: int = 1
+    precision: str = "32-true"
+    gpu: bool = True
+    average: bool = False
+
+
+class Step:
+    """A stage whose tensors are fake, wired to a meter; `run` takes one step."""
+
+    def __init__(self, stage: Stage, judges: L.Callback | None, meter: Meter, setting: Setting) -> None:
+        self.stage, self.judges, self.meter, self.setting = stage, judges, meter, setting
+        self.trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        self.generation = Generation(stage.encoder, meter)
+        stage.encoder.generate = self.generation
+        for part in (stage.encoder, stage.decoder):
+            run_one_of_equal_blocks(meter, part)
+        self.head = Shortcut(meter, stage.encoder, "head")
+        for owner, name, verb in [
+            (stage.encoder, "embed", "texts read"),
+            (stage.encoder, "token_logprobs", "captions scored"),
+            (stage.decoder, "velocity", "velocities"),
+            (stage.decoder, "encode_images", "pictures encoded"),
+            (stage.decoder, "decode_latents", "pictures decoded"),
+        ]:
+            Shortcut(meter, owner, name, verb)
+        self.kept = {"weights": meter.alive}  # bytes by what they are for
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._wire()
+
+    def _wire(self) -> None:
+        """In place of what a Trainer would give the stage."""
+        stage = self.stage
+        stage._device = torch.device("cpu")  # built on the meta device
+        stage._trainer = SimpleNamespace(strategy=None, global_rank=0, world_size=1, global_step=0, training=True)
+        stage.log = stage.log_dict = lambda *args, **options: None
+        stage.manual_backward = lambda loss: loss.backward()
+        stage.optimizers = lambda: self.optimizer
+        stage.timed = lambda verb: self.meter.phase(PHASES.get(verb, verb))
+        step, update = stage.optimizer_step_after_clipping, getattr(stage, "update", None)
+        stage.optimizer_step_after_clipping = self._in_phase("optimizer", step)
+        if update is not None:
+            stage.update = lambda rollout, advantages: self._shortened(update, rollout, advantages)
+        if self.judges is not None:
+            Shortcut(self.meter, self.judges.reward, "forward", "pictures judged")
+            stage.score = self.judges.score
+
+    def _in_phase(self, name: str, function: Callable) -> Callable:
+        def inside(*args: Any) -> Any:
+            with self.meter.phase(name):
+                return function(*args)
+
+        return inside
+
+    # ------------------------------------------------------------------------------------------------ what is run
+
+    def run(self) -> None:
+        """Optimiser state, then one step, then a validation batch."""
+        self._weigh("optimizer", self._make_optimizer)
+        if self.setting.average:
+            self._weigh("average", self._make_average)
+        side = self._side()
+        batch = self._batch(self.setting.pictures, side)
+        with self.meter.phase("update" if self.stage.automatic_optimization else "pictures"):
+            self._automatic(batch) if self.stage.automatic_optimization else self._manual(batch)
+        del batch
+        with self.meter.phase("validation"):
+            self._validate(self._batch(self.setting.validation_pictures, side))
+
+    def _weigh(self, name: str, make: Callable) -> None:
+        before = self.meter.alive
+        make()
+        self.kept[name] = self.meter.alive - before
+
+    def _make_optimizer(self) -> None:
+        self.optimizer = make_optimizer(self.stage, gpu=self.setting.gpu)
+
+    def _make_average(self) -> None:
+        self.average = [torch.empty_like(parameter, dtype=torch.float32) for parameter in self.trained]
+
+    def _side(self) -> int:
+        with torch.no_grad():
+            return self.stage.decoder.decode_latents(torch.empty(1, *self.stage.decoder.latent_shape)).shape[-1]
+
+    def _batch(self, pictures: int, side: int) -> Batch:
+        texts = [caption(self.stage.captioning.max_new_tokens, row) for row in range(pictures)]
+        return Batch(torch.empty(pictures, 3, side, side), texts, [str(index) for index in range(pictures)])
+
+    def _manual(self, batch: Batch) -> None:
+        with autocast(self.setting.precision, gpu=self.setting.gpu):
+            self.stage.training_step(batch, 0)
+
+    def _automatic(self, batch: Batch) -> None:
+        if self.setting.accumulate > 1:
+            self._make_gradients()
+        with autocast(self.setting.precision, gpu=self.setting.gpu):
+            loss = self.stage.training_step(batch, 0)
+            self.stage.manual_backward(loss)
+        del loss
+        self.stage.optimizer_step_after_clipping()
+        self._multiply("update", self.setting.accumulate)
+
+    def _validate(self, batch: Batch) -> None:
+        with torch.no_grad(), autocast(self.setting.precision, gpu=self.setting.gpu):
+            outputs = self.stage.validation_step(batch, 0)
+        if self.judges is not None:
+            self.judges.on_validation_batch_end(None, self.stage, outputs, batch, 0)
+
+    # ------------------------------------------------------------------------------------------------ shortening
+
+    def _shortened(self, update: Callable, rollout: Any, advantages: Tensor) -> None:
+        """The first pass of an update stands for all of them."""
+        stage, size = self.stage, len(advantages)
+        self.kept["rollout"] = self.meter.alive - self.resting
+        if path := getattr(rollout, "trajectory", None):
+            self.kept["latents"] = path.before.nbytes + path.after.nbytes
+        columns = stage.window[1] - stage.window[0] if isinstance(stage, DecoderRL) else 1
+        micro_batches, batches = stage.micro_batches, -(-size // stage.micro_batch)
+        if batches * columns > 1:
+            self._make_gradients()
+        first = {"micro_batches": lambda rows: micro_batches(rows)[:1], "updates_per_batch": 1}
+        if columns > 1:
+            first["window"] = (stage.window[0], stage.window[0] + 1)
+        with replaced(stage, first):
+            update(rollout, advantages)
+        self._multiply("update", batches * columns * stage.updates_per_batch)
+
+    @property
+    def resting(self) -> int:
+        """Bytes alive between two steps."""
+        return self.kept["weights"] + self.kept["optimizer"] + self.kept.get("average", 0)
+
+    def _make_gradients(self) -> None:
+        for parameter in self.trained:
+            parameter.grad = torch.empty_like(parameter)
+
+    def _multiply(self, phase: str, passes: int) -> None:
+        measured = self.meter.phases[phase]
+        measured.flops *= passes
+        for verb in measured.calls:
+            measured.calls[verb] *= passes
+
+
+@contextmanager
+def replaced(owner: nn.Module, values: dict[str, Any]) -> Iterator[None]:
+    """Attributes of `owner` for the time being."""
+    before = {name: owner.__dict__.get(name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            delattr(owner, name) if value is None else setattr(owner, name, value)

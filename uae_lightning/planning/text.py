@@ -1,0 +1,74 @@
+"""Texts of a given length, for models that are planned without their tokenizer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+
+from uae_lightning.models.qwen_vl import CAPTION_PROMPT, CAPTION_SYSTEM, GENERATE_SYSTEM, QwenVLEncoder
+
+LETTERS_PER_TOKEN = 4  # of English prose; the prompts are all that is estimated by it
+TURN = "x" * 5 * LETTERS_PER_TOKEN  # <|im_start|>, role, newline, <|im_end|>, newline
+PICTURE = "\N{OBJECT REPLACEMENT CHARACTER}"
+
+
+def caption(tokens: int, number: int = 0) -> str:
+    """A text that is `tokens` long and, unless very short, another one for each number: equal ones are drawn once."""
+    return f"{number:06d}".ljust(tokens * LETTERS_PER_TOKEN, "x")[: tokens * LETTERS_PER_TOKEN]
+
+
+class Tokens(dict):
+    def to(self, device: torch.device) -> Tokens:
+        return self
+
+
+class StandInTokenizer:
+    """One token per four letters, and one per picture placeholder; markup as in Qwen's chat template."""
+
+    eos_token_id = pad_token_id = 0
+
+    def __init__(self, picture_id: int) -> None:
+        self.picture_id = picture_id
+
+    def convert_ids_to_tokens(self, index: int) -> str:
+        return PICTURE
+
+    def apply_chat_template(self, messages: list[dict], **options: object) -> str:
+        contents = [message["content"] for message in messages]
+        texts = [content if isinstance(content, str) else self._join(content) for content in contents]
+        return "".join(text + TURN for text in [*texts, ""])
+
+    def _join(self, content: list[dict]) -> str:
+        return "".join(PICTURE if part["type"] == "image" else part["text"] for part in content)
+
+    def __call__(self, texts: str | list[str], **options: object) -> Tokens:
+        rows = [self._encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        length = max(map(len, rows))
+        mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+        ids = [row + [0] * (length - len(row)) for row in rows]
+        return Tokens(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
+
+    def _encode(self, text: str) -> list[int]:
+        pictures = text.count(PICTURE)
+        words = -(-(len(text) - pictures) // LETTERS_PER_TOKEN)
+        return [1] * (words // 2) + [self.picture_id] * pictures + [1] * (words - words // 2)
+
+    def batch_decode(self, tokens: torch.Tensor, **options: object) -> list[str]:
+        return [caption(tokens.shape[1])] * len(tokens)
+
+
+def give_text(encoder: QwenVLEncoder, options: dict) -> None:
+    """What `QwenVLEncoder` loads beside its weights; `options` are those of the YAML."""
+    config = encoder.model.config
+    encoder.tokenizer = StandInTokenizer(config.image_token_id)
+    vision = config.vision_config
+    encoder.preprocessor = SimpleNamespace(
+        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    system, prompt = options.get("caption_system", CAPTION_SYSTEM), options.get("caption_prompt", CAPTION_PROMPT)
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    turns = [{"content": system}] if system else []
+    encoder.prompt = encoder.tokenizer.apply_chat_template([*turns, {"content": content}])
+    encoder.generate_system = options.get("generate_system", GENERATE_SYSTEM)
+    encoder.eos = encoder.pad = 0
