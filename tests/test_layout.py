@@ -4,9 +4,6 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
-import yaml
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,18 +50,3 @@ def test_models_rewards_data_and_callbacks_do_not_import_stages():
     # red with `from uae_lightning.stages.common import Stage` in any of them
     for folder in ("uae_lightning/models", "uae_lightning/rewards", "uae_lightning/data", "callbacks"):
         assert not offenders(folder, ("uae_lightning.stages",))
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda file: file.name)
-def test_every_conf_parses(file, monkeypatch):
-    # red with any key of any YAML misspelt
-    from uae_lightning import pipeline
-    from uae_lightning.stage_cli import parse_stage
-
-    monkeypatch.chdir(ROOT)
-    keys = yaml.safe_load(file.read_text())
-    if "stages" in keys:
-        for stage in pipeline.read_run(file).stages:
-            pipeline.check_stage(stage, [])
-    elif "model" in keys:
-        parse_stage(["fit", f"--config={file}"])

@@ -12,7 +12,7 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -21,13 +21,16 @@ from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.provenance import provenance
 from uae_lightning.usage import Parser, UsageError, closest
 
+if TYPE_CHECKING:
+    from uae_lightning.parallel.launch import Followers
+
 DESCRIPTION = """\
 Runs the stages that a YAML lists, one after the other, and writes summary.json and report.html.
 
     name: demo                        the run goes to runs/demo
     stages:
       - name: encoder_rl              a folder in it
-        config: encoder_rl.yaml       the stage's YAML, looked up next to this one
+        config: encoder_rl.yaml       the stage's YAML, looked up next to this one; [a.yaml, b.yaml] lays b over a
         options: {trainer.max_steps: 40}   dotted options on top of it (may be left out)
     evaluation:                       what `uae evaluate` judges start and end with (may be left out)
       config: evaluation.yaml
@@ -48,6 +51,7 @@ class StageSpec:
     name: str
     config: Path
     options: dict[str, Any]
+    overlays: tuple[Path, ...] = ()  # YAMLs over `config`, the later one counts; options count more
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,13 @@ class RunSpec:
 
 def main(args: list[str]) -> None:
     from uae_lightning.evaluate import parse_evaluation
+    from uae_lightning.parallel.launch import Followers, is_main
 
     options, overrides = parse(args)
+    others = Followers()
+    if not is_main():
+        follow(others)
+        return
     spec = read_run(options.config)
     folder = options.output or Path("runs") / spec.name
     first, last = selection(spec, options.start, options.only)
@@ -77,11 +86,21 @@ def main(args: list[str]) -> None:
     write_run_record(folder, spec, options.config, command)
     evaluate(folder, spec, "start", overrides, command)
     for index in range(first, last):
-        run_one(folder, spec, index, overrides)
+        run_one(folder, spec, index, overrides, others)
         if index == len(spec.stages) - 1:
             evaluate(folder, spec, "end", overrides, command)
         summarise(folder)
+    others.tell(None)
     print(f"Summary: {folder / 'summary.json'}\nReport:  {folder / 'report.html'}")
+
+
+def follow(main: Followers) -> None:
+    """On every process but rank 0, where the ranks were started from outside: trains the stages along with it."""
+    from uae_lightning.stage_cli import run_stage
+
+    while (args := main.hear()) is not None:
+        run_stage(args)
+        gc.collect()
 
 
 def parse(args: list[str]):
@@ -172,7 +191,8 @@ def read_stage(entry: Any, path: Path, number: int) -> StageSpec:
     where = f"stage {number} in {path}"
     check_keys(entry, required=("name", "config"), allowed=("name", "config", "options"), where=where)
     check_name(entry["name"], where=f"name of {where}")
-    return StageSpec(entry["name"], *read_config(entry, path, where, example="trainer.max_steps: 40"))
+    (config, *overlays), options = read_configs(entry, path, where, example="trainer.max_steps: 40")
+    return StageSpec(entry["name"], config, options, tuple(overlays))
 
 
 def read_evaluation(entry: Any, path: Path) -> EvaluationSpec | None:
@@ -181,18 +201,27 @@ def read_evaluation(entry: Any, path: Path) -> EvaluationSpec | None:
     where = f"evaluation in {path}"
     entry = {"config": entry} if isinstance(entry, str) else entry
     check_keys(entry, required=("config",), allowed=("config", "options"), where=where)
-    return EvaluationSpec(*read_config(entry, path, where, example="samples: 32"))
+    configs, options = read_configs(entry, path, where, example="samples: 32")
+    if len(configs) > 1:
+        raise UsageError(f"config of {where} must be one YAML")
+    return EvaluationSpec(configs[0], options)
 
 
-def read_config(entry: dict[str, Any], path: Path, where: str, *, example: str) -> tuple[Path, dict[str, Any]]:
-    """The YAML that an entry names, and the options on top of it."""
-    config = path.parent / str(entry["config"])
-    if not config.is_file():
-        raise FileNotFoundError(f"{config} does not exist: it is the config of {where}, looked up next to {path.name}")
+def read_configs(entry: dict[str, Any], path: Path, where: str, *, example: str) -> tuple[list[Path], dict[str, Any]]:
+    """The YAMLs that an entry names, one or a list, and the options on top of them."""
+    names = entry["config"] if isinstance(entry["config"], list) else [entry["config"]]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"config of {where} must be a YAML, or a list of YAMLs")
+    configs = [path.parent / name for name in names]
+    for config in configs:
+        if not config.is_file():
+            raise FileNotFoundError(
+                f"{config} does not exist: it is the config of {where}, looked up next to {path.name}"
+            )
     options = entry.get("options") or {}
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise UsageError(f"options of {where} must map dotted keys to values, such as {example}")
-    return config, options
+    return configs, options
 
 
 def check_keys(value: Any, *, required: tuple[str, ...], allowed: tuple[str, ...], where: str) -> None:
@@ -243,8 +272,9 @@ def write_run_record(folder: Path, spec: RunSpec, config: Path, command: str) ->
 # ------------------------------------------------------------------------------------------------ one stage
 
 
-def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str]) -> None:
+def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], others: Followers) -> None:
     """Runs a stage, unless it is done, and records it."""
+    from uae_lightning.checkpoint_io import recover
     from uae_lightning.stage_cli import run_stage
 
     stage, place = spec.stages[index], folder / spec.stages[index].name
@@ -255,6 +285,7 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str]) -> No
     for later in spec.stages[index + 1 :]:  # they would have started from weights that this stage replaces
         run_folder.clear_stage(folder / later.name)
     run_folder.clear_evaluation(folder, "end")
+    recover(run_folder.last_checkpoint(place))
     resume = run_folder.last_checkpoint(place).exists()
     earlier = [folder / other.name for other in spec.stages[:index]]
     args = fit_args(stage, overrides, place, run_folder.latest_weights(earlier))
@@ -262,6 +293,7 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str]) -> No
     print(f"\n{heading}{': resuming' if resume else ''}\n  {shlex.join(['uae', *args])}", flush=True)
     start, earlier_seconds = time.time(), seconds_before(place) if resume else 0.0
     run_folder.write_json(place / "clock.json", {"start": start, "earlier_seconds": earlier_seconds})
+    others.tell(args)
     run_stage(args)
     gc.collect()  # the next stage loads its own models
     record = stage_record(stage.name, place, earlier_seconds + time.time() - start, shlex.join(["uae", *args]))
@@ -270,12 +302,13 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str]) -> No
 
 
 def fit_args(stage: StageSpec, overrides: list[str], place: Path, weights: dict[str, Path]) -> list[str]:
-    """`fit` and its options: config, then the stage's options, then the run's, then what the pipeline decides."""
+    """`fit` and its options: configs, then the stage's options, then the run's, then what the pipeline decides."""
+    configs = [f"--config={config}" for config in (stage.config, *stage.overlays)]
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in stage.options.items()}
     options = [f"--{key}={text}" for key, text in texts.items()]
     handed = [f"--model.init_args.{part}.init_args.path={path}" for part, path in sorted(weights.items())]
     root = f"--trainer.default_root_dir={place}"
-    return ["fit", f"--config={stage.config}", *options, *overrides, root, *handed]
+    return ["fit", *configs, *options, *overrides, root, *handed]
 
 
 def check_stage(stage: StageSpec, overrides: list[str]) -> None:

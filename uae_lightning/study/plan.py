@@ -190,7 +190,8 @@ def settings_of(stage: StageSpec) -> dict[str, Any]:
     """A stage's YAML with its options, and the defaults of its class, but unchecked: parsing takes seconds."""
     from uae_lightning.stages.common import Stage
 
-    settings = yaml.safe_load(stage.config.read_text())
+    configs = (yaml.safe_load(path.read_text()) for path in (stage.config, *stage.overlays))
+    settings = functools.reduce(overlaid, configs)
     for key, value in stage.options.items():
         *path, last = key.split(".")
         functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, settings)[last] = value
@@ -201,3 +202,10 @@ def settings_of(stage: StageSpec) -> dict[str, Any]:
     sampling = vars(defaults["sampling"]) | args.get("sampling", {})
     settings["model"]["init_args"] = defaults | args | {"sampling": sampling}
     return settings
+
+
+def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`overlay` over `base`, key by key."""
+    both = {key: overlaid(base[key], overlay[key]) for key in base.keys() & overlay.keys()
+            if isinstance(base[key], dict) and isinstance(overlay[key], dict)}  # fmt: skip
+    return base | overlay | both

@@ -9,12 +9,13 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from uae_lightning import run_folder
 from uae_lightning.paths import resolve
-from uae_lightning.pipeline import check_stage
+from uae_lightning.pipeline import StageSpec, check_stage
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.study.plan import (
     SECONDS_PER_SAMPLE,
@@ -151,6 +152,7 @@ def stage_job(study: Study, place: Path, arm: Arm, index: int, seed: int, before
         seconds=seconds_estimate(stage),
         settings={
             "config": yaml.safe_load(stage.config.read_text()),
+            **overlays_of(stage),
             "options": stage.options,
             "starts_from": before.digest if before else shipped_weights(),
         },
@@ -158,6 +160,11 @@ def stage_job(study: Study, place: Path, arm: Arm, index: int, seed: int, before
         command=command,
         clear=lambda: run_folder.clear_stage(folder / stage.name),
     )
+
+
+def overlays_of(stage: StageSpec) -> dict[str, Any]:
+    """What lies over a stage's YAML, nothing where nothing does: results from before there were overlays stay valid."""
+    return {"overlays": [yaml.safe_load(path.read_text()) for path in stage.overlays]} if stage.overlays else {}
 
 
 def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
@@ -169,7 +176,11 @@ def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
     target = place / arm.name / "run.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     stages = [
-        {"name": stage.name, "config": os.path.relpath(stage.config, target.parent), "options": stage.options | starts}
+        {
+            "name": stage.name,
+            "config": [os.path.relpath(config, target.parent) for config in (stage.config, *stage.overlays)],
+            "options": stage.options | starts,
+        }
         for stage in (seeded(stage, seed) for stage in arm.stages)
     ]
     target.write_text(yaml.safe_dump({"name": arm.name, "stages": stages}, sort_keys=False))

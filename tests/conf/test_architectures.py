@@ -1,0 +1,39 @@
+"""The configs of hub models that come with the package: they are known by their number of parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
+from transformers import AutoModel, CLIPTextModelWithProjection
+from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
+
+from uae_lightning.models.loading import load
+from uae_lightning.paths import resolve
+
+MEDIUM, LARGE = "stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "subfolder", "parameters"),
+    [  # beside each: what its page on the hub, or its paper, says
+        ("Qwen/Qwen2.5-VL-3B-Instruct", Qwen, "", 3_754_622_976),  # 3.75 B
+        ("Qwen/Qwen2.5-VL-7B-Instruct", Qwen, "", 8_292_166_656),  # 8.29 B
+        (MEDIUM, SD3Transformer2DModel, "transformer", 2_243_171_520 + 384 * 384 * 1536),  # 2.5 B
+        (LARGE, SD3Transformer2DModel, "transformer", 8_056_627_520 + 192 * 192 * 2432),  # 8.1 B
+        (MEDIUM, AutoencoderKL, "vae", 83_819_683),  # 84 M
+        (LARGE, AutoencoderKL, "vae", 83_819_683),
+        (MEDIUM, CLIPTextModelWithProjection, "text_encoder", 123_650_304),  # 124 M
+        (LARGE, CLIPTextModelWithProjection, "text_encoder_2", 694_659_840),  # 695 M
+        ("openai/clip-vit-large-patch14", AutoModel, "", 427_616_513),  # 428 M
+        ("facebook/dinov2-large", AutoModel, "", 304_368_640),  # 304 M
+    ],
+)
+def test_number_of_parameters(name, kind, subfolder, parameters):
+    """That of SD3 with its table of positions, a buffer."""
+    # red with one layer more in any of the configs, `tie_word_embeddings` turned, or a dual attention
+    # layer less, `pos_embed_max_size` of medium in large
+    with torch.device("meta"):
+        model = load(kind, resolve(name), torch.bfloat16, subfolder)
+    table = model.pos_embed.pos_embed.numel() if kind is SD3Transformer2DModel else 0
+    assert sum(parameter.numel() for parameter in model.parameters()) + table == parameters

@@ -1,0 +1,174 @@
+"""Every YAML in conf/ is parsed and built without weights; those of the real models run two steps with small ones."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+from small_models import HIDDEN, TEXT, save_models, save_pictures
+
+from uae_lightning import pipeline
+from uae_lightning.pipeline import StageSpec
+from uae_lightning.stage_cli import parse_stage, run_stage
+from uae_lightning.stages.common import Stage
+from uae_lightning.study.plan import settings_of
+from uae_lightning.usage import UsageError
+
+SMALL_RUNS = [  # a stage of conf/real and what is laid over it
+    ("decoder_pretrain", []),
+    ("decoder_pretrain", ["80gb", "decoder_pretrain_full"]),
+    ("encoder_rl", []),
+    ("encoder_rl", ["qwen7b", "sd35_large"]),
+    ("decoder_rl", []),
+    ("decoder_rl", ["qwen7b", "sd35_large", "decoder_rl_fast"]),
+]
+
+CONF = Path(__file__).parents[2] / "conf"
+FILES = sorted(CONF.rglob("*.yaml"))
+
+
+# ------------------------------------------------------------------------------------------------ without weights
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
+def test_every_conf_parses_and_builds_without_weights(file, built, monkeypatch):
+    # red with any key of any YAML misspelt, a hub model without a config in models/architectures, or an encoder, a
+    # projector and a decoder that do not fit, such as qwen7b.yaml without its input_size
+    monkeypatch.chdir(CONF.parent)
+    for initialise in ("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_"):  # nothing to fill: saves half
+        monkeypatch.setattr(torch.nn.init, initialise, lambda tensor, *args, **kwargs: tensor)
+    for stage in stages_of(file):
+        config = parsed(stage).model
+        key = json.dumps(config.as_dict())
+        if key not in built:
+            with torch.device("meta"):
+                built[key] = parser().instantiate(Namespace(model=config)).model
+        model = built[key]
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        assert any(parameter.requires_grad for parameter in getattr(model, model.trained[-1]).parameters())
+
+
+def stages_of(file: Path) -> list[StageSpec]:
+    """Of a run's YAML or of a stage's; none of an overlay, of `uae study` or of `uae evaluate`."""
+    keys = yaml.safe_load(file.read_text())
+    if "stages" in keys:
+        return pipeline.read_run(file).stages
+    return [StageSpec(file.stem, file, {})] if "class_path" in keys.get("model", {}) else []
+
+
+@functools.cache
+def parser():
+    """That of `uae fit`, made once: making it is what takes the time."""
+    return parse_stage(["fit", f"--config={CONF / 'real' / 'encoder_rl.yaml'}"])._parser("fit")
+
+
+def parsed(stage: StageSpec) -> Namespace:
+    return parser().parse_args(pipeline.fit_args(stage, [], Path("unused"), {})[1:])
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Stage]:
+    """Stages on the meta device; many YAMLs share one."""
+    return {}
+
+
+def test_every_overlay_is_used():
+    # red with an overlay that neither a run nor a test lays over anything
+    used = {path for file in CONF.glob("*.yaml") for stage in stages_of(file) for path in stage.overlays}
+    used |= {CONF / "real" / f"{name}.yaml" for _, overlays in SMALL_RUNS for name in overlays}
+    assert used == {file for file in FILES if file.parent.name == "real" and not stages_of(file)}
+
+
+def test_later_configs_count_and_options_count_more(tmp_path):
+    # red with the configs in another order in fit_args, or `base | overlay` turned in study.plan.overlaid
+    (tmp_path / "first.yaml").write_text(
+        "{model: {init_args: {group_size: 5, micro_batch: 5}}, trainer: {max_steps: 5}}"
+    )
+    (tmp_path / "second.yaml").write_text("{model: {init_args: {micro_batch: 6}}, trainer: {max_steps: 6}}")
+    (tmp_path / "run.yaml").write_text(
+        f"""{{name: run, stages: [{{name: see, options: {{trainer.max_steps: 7}},
+        config: [{CONF / "scenes" / "encoder_rl.yaml"}, first.yaml, second.yaml]}}]}}"""
+    )
+    [stage] = pipeline.read_run(tmp_path / "run.yaml").stages
+    for settings in (parsed(stage).as_dict(), settings_of(stage)):
+        args = settings["model"]["init_args"]
+        assert (args["group_size"], args["micro_batch"], settings["trainer"]["max_steps"]) == (5, 6, 7)
+        assert (
+            args["encoder"]["class_path"].endswith("QwenVLEncoder") and args["encoder"]["init_args"]["train"] == "lora"
+        )
+
+
+@pytest.mark.parametrize("config", ["[]", "[a.yaml, 3]", "{a: b}"])
+def test_config_is_a_yaml_or_a_list_of_them(config, tmp_path):
+    # red without the check in read_configs
+    (tmp_path / "run.yaml").write_text(f"{{name: run, stages: [{{name: see, config: {config}}}]}}")
+    with pytest.raises(UsageError, match="config of stage 1.*list of YAMLs"):
+        pipeline.read_run(tmp_path / "run.yaml")
+
+
+# ------------------------------------------------------------------------------------------------ two steps
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    save_models(folder)
+    save_pictures(folder / "pictures", 6, seed=0)
+    save_pictures(folder / "held_out", 2, seed=1)
+    return folder
+
+
+def swapped(stage: str, small: Path) -> list[str]:
+    """The YAML's models become small ones of the same classes, on pictures of 64 pixels; all else is the YAML's."""
+    text = (CONF / "real" / f"{stage}.yaml").read_text()
+    text = text.replace("openai/clip-vit-large-patch14", str(small / "clip"))
+    trainer = yaml.safe_load(text.replace("facebook/dinov2-large", str(small / "dino")))["trainer"]
+    options = {
+        "model.init_args.encoder.init_args.path": small / "qwen",
+        "model.init_args.encoder.init_args.dtype": "float32",  # bf16 is emulated on CPU, 60 times slower
+        "model.init_args.projector.init_args.input_size": HIDDEN,
+        "model.init_args.projector.init_args.output_size": TEXT,
+        "model.init_args.decoder.init_args.path": small / "sd3",
+        "model.init_args.decoder.init_args.dtype": "float32",
+        "model.init_args.decoder.init_args.resolution": 64,
+        "model.init_args.captioning.max_new_tokens": 8,
+        "data.init_args.path": small / "pictures",
+        "data.init_args.validation_path": small / "held_out",
+        "data.init_args.resolution": 64,
+        "data.init_args.batch_size": 1,
+        "data.init_args.validation_pictures": 2,
+        "data.init_args.num_workers": 0,
+        "trainer.precision": "32-true",
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2 * trainer.get("accumulate_grad_batches", 1),
+        "trainer.callbacks": json.dumps(trainer["callbacks"]),
+    }
+    if stage == "decoder_rl":
+        options["model.init_args.group_size"] = 8  # 24 take a minute
+    return [f"--{key}={value}" for key, value in options.items()]
+
+
+@pytest.mark.parametrize(
+    ("stage", "overlays"),
+    SMALL_RUNS,
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+)
+def test_two_steps_with_small_models(stage, overlays, small, tmp_path):
+    """Sampling, guidance, window, KL, quantised weights, optimiser, EMA and callbacks as the YAMLs have them.
+
+    Red where a YAML asks for what a part cannot do, such as `group_size: 24` with `micro_batch: 5`.
+    """
+    configs = [f"--config={CONF / 'real' / name}.yaml" for name in (stage, *overlays)]
+    module = run_stage(["fit", *configs, *swapped(stage, small), f"--trainer.default_root_dir={tmp_path}"]).model
+    rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 2]
+    assert {path.name for path in (tmp_path / "weights").iterdir()} == set(module.trained)
+    assert module.health.get("first_log_ratio", 0.0) <= 1e-5
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    assert len(module.optimizers(use_pl_optimizer=False).state) == len(trainable)  # each one had a gradient
