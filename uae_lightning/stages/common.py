@@ -139,7 +139,7 @@ class Stage(L.LightningModule):
         return Conditioning(self.projector(states), mask)
 
     def unconditional(self, size: int) -> Conditioning | None:
-        return None if self.negative_prompt is None else self.condition([self.negative_prompt] * size)
+        return None if self.negative_prompt is None else self.condition([self.negative_prompt]).repeat(size)
 
     def guided_velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unconditional) -> Tensor:
         """Velocity [N, C, h, w] at one sigma [], guided if asked for; the unconditional branch has no gradient."""
