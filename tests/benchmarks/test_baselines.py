@@ -1,0 +1,100 @@
+"""The baselines of the benchmarks do the work in which they are compared: same log-probabilities, loss, gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import decoder_rl, pretrain
+from uae_lightning.models.adapters import LoRA
+from uae_lightning.stages.common import Captioning
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.types import Batch
+
+SIZES = {"group_size": 2, "micro_batch": 2}
+SMALL = {"train": "lora", "lora": LoRA(rank=4, alpha=8)}
+CLOSE = decoder_rl.TOLERANCE["float32"]  # sums in another order; a wrong factor is 1e-2 and more
+PUBLISHED = replace(decoder_rl.PUBLISHED, steps=3, window=(0, 2), clip=1e-2)
+DEMO = decoder_rl.DEMO
+
+
+@pytest.fixture
+def make_stage(make_encoder, make_projector, make_decoder):
+    def make(kind, trained, **options):
+        return kind(
+            make_encoder(), make_projector(), make_decoder(**trained), captioning=Captioning(1.0, 10), **options
+        )
+
+    return make
+
+
+@pytest.fixture
+def batch(images):
+    captions = ["a red cat at the middle", "", "two objects", "a small blue dog"]
+    return Batch(images, captions, [str(index) for index in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "text_length"),
+    [(PUBLISHED, 0), (PUBLISHED, 40), (DEMO, 0), (replace(PUBLISHED, window=(1, 2), sde="cps", guidance=1.0), 0)],
+    ids=["published", "padded as published", "demo", "another window"],
+)
+def test_the_plain_flow_grpo_does_the_same_as_decoder_rl(make_stage, batch, settings, text_length):
+    # red if, in `transition`, `(-dt).sqrt()` becomes `-dt`, or `sigma == 1` is not looked at; if `velocity` forgets the
+    # unconditional half, or does not detach it; if `loss` takes the minimum; if the KL is left out, or `reference()`;
+    # if `passes` forgets the steps; if `advantages` takes the unbiased std of the batch
+    stage = make_stage(DecoderRL, SMALL)
+    decoder_rl.configure(stage, settings, **SIZES)
+    decoder_rl.disturb(stage, 0.05)
+    two = Batch(batch.images[:2], batch.captions[:2], batch.keys[:2])
+    captions = decoder_rl.with_captions(stage, two)
+    plain = decoder_rl.PlainFlowGRPO(stage, settings, text_length=text_length, **SIZES)
+    found = decoder_rl.differences(stage, plain, two, captions)
+    assert max(found.values()) < CLOSE, found
+
+
+def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_stage, batch):
+    # red if the baseline is made to encode a prompt once, or to leave the unconditional half out: it would then be
+    # another loop than the published one, or ours would be counted wrongly
+    stage = make_stage(DecoderRL, SMALL)
+    decoder_rl.configure(stage, PUBLISHED, **SIZES)
+    decoder_rl.without_trainer(stage)
+    two = Batch(batch.images[:2], batch.captions[:2], batch.keys[:2])
+    captions = decoder_rl.with_captions(stage, two)
+    plain = decoder_rl.PlainFlowGRPO(stage, PUBLISHED, **SIZES)
+    stage.score = reward = decoder_rl.PixelSimilarity()
+    steps = {
+        "theirs": lambda: plain.step(captions, two.images, reward, stage.generator(1)),
+        "ours": lambda: stage.training_step(two, 0),
+    }
+    with decoder_rl.rows_counted(steps, decoder_rl.counted_modules(stage)) as (counting, rows_per_call):
+        for step in (*counting.values(), counting["ours"]):
+            step()
+    theirs, ours = (decoder_rl.per_picture(rows_per_call(name), 4) for name in steps)
+    passes = 2 * (3 + 2 + 2)  # two branches: sampling, training, reference
+    assert theirs == {"decoder/picture": passes, "encoder/picture": 1}
+    assert ours == {"decoder/picture": passes, "encoder/picture": 0.5}
+
+
+@pytest.mark.parametrize(("trained", "text_length"), [(SMALL, 0), ({"train": "all"}, 40)], ids=["lora", "all"])
+def test_the_loop_of_diffusers_does_the_same_as_decoder_pretrain(make_stage, batch, trained, text_length):
+    # red if the target is `latents - noise`, `levels` is not divided by 1000, or `sigmas` takes the next place
+    stage = make_stage(DecoderPretrain, trained, condition_dropout=0.0)
+    decoder_rl.disturb(stage, 0.05)
+    found = pretrain.differences(stage, pretrain.DiffusersLoop(stage, text_length=text_length), batch)
+    assert max(found.values()) < CLOSE, found
+
+
+def test_both_loops_step(make_stage, batch):
+    # red if a `.step()` of an optimiser is left out
+    stage = make_stage(DecoderPretrain, SMALL, condition_dropout=0.0)
+    decoder_rl.disturb(stage, 0.05)  # a LoRA starts where its first factor has no gradient
+    decoder_rl.without_trainer(stage)
+    plain, optimizer = pretrain.DiffusersLoop(stage), stage.configure_optimizers()
+    for step in (lambda: plain.step(batch), lambda: pretrain.our_step(stage, optimizer, batch)):
+        before = [parameter.clone() for parameter in plain.parameters]
+        step()
+        assert all(not torch.equal(old, new) for old, new in zip(before, plain.parameters, strict=True))
