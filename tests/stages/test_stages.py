@@ -140,7 +140,12 @@ def test_the_negative_prompt_is_read_once_for_all(make_stage):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [(EncoderRL, {"normalization": name}) for name in ("grpo", "dr_grpo", "dapo")]
-    + [(DecoderRL, {}), (DecoderMatching, {"objective": "nft"}), (DecoderMatching, {"objective": "awm"})],
+    + [
+        (DecoderRL, {}),
+        (DecoderRL, {"same_noise": True, "window": (1, 3)}),
+        (DecoderMatching, {"objective": "nft"}),
+        (DecoderMatching, {"objective": "awm"}),
+    ],
 )
 def test_micro_batches_add_up_to_one_big_batch(make_stage, kind, options):
     # red if the loss of a micro-batch is divided by its own size
@@ -280,6 +285,19 @@ def test_groups_of_pictures_differ_unless_asked_otherwise(make_stage):
         stage = make_stage(DecoderRL, same_noise=same)
         start = stage.rollout(batch).trajectory.before[0].unflatten(0, (2, 4))
         assert torch.equal(start[:, 0], start[:, 1]) is same
+
+
+def test_what_a_group_shares_is_computed_once(make_stage):
+    # red if `<=` becomes `<`, or `x[::copies]` becomes `x`: two pictures, groups of 4, three steps of which the first
+    # is deterministic; the gradients are compared by test_micro_batches_add_up_to_one_big_batch, whose small
+    # micro-batches share nothing
+    stage, seen = make_stage(DecoderRL, same_noise=True, window=(1, 3), micro_batch=8, kl_beta=0.0), []
+    velocity = stage.decoder.velocity
+    stage.decoder.velocity = lambda x, *rest: seen.append(len(x)) or velocity(x, *rest)
+    rollout = stage.rollout(next(iter(ScenesData(batch_size=2).train_dataloader())))
+    assert seen == [2, 2, 8]
+    gradients_of_update(stage, rollout, torch.linspace(-1, 1, 8), 8)
+    assert seen[3:] == [2, 8] and stage.health["first_log_ratio"] == 0
 
 
 def test_noise_free_window_gives_the_pictures_of_the_ode(make_stage):

@@ -51,7 +51,8 @@ class DecoderRL(Stage):
         clip: the ratio is clipped to [1 - clip, 1 + clip] (Flow-GRPO: 1e-4, because log-probabilities are means).
         kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01).
         kl_includes_dt: True is the KL of the paper, False that of its code.
-        same_noise: start a group from one noise (False: Flow-GRPO's code).
+        same_noise: start a group from one noise (False: Flow-GRPO's code); what its pictures share is computed once
+            where micro-batches are whole groups.
         advantage_scale: "group_std" (Flow-GRPO's paper), "batch_std" (its code) or "none".
         advantage_clip: advantages are clipped to this size (Flow-GRPO's code: 5).
         **parts: of `Stage`.
@@ -134,10 +135,9 @@ class DecoderRL(Stage):
     ) -> tuple[Trajectory, Tensor]:
         """Sample n pictures [n, 3, H, W] from noise [n, C, h, w], keeping the steps in the window."""
         sigmas = self.decoder.schedule(self.sampling.steps)
-        unconditional, x = self.unconditional(len(noise)), noise
-        before, after, logp = [], [], []
+        x, before, after, logp = noise, [], [], []
         for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-            velocity = self.guided_velocity(x, sigma, conditioning, unconditional)
+            velocity = self.velocity_at(index, x, conditioning)
             if self.window[0] <= index < self.window[1]:
                 step = self.sde_step(x, velocity, index, generator=generator)
                 before, after, logp = [*before, x], [*after, step.prev], [*logp, step.mean_log_prob]
@@ -190,9 +190,17 @@ class DecoderRL(Stage):
     def replay(self, path: Trajectory, conditioning: Conditioning, rows: Tensor, column: int) -> SDEStep:
         """The trained step `column` again, under the policy as it is now."""
         index, x = self.window[0] + column, path.before[column, rows]
+        return self.sde_step(x, self.velocity_at(index, x, conditioning), index, prev=path.after[column, rows])
+
+    def velocity_at(self, index: int, x: Tensor, conditioning: Conditioning) -> Tensor:
+        """[n, C, h, w] at that step of the sampler. Up to the first stochastic step the pictures of a group that starts
+        from one noise are the same state, whose velocity is computed once; so it is in sampling and in replay."""
+        together = self.same_noise and index <= self.window[0] and self.micro_batch % self.group_size == 0
+        copies = self.group_size if together else 1
         sigma = self.decoder.schedule(self.sampling.steps)[index]
-        velocity = self.guided_velocity(x, sigma, conditioning, self.unconditional(len(x)))
-        return self.sde_step(x, velocity, index, prev=path.after[column, rows])
+        states, unconditional = x[::copies], self.unconditional(len(x) // copies)
+        velocity = self.guided_velocity(states, sigma, conditioning[::copies], unconditional)
+        return velocity.repeat_interleave(copies, 0) if together else velocity
 
     def sde_step(
         self, x: Tensor, velocity: Tensor, index: int, *, prev: Tensor | None = None, generator=None
