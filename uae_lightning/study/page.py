@@ -78,6 +78,8 @@ def section(study: Study, found: dict[str, Outcome], part: dict[str, Any], folde
     for number, name in enumerate(names, 1):
         blocks.append(arm_table(study, name, {key: one for key, one in found.items() if name in one.arm.tables}))
         blocks.append(arm_curves(study, number, [one for one in found.values() if name in one.arm.tables], folder))
+    if not study.claims:  # else the whole run was shown above
+        blocks += [folded(study, outcome, folder) for outcome in found.values()]
     return "\n\n".join(filter(None, [*blocks, instruments(facts["instruments"]), provenance(facts)]))
 
 
@@ -225,11 +227,14 @@ def run_curves(study: Study, outcome: Outcome, folder: Path) -> str:
 
 
 def arm_curves(study: Study, number: int, group: list[Outcome], folder: Path) -> str:
-    """The measure that no arm was rewarded for, and caption length, against decoder forwards."""
+    """The measure that no arm was rewarded for, the reward where all had the same, and caption length, against decoder
+    forwards."""
     if not group:
         return ""
     judge = results.judge(run_folder.read_rows(group[0].stages[0][-1])[-1], "unrewarded")
     measures = {"unrewarded": f"{judge}, on held-out pictures", "caption_tokens": "Caption length in tokens"}
+    if len({one.reward for one in group}) == 1:
+        measures["reward"] = f"Reward on held-out pictures: {group[0].reward}"
     links = []
     for measure, what in measures.items():
         title = f"{what}, against decoder forwards"
@@ -238,12 +243,21 @@ def arm_curves(study: Study, number: int, group: list[Outcome], folder: Path) ->
     return "\n\n".join(links)
 
 
-def pictures_and_captions(study: Study, outcome: Outcome, folder: Path) -> list[str]:
+def folded(study: Study, outcome: Outcome, folder: Path) -> str:
+    """Pictures and captions along the run of one arm among many."""
+    blocks = pictures_and_captions(study, outcome, folder, f"{study.name}-{outcome.arm.name}")
+    if not blocks:
+        return ""
+    body = "\n\n".join(block.replace("### ", "#### ", 1) for block in blocks)
+    return f"<details><summary>Along the run: {outcome.arm.title}</summary>\n\n{body}\n\n</details>"
+
+
+def pictures_and_captions(study: Study, outcome: Outcome, folder: Path, prefix: str = "") -> list[str]:
     """The same held-out pictures along the run of the first seed, and what their captions gained."""
     stages = [stage for stage in outcome.stages[0] if (stage / "gallery" / "captions.json").exists()]
     if not stages:
         return []
-    columns, name = columns_along(stages), f"{study.name}-pictures.png"
+    columns, name = columns_along(stages), f"{prefix or study.name}-pictures.png"
     contact_sheet(columns).save(folder / name, optimize=True)
     keys = run_folder.read_rows(stages[0])[0]["keys"]
     max_objects = yaml.safe_load((stages[0] / "config.yaml").read_text())["data"]["init_args"]["max_objects"]
