@@ -1,9 +1,11 @@
 import json
+from types import SimpleNamespace
 
 from PIL import Image
 
 from uae_lightning.data.scenes import Scene, SceneObject
 from uae_lightning.report_pictures import Column
+from uae_lightning.study import page
 from uae_lightning.study.figures import columns_along
 from uae_lightning.study.page import caption_table, instruments, number, renewed
 
@@ -36,9 +38,9 @@ def test_a_caption_that_stays_is_not_repeated():
 
 def test_a_section_is_replaced_in_its_place():
     # red with the greedy `.*` in place of `.*?`
-    page = renewed(renewed("# Results\n", "a", "one"), "b", "two")
-    again = renewed(page, "a", "three \\1")
-    assert again == page.replace("one", "three \\1") and "two" in again
+    before = renewed(renewed("# Results\n", "a", "one"), "b", "two")
+    again = renewed(before, "a", "three \\1")
+    assert again == before.replace("one", "three \\1") and "two" in again
 
 
 def test_numbers_have_three_digits():
@@ -57,3 +59,13 @@ def test_judges_are_listed_with_the_floor_apart():
     accuracy, floor = text.split("Where the scale")
     assert accuracy.count("| backbones/pixels/overall |") == 2 and accuracy.count("| backbones/pixels/color |") == 1
     assert "| pixels |" in floor and "| pixels |" not in accuracy
+
+
+def test_one_arm_among_many_is_folded_away(monkeypatch):
+    # red with the heading left at the level of a table's, or pictures of two arms under one name
+    drawn = []
+    monkeypatch.setattr(page, "pictures_and_captions", lambda *args: drawn.append(args[-1]) or ["### Pictures\n\nhere"])
+    arm = SimpleNamespace(arm=SimpleNamespace(name="a_only", title="+ A only"))
+    text = page.folded(SimpleNamespace(name="tiny"), arm, None)
+    assert text.startswith("<details><summary>Along the run: + A only</summary>\n\n#### Pictures")
+    assert drawn == ["tiny-a_only"]
