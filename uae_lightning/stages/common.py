@@ -248,6 +248,47 @@ class Stage(L.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
+class PolicyStage(Stage):
+    """Base of the stages that learn from a reward: roll out, score, compare within the group, update.
+
+    Args:
+        group_size: samples per prompt, G.
+        micro_batch: samples per forward and backward pass; must divide P * G.
+        updates_per_batch: optimiser steps on one rollout; 1 is on policy.
+        advantage_scale: what advantages are divided by (`algorithms.advantages`).
+        *args, **parts: of `Stage`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        group_size: int,
+        micro_batch: int,
+        updates_per_batch: int,
+        advantage_scale: AdvantageScale,
+        **parts,
+    ) -> None:
+        super().__init__(*args, **parts)
+        check_group(micro_batch, group_size, micro_batch)
+        self.automatic_optimization = False
+        self.group_size, self.micro_batch, self.updates_per_batch = group_size, micro_batch, updates_per_batch
+        self.advantage_scale = advantage_scale
+        self.projector.requires_grad_(False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        check_group(len(batch.images), self.group_size, self.micro_batch)
+        with self.timed("rollout"):
+            rollout = self.rollout(batch)
+        with self.timed("score"):
+            scores = self.score(rollout.reward_input)
+        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
+        with self.timed("update"):
+            self.update(rollout, advantages)
+
+    def micro_batches(self, size: int) -> list[Tensor]:
+        return list(torch.arange(size, device=self.device).split(self.micro_batch))
+
+
 def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
     """Raises ValueError where a rollout cannot be cut into groups and micro-batches."""
     if group_size < 2:

@@ -16,7 +16,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, ranks
-from uae_lightning.stages.common import Stage, add_metrics, check_group
+from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
 
@@ -30,7 +30,7 @@ class LatentRollout:
     reward_input: RewardInput
 
 
-class DecoderMatching(Stage):
+class DecoderMatching(PolicyStage):
     """Clean pictures from any solver, then flow matching weighted by their advantages. It takes the place of DecoderRL.
 
     Args:
@@ -67,26 +67,19 @@ class DecoderMatching(Stage):
         advantage_clip: float = 5.0,
         **parts,
     ) -> None:
-        super().__init__(*args, **parts)
-        check_group(micro_batch, group_size, micro_batch)
+        super().__init__(
+            *args,
+            group_size=group_size,
+            micro_batch=micro_batch,
+            updates_per_batch=updates_per_batch,
+            advantage_scale=advantage_scale,
+            **parts,
+        )
         if draws < 1 or strength <= 0:
             raise ValueError(f"draws must be at least 1 and strength above 0, got draws={draws}, strength={strength}")
-        self.automatic_optimization = False
         self.objective, self.draws, self.strength, self.clip, self.kl_beta = objective, draws, strength, clip, kl_beta
-        self.group_size, self.micro_batch, self.updates_per_batch = group_size, micro_batch, updates_per_batch
         self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
-        self.advantage_scale, self.advantage_clip = advantage_scale, advantage_clip
-        self.projector.requires_grad_(False)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        check_group(len(batch.images), self.group_size, self.micro_batch)
-        with self.timed("rollout"):
-            rollout = self.rollout(batch)
-        with self.timed("score"):
-            scores = self.score(rollout.reward_input)
-        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
-        with self.timed("update"):
-            self.update(rollout, advantages.clamp(-self.advantage_clip, self.advantage_clip))
+        self.advantage_clip = advantage_clip
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> LatentRollout:
@@ -109,6 +102,7 @@ class DecoderMatching(Stage):
         return LatentRollout(captions, conditioning, latents, sigmas, noises, reward_input)
 
     def update(self, rollout: LatentRollout, advantages: Tensor) -> None:
+        advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
         size, old = len(advantages), {}  # velocities of the policy that sampled: those of the first update
         for update in range(self.updates_per_batch):
             sums: dict[str, float] = {}
@@ -149,9 +143,6 @@ class DecoderMatching(Stage):
             distance = (velocity - reference).square().mean((1, 2, 3))
             loss, metrics["distance_to_reference"] = loss + self.kl_beta * distance, distance.detach().mean()
         return loss, velocity, metrics
-
-    def micro_batches(self, size: int) -> list[Tensor]:
-        return list(torch.arange(size, device=self.device).split(self.micro_batch))
 
     def report(self, rollout: LatentRollout, sums: dict[str, float]) -> None:
         texts = rollout.captions.texts

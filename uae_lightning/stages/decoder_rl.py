@@ -16,7 +16,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.flow_sde import SDEStep, sde_kl, sde_step
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, rank, ranks
-from uae_lightning.stages.common import Stage, add_metrics, check_group
+from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
 
@@ -37,7 +37,7 @@ class ImageRollout:
     reward_input: RewardInput
 
 
-class DecoderRL(Stage):
+class DecoderRL(PolicyStage):
     """Clipped policy gradient on the sampler's stochastic steps, with the reconstruction as reward.
 
     Args:
@@ -78,26 +78,19 @@ class DecoderRL(Stage):
         advantage_clip: float = 5.0,
         **parts,
     ) -> None:
-        super().__init__(*args, **parts)
-        check_group(micro_batch, group_size, micro_batch)
+        super().__init__(
+            *args,
+            group_size=group_size,
+            micro_batch=micro_batch,
+            updates_per_batch=updates_per_batch,
+            advantage_scale=advantage_scale,
+            **parts,
+        )
         if not 0 <= window[0] < window[1] <= self.sampling.steps:
             raise ValueError(f"window must lie within the {self.sampling.steps} sampling steps, got {list(window)}")
-        self.automatic_optimization = False
-        self.group_size, self.micro_batch, self.updates_per_batch = group_size, micro_batch, updates_per_batch
         self.window, self.noise_level, self.sde, self.log_prob = window, noise_level, sde, log_prob
         self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
-        self.same_noise, self.advantage_scale, self.advantage_clip = same_noise, advantage_scale, advantage_clip
-        self.projector.requires_grad_(False)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        check_group(len(batch.images), self.group_size, self.micro_batch)
-        with self.timed("rollout"):
-            rollout = self.rollout(batch)
-        with self.timed("score"):
-            scores = self.score(rollout.reward_input)
-        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
-        with self.timed("update"):
-            self.update(rollout, advantages.clamp(-self.advantage_clip, self.advantage_clip))
+        self.same_noise, self.advantage_clip = same_noise, advantage_clip
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> ImageRollout:
@@ -147,6 +140,7 @@ class DecoderRL(Stage):
         return Trajectory(torch.stack(before), torch.stack(after), torch.stack(logp, 1)), self.decoder.decode_latents(x)
 
     def update(self, rollout: ImageRollout, advantages: Tensor) -> None:
+        advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
         size, steps = len(advantages), self.window[1] - self.window[0]
         for update in range(self.updates_per_batch):
             sums: dict[str, float] = {}
@@ -217,9 +211,6 @@ class DecoderRL(Stage):
             kind=self.sde,
             log_prob_form=self.log_prob,
         )
-
-    def micro_batches(self, size: int) -> list[Tensor]:
-        return list(torch.arange(size, device=self.device).split(self.micro_batch))
 
     def report(self, rollout: ImageRollout, sums: dict[str, float]) -> None:
         if "kl" in sums:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, ranks
-from uae_lightning.stages.common import Stage, add_metrics, check_group
+from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, RewardInput
 
 
@@ -24,7 +24,7 @@ class CaptionRollout:
     reward_input: RewardInput
 
 
-class EncoderRL(Stage):
+class EncoderRL(PolicyStage):
     """Token-level clipped GRPO (arXiv 2402.03300) with the reconstruction as reward.
 
     Args:
@@ -53,23 +53,16 @@ class EncoderRL(Stage):
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
         **parts,
     ) -> None:
-        super().__init__(*args, **parts)
-        check_group(micro_batch, group_size, micro_batch)
-        self.automatic_optimization = False
-        self.group_size, self.micro_batch, self.updates_per_batch = group_size, micro_batch, updates_per_batch
+        super().__init__(
+            *args,
+            group_size=group_size,
+            micro_batch=micro_batch,
+            updates_per_batch=updates_per_batch,
+            advantage_scale=advantage_scale,
+            **parts,
+        )
         self.clip_low, self.clip_high, self.kl_beta = clip_low, clip_high, kl_beta
-        self.normalization, self.advantage_scale = normalization, advantage_scale
-        self.projector.requires_grad_(False)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        check_group(len(batch.images), self.group_size, self.micro_batch)
-        with self.timed("rollout"):
-            rollout = self.rollout(batch)
-        with self.timed("score"):
-            scores = self.score(rollout.reward_input)
-        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
-        with self.timed("update"):
-            self.update(rollout, advantages)
+        self.normalization = normalization
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> CaptionRollout:
@@ -144,9 +137,6 @@ class EncoderRL(Stage):
         if self.group_size % len(rows) == 0 or len(rows) % self.group_size == 0:
             groups = groups[:: min(self.group_size, len(rows))]
         return images[groups]
-
-    def micro_batches(self, size: int) -> list[Tensor]:
-        return list(torch.arange(size, device=self.device).split(self.micro_batch))
 
     def report(self, rollout: CaptionRollout, sums: dict[str, float]) -> None:
         captions = rollout.captions
