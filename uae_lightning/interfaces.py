@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,11 @@ class Encoder(Component):
     """Vision-language model: image -> caption, and caption -> hidden states."""
 
     hidden_size: int
+
+    def see(self, images: Tensor) -> Tensor | Any:
+        """What is computed once of images [B, 3, H, W] and given to the next three methods in their place; can be
+        indexed by rows. For a frozen vision tower its features; the images themselves where there is none."""
+        return images
 
     @abstractmethod
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:

@@ -7,23 +7,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uae_lightning.interfaces import Reward
-from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
 from uae_lightning.types import Captions, RewardInput, RewardOutput
 
 
 class PicturewiseEncoder(QwenVLEncoder):
     """Generates for one picture at a time, from a seed that is the picture's own."""
 
-    def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
+    def generate(
+        self, images: Tensor | Seen, *, samples: int, temperature: float, max_new_tokens: int, seed: int
+    ) -> Captions:
+        seen = self.see(images) if isinstance(images, Tensor) else images
         each = [
             super(PicturewiseEncoder, self).generate(
-                image[None],
+                seen[row : row + 1],
                 samples=samples,
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
-                seed=int(1000 * image.double().sum()),
+                seed=int(seen.features[row].argmax()),
             )
-            for image in images
+            for row in range(len(seen))
         ]
         tokens = torch.full((len(images) * samples, max_new_tokens), self.pad)
         mask, logp = torch.zeros(tokens.shape, dtype=torch.bool), torch.zeros(tokens.shape)

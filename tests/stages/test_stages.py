@@ -179,7 +179,7 @@ def test_a_better_caption_becomes_more_likely(make_stage):
         EncoderRL.update(stage, rollout, advantages)
         with torch.no_grad():
             parts = [
-                stage.logprobs(stage.pictures(rollout.images, rows), take(rollout.captions, rows))[0]
+                stage.logprobs(stage.pictures(rollout.seen, rows), take(rollout.captions, rows))[0]
                 for rows in stage.micro_batches(len(advantages))
             ]
             after = torch.cat(parts)
@@ -189,6 +189,15 @@ def test_a_better_caption_becomes_more_likely(make_stage):
     stage.update = watched_update
     fit(stage, 1)
     assert kept["covariance"] > 0
+
+
+def test_encoder_rl_looks_at_a_picture_once(make_stage):
+    # red if generation, scoring or the reference get `batch.images` instead of what was seen
+    stage = make_stage(EncoderRL, kl_beta=0.1, micro_batch=2)
+    looked, see = [], stage.encoder.see
+    stage.encoder.see = lambda images: looked.append(len(images)) or see(images)
+    fit(stage, 2)
+    assert looked == [2, 2]
 
 
 def test_a_better_picture_becomes_more_likely(make_stage):

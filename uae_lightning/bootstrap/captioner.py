@@ -25,7 +25,7 @@ from uae_lightning.bootstrap.loop import train
 from uae_lightning.data.captions import matched_facts, parse_caption, vocabulary, write_caption
 from uae_lightning.data.prompts import training_prompt
 from uae_lightning.data.scenes import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, render, sample_scene
-from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
 from uae_lightning.types import Captions
 
 PROMPT = "describe the picture"
@@ -243,9 +243,8 @@ class _CaptionerTask(nn.Module):
         return self.seen_loss(scenes, texts) | {"hold": 10 * self.hold_loss(HABITS_FROM + step, READ)}
 
     def seen_loss(self, scenes: list[Scene], texts: list[str]) -> dict[str, Tensor]:
-        images, captions = pictures(scenes), self.tokens(texts)
-        seen = self.encoder.see(images)
-        logits = self.encoder.token_logits(images, captions, seen)
+        captions, seen = self.tokens(texts), self.encoder.see(pictures(scenes))
+        logits = self.encoder.token_logits(seen, captions)
         targets = captions.tokens.masked_fill(~captions.mask, -100)
         terms = {"caption": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
         return terms | {"dense": 0.3 * self.dense_loss(seen, scenes)}
@@ -257,9 +256,9 @@ class _CaptionerTask(nn.Module):
         )
         return Captions(texts, batch["input_ids"], batch["attention_mask"].bool())
 
-    def dense_loss(self, seen, scenes: list[Scene]) -> Tensor:
+    def dense_loss(self, seen: Seen, scenes: list[Scene]) -> Tensor:
         """Every one of the 4 x 4 merged tokens names class, colour and size in the grid cell under its middle."""
-        tokens = torch.stack(list(seen.pooler_output))  # [N, 16, width]
+        tokens = seen.features  # [N, 16, width]
         cells = torch.full((len(scenes), 9, 3), -100)
         cells[..., 0] = len(CLASSES)
         for row, scene in enumerate(scenes):

@@ -11,6 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from uae_lightning.models.lora_product import use_one_product
 from uae_lightning.models.quantization import dequantized, is_quantized
 
 
@@ -48,6 +49,7 @@ def add_lora(model: nn.Module, lora: LoRA, default_targets: str | list[str]) -> 
     """
     model.requires_grad_(False)
     inject_adapter_in_model(lora.config(default_targets), model)
+    use_one_product(model)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

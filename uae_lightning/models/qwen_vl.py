@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
 
@@ -23,6 +23,7 @@ from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.loading import load, weightless
+from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.token_sampling import sample_tokens
@@ -40,6 +41,20 @@ GENERATE_SYSTEM = "You are a helpful assistant."
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # that are wanted of a model on the hub
 LOGITS = 2**25  # that are held at a time: 128 MB in float32, where 512 tokens of Qwen's vocabulary would take 311
 TEXT_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the vision tower makes of B pictures of one size."""
+
+    features: Tensor  # [B, K, hidden_size]: one for each merged patch, hence for each image token of the prompt
+    grid: tuple[int, int]  # patches in a column and in a row
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows) -> Seen:
+        return Seen(self.features[rows], self.grid)
 
 
 class QwenVLEncoder(Encoder):
@@ -122,10 +137,12 @@ class QwenVLEncoder(Encoder):
     # ----------------------------------------------------------------- image -> caption
 
     @torch.no_grad()
-    def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
+    def generate(
+        self, images: Tensor | Seen, *, samples: int, temperature: float, max_new_tokens: int, seed: int
+    ) -> Captions:
         copies = samples if temperature > 0 else 1
         prompt, states, position = self.read_prompt(images)  # once per picture, whatever the group's size
-        cache = prompt.prefix(copies)
+        cache = prompt.for_generation(copies)
 
         def logits_after(chosen: Tensor | None, rows: Tensor | None, index: int) -> Tensor:
             """[rows, V] once `chosen` [rows] were read as token `index`; `rows` are those of the last call to keep."""
@@ -141,7 +158,7 @@ class QwenVLEncoder(Encoder):
             )
             return self.head(output.last_hidden_state[:, -1])
 
-        with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        with torch.random.fork_rng(devices=[states.device] if states.is_cuda else []), merged_while(self.model):
             torch.manual_seed(seed)
             tokens, logp = sample_tokens(
                 logits_after, count=len(images) * copies, temperature=temperature, length=max_new_tokens,
@@ -154,25 +171,24 @@ class QwenVLEncoder(Encoder):
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
         return Captions([text.strip() for text in texts], tokens, mask, logp)
 
-    def read_prompt(self, images: Tensor, seen=None) -> tuple[PromptReader, Tensor, int]:
+    def read_prompt(self, images: Tensor | Seen) -> tuple[PromptReader, Tensor, int]:
         """The caption prompt with each picture, read once: keys and values, last states [B, D], the next position."""
-        inputs, model = self.prompt_inputs(images), self.model.model
-        input_ids = inputs["input_ids"]
-        seen = self.see(images) if seen is None else seen
-        embeddings = model.get_input_embeddings()(input_ids)
-        places = (input_ids == self.model.config.image_token_id).unsqueeze(-1)
-        embeddings = embeddings.masked_scatter(places, torch.cat(seen.pooler_output).to(embeddings))
-        first = {name: inputs[name][:1] for name in ("input_ids", "image_grid_thw", "attention_mask")}
-        positions, _ = model.get_rope_index(mm_token_type_ids=inputs["mm_token_type_ids"][:1], **first)  # all alike
+        seen, model = self.see(images) if isinstance(images, Tensor) else images, self.model.model
+        input_ids, kinds, grid = self.prompt_of(seen.grid, seen.features.device)
+        embeddings = model.get_input_embeddings()(input_ids).expand(len(seen), -1, -1)
+        embeddings = embeddings.masked_scatter(kinds.bool().unsqueeze(-1), seen.features.to(embeddings))
+        positions, _ = model.get_rope_index(
+            input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids)
+        )
         reader = PromptReader()
         states = model.language_model(
-            inputs_embeds=embeddings, position_ids=positions.expand(3, len(images), -1), past_key_values=reader
+            inputs_embeds=embeddings, position_ids=positions.expand(3, len(seen), -1), past_key_values=reader
         ).last_hidden_state
         return reader, states[:, -1], int(positions.max()) + 1
 
-    def caption_states(self, images: Tensor, captions: Captions, seen=None) -> Tensor:
+    def caption_states(self, images: Tensor | Seen, captions: Captions) -> Tensor:
         """[N, T, D], the states that predict each token of the captions; the prompt is read once per picture."""
-        reader, last, position = self.read_prompt(images, seen)
+        reader, last, position = self.read_prompt(images)
         copies, rest = divmod(len(captions.tokens), len(images))
         if rest:
             raise ValueError(f"{len(captions.tokens)} captions cannot be shared out among {len(images)} pictures")
@@ -193,11 +209,10 @@ class QwenVLEncoder(Encoder):
         never = torch.tensor(self.never_sampled, device=logits.device)
         return logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
 
-    def token_logits(self, images: Tensor, captions: Captions, seen=None) -> Tensor:
-        """`seen` is what `see(images)` returned, where the caller has it already."""
-        return self.head(self.caption_states(images, captions, seen))
+    def token_logits(self, images: Tensor | Seen, captions: Captions) -> Tensor:
+        return self.head(self.caption_states(images, captions))
 
-    def token_logprobs(self, images: Tensor, captions: Captions, *, temperature: float) -> tuple[Tensor, Tensor]:
+    def token_logprobs(self, images: Tensor | Seen, captions: Captions, *, temperature: float) -> tuple[Tensor, Tensor]:
         states, tokens = self.caption_states(images, captions).flatten(0, 1), captions.tokens.flatten()
         rows = max(1, LOGITS // self.model.config.text_config.vocab_size)
         score = functools.partial(self._score, temperature=temperature)
@@ -220,22 +235,28 @@ class QwenVLEncoder(Encoder):
         ).to(self.model.device)
         return Captions(texts, batch["input_ids"], batch["attention_mask"].bool())
 
-    def see(self, images: Tensor) -> BaseModelOutputWithPooling:
-        """The vision tower's output; `pooler_output` holds the merged tokens [image tokens, hidden_size] of each."""
+    def see(self, images: Tensor) -> Seen:
         patches, grid = self.patchify(images)
-        return self.model.model.get_image_features(patches, grid, return_dict=True)
+        features = self.model.model.get_image_features(patches, grid, return_dict=True).pooler_output
+        return Seen(torch.stack(list(features)), tuple(grid[0, 1:].tolist()))
+
+    def prompt_of(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The caption prompt for a picture of that many patches: (token ids [1, L], where the picture is [1, L], [1, 3]
+        as Qwen writes the grid)."""
+        image_tokens = grid[0] * grid[1] // self.preprocessor.merge_size**2
+        pad = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        ids = self.tokenizer(self.prompt.replace(pad, pad * image_tokens), return_tensors="pt")["input_ids"].to(device)
+        return ids, (ids == self.model.config.image_token_id).long(), torch.tensor([[1, *grid]], device=device)
 
     def prompt_inputs(self, images: Tensor) -> dict[str, Tensor]:
-        """Model inputs for the caption prompt, one per image; all pictures of a batch have one size, so no padding."""
+        """The caption prompt with each picture as inputs of the whole model, for who calls that of transformers."""
         patches, grid = self.patchify(images)
-        image_tokens = int(grid[0].prod()) // self.preprocessor.merge_size**2
-        pad = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-        ids = self.tokenizer(self.prompt.replace(pad, pad * image_tokens), return_tensors="pt")["input_ids"]
-        input_ids = ids.to(images.device).expand(len(images), -1)
+        ids, kinds, _ = self.prompt_of(tuple(grid[0, 1:].tolist()), images.device)
+        input_ids = ids.expand(len(images), -1)
         return {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
-            "mm_token_type_ids": (input_ids == self.model.config.image_token_id).long(),
+            "mm_token_type_ids": kinds.expand(len(images), -1),
             "pixel_values": patches,
             "image_grid_thw": grid,
         }

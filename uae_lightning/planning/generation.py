@@ -41,7 +41,7 @@ class Generation:
 
     def generate(self, images: Tensor, copies: int, new_tokens: int) -> None:
         reader, states, position = self.encoder.read_prompt(images)
-        cache, rows = reader.prefix(copies), len(images) * copies
+        cache, rows = reader.for_generation(copies), len(images) * copies
         scores = self.encoder.head(states.repeat_interleave(copies, 0))
         self.meter.note(SCORES * 4 * scores.numel())
         del scores, states

@@ -6,7 +6,7 @@ P pictures in the batch   G captions of each (a group), N = P * G   T tokens   V
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from uae_lightning.types import Batch, Captions, RewardInput
 
 @dataclass(frozen=True)
 class CaptionRollout:
-    images: Tensor  # [P, 3, H, W]
+    seen: Any  # P pictures as the encoder sees them
     captions: Captions  # N
     reward_input: RewardInput
 
@@ -66,13 +66,14 @@ class EncoderRL(PolicyStage):
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> CaptionRollout:
-        captions = self.caption(batch.images, self.group_size, self.step_seed(0, self.global_rank))
+        seen = self.encoder.see(batch.images)  # once: the vision tower is frozen
+        captions = self.caption(seen, self.group_size, self.step_seed(0, self.global_rank))
         # one noise for the whole group: rewards of a group then differ by the captions alone
         size = len(batch.images) * ranks()
         noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=self.generator(1)))
         pictures = self.draw(captions.texts, noise.to(batch.images.device))
         images = batch.images.repeat_interleave(self.group_size, 0)
-        return CaptionRollout(batch.images, captions, RewardInput(images, pictures, captions.texts))
+        return CaptionRollout(seen, captions, RewardInput(images, pictures, captions.texts))
 
     def draw(self, texts: list[str], noise: Tensor) -> Tensor:
         """N captions -> pictures [N, 3, H, W]; noise [P, C, h, w]. What a group says twice is drawn once."""
@@ -94,8 +95,8 @@ class EncoderRL(PolicyStage):
         for update in range(self.updates_per_batch):
             sums: dict[str, float] = {}
             for number, rows in enumerate(self.micro_batches(len(mask))):
-                captions, pictures = take(rollout.captions, rows), self.pictures(rollout.images, rows)
-                logp, entropy = self.logprobs(pictures, captions)
+                captions, seen = take(rollout.captions, rows), self.pictures(rollout.seen, rows)
+                logp, entropy = self.logprobs(seen, captions)
                 if update == 0:
                     old.append(logp.detach())
                 element, metrics = clipped_surrogate(
@@ -111,7 +112,7 @@ class EncoderRL(PolicyStage):
                     metrics |= {"first_log_ratio_max": drift.max(), "first_log_ratio_mean": drift.mean()}
                 if self.kl_beta > 0:
                     with torch.no_grad(), self.encoder.reference():
-                        reference, _ = self.logprobs(pictures, captions)
+                        reference, _ = self.logprobs(seen, captions)
                     kl = kl_k3(logp, reference, captions.mask)
                     element = element + self.kl_beta * kl
                     metrics["kl_reference"] = (kl.detach() * weights[rows]).sum()
@@ -124,19 +125,17 @@ class EncoderRL(PolicyStage):
             sums["grad_norm"] = self.optimizer_step_after_clipping()
         self.report(rollout, sums)
 
-    def logprobs(self, images: Tensor, captions: Captions) -> tuple[Tensor, Tensor]:
+    def logprobs(self, seen: Any, captions: Captions) -> tuple[Tensor, Tensor]:
         """([n, T] log-probabilities of the sampled tokens, [] mean entropy of the policy in nats)."""
-        logp, entropy = self.encoder.token_logprobs(
-            images, captions, temperature=self.captioning.temperature or 1.0
-        )  # fmt: skip
+        logp, entropy = self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature or 1.0)
         return logp, entropy[captions.mask].mean()
 
-    def pictures(self, images: Tensor, rows: Tensor) -> Tensor:
+    def pictures(self, seen: Any, rows: Tensor) -> Any:
         """The pictures of these rows, once each where all have equally many of the captions."""
         groups = rows // self.group_size
         if self.group_size % len(rows) == 0 or len(rows) % self.group_size == 0:
             groups = groups[:: min(self.group_size, len(rows))]
-        return images[groups]
+        return seen[groups]
 
     def report(self, rollout: CaptionRollout, sums: dict[str, float]) -> None:
         captions = rollout.captions
