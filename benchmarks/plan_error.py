@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from uae_lightning.models import quantization
+from uae_lightning.models.qwen_vl import Seen
 from uae_lightning.planning.stage_plan import GB, plan_built, prompts_of, setting_of
 from uae_lightning.planning.step import Setting
 from uae_lightning.planning.text import caption, give_text
@@ -126,10 +127,11 @@ def measure(
     return result
 
 
-def full_length(images: torch.Tensor, *, samples: int, max_new_tokens: int, **options: object) -> Captions:
-    tokens = torch.ones(len(images) * samples, max_new_tokens, dtype=torch.long, device=images.device)
+def full_length(images: torch.Tensor | Seen, *, samples: int, max_new_tokens: int, **options: object) -> Captions:
+    device = images.device if isinstance(images, torch.Tensor) else images.features.device
+    tokens = torch.ones(len(images) * samples, max_new_tokens, dtype=torch.long, device=device)
     texts = [caption(max_new_tokens, row) for row in range(len(tokens))]
-    return Captions(texts, tokens, tokens > 0, torch.zeros(tokens.shape, device=images.device))
+    return Captions(texts, tokens, tokens > 0, torch.zeros(tokens.shape, device=device))
 
 
 def step(stage: Stage, batch: Batch, optimizer: torch.optim.Optimizer, setting: Setting) -> None:

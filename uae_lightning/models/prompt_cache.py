@@ -45,7 +45,7 @@ class GrowingLayer(DynamicLayer):
         self.lazy_initialization(keys, values)
         self.room, self.length = room, keys.shape[-2]
         self.store = [tensor.repeat_interleave(copies, 0) for tensor in (keys, values)]
-        self._show()
+        self.show()
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         start, self.length = self.length, self.length + keys.shape[-2]
@@ -55,14 +55,14 @@ class GrowingLayer(DynamicLayer):
                 more = max(self.room, self.length - held.shape[-2])
                 self.store[index] = held = torch.cat([held, held.new_empty(*held.shape[:2], more, held.shape[-1])], -2)
             held[:, :, start : self.length] = new
-        self._show()
+        self.show()
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.store = [held[indices] for held in self.store]
-        self._show()
+        self.show()
 
-    def _show(self) -> None:
+    def show(self) -> None:
         self.keys, self.values = (held[:, :, : self.length] for held in self.store)
 
 

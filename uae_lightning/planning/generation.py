@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 
+from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.planning.meter import Meter
 from uae_lightning.planning.text import caption
@@ -48,13 +49,14 @@ class Generation:
         steps = new_tokens - 1  # the prompt gave the first token
         if not steps:
             return
-        first = self.decoding_step(cache, rows, position)
-        cache = self.grown(cache, cache.get_seq_length() - 1 + new_tokens - 2)
-        last = self.decoding_step(cache, rows, position)
+        with merged_while(self.encoder.model):
+            first = self.decoding_step(cache, rows, position)
+            self.grow(cache, cache.get_seq_length() - 1 + new_tokens - 2)
+            last = self.decoding_step(cache, rows, position)
         self.cache_bytes = max(self.cache_bytes, size_of(cache))
         self.meter.now.flops += (first + last) * (steps - 2) // 2
 
-    def decoding_step(self, cache: DynamicCache, rows: int, position: int) -> int:
+    def decoding_step(self, cache: Cache, rows: int, position: int) -> int:
         """One token for each row; returns its FLOPs."""
         before = self.meter.now.flops
         output = self.encoder.model.model.language_model(
@@ -67,17 +69,18 @@ class Generation:
         self.meter.note(SCORES * 4 * scores.numel())
         return self.meter.now.flops - before
 
-    def grown(self, cache: DynamicCache, length: int) -> DynamicCache:
-        """A cache of the same layers that holds `length` tokens; the given one is emptied as it is replaced."""
-        long = DynamicCache()
-        for index, layer in enumerate(cache.layers):
-            rows, heads, _, width = layer.keys.shape
-            keys, values = (old.new_empty(rows, heads, length, width) for old in (layer.keys, layer.values))
-            layer.keys = layer.values = None
-            long.update(keys, values, index)
-        return long
+    def grow(self, cache: Cache, length: int) -> None:
+        """The cache then holds `length` tokens, in the room that would have been taken by then."""
+        for layer in cache.layers:
+            rows, heads, held, width = layer.store[0].shape
+            room = held + -(-max(length - held, 0) // layer.room) * layer.room
+            kind = layer.store[0].dtype
+            layer.store = layer.keys = layer.values = None
+            layer.store = [torch.empty(rows, heads, room, width, dtype=kind) for _ in ("keys", "values")]
+            layer.length = length
+            layer.show()
 
 
-def size_of(cache: DynamicCache) -> int:
-    """Bytes of keys and values."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+def size_of(cache: Cache) -> int:
+    """Bytes of keys and values, and of the room that was taken ahead."""
+    return sum(held.nbytes for layer in cache.layers for held in layer.store)

@@ -76,6 +76,12 @@ class Meter(KnownIntegers):
         """Now `more` bytes than those alive are in use."""
         self.now.peak = max(self.now.peak, self.alive + more)
 
+    def count(self, peak: int, flops: int, calls: Counter) -> None:
+        """What is not run because it was measured before; `peak` bytes are above those alive."""
+        self.note(peak)
+        self.now.flops += flops
+        self.now.calls += calls
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
         if func in FREE:

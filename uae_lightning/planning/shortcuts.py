@@ -1,7 +1,8 @@
-"""Equal calls cost the same: a network that is asked again, without gradient, is counted instead of run."""
+"""Equal calls cost the same: what is asked again is counted instead of run."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -9,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
-from transformers.cache_utils import Cache
 
-from uae_lightning.interfaces import Component
 from uae_lightning.models.adapters import lora_layers
 from uae_lightning.planning.integers import known
 from uae_lightning.planning.meter import Meter
@@ -22,6 +21,7 @@ from uae_lightning.types import Captions, RewardInput
 class Cost:
     peak: int  # bytes above those alive before the call
     flops: int
+    calls: Counter
     output: Any  # with a `Shape` for each tensor
 
 
@@ -47,16 +47,13 @@ class Shortcut:
 
     Args:
         verb: every call adds its number of rows to the phase's `calls[verb]`; "" does not count.
-        costs: shared with another method that costs the same.
     """
 
-    def __init__(
-        self, meter: Meter, owner: torch.nn.Module, name: str, verb: str = "", costs: dict[Any, Cost] | None = None
-    ) -> None:
+    def __init__(self, meter: Meter, owner: torch.nn.Module, name: str, verb: str = "") -> None:
         self.meter, self.verb = meter, verb
         self.run: Callable = getattr(owner, name)
         self.adapters = lora_layers(owner)[:1]
-        self.costs = {} if costs is None else costs
+        self.costs: dict[Any, Cost] = {}
         self.largest = 0  # bytes of an output with gradient
         setattr(owner, name, self)
 
@@ -67,32 +64,44 @@ class Shortcut:
             output = self.run(*args, **kwargs)
             self.largest = max(self.largest, output.nbytes if isinstance(output, Tensor) else 0)
             return output
-        if any(isinstance(value, Cache) for value in kwargs.values()):  # which the call would change
-            return self.run(*args, **kwargs)
         key = describe((args, kwargs, [layer.disable_adapters for layer in self.adapters]))
         if key not in self.costs:
-            return self.measured(key, args, kwargs)
+            self.costs[key], output = measured(self.meter, self.run, args, kwargs)
+            return output
         cost = self.costs[key]
-        self.meter.note(cost.peak)
-        self.meter.now.flops += cost.flops
-        return tree_map(lambda leaf: leaf.fresh() if isinstance(leaf, Shape) else leaf, cost.output)
-
-    def measured(self, key: Any, args: Any, kwargs: Any) -> Any:
-        meter, phase, alive = self.meter, self.meter.now, self.meter.alive
-        (peak, flops), phase.peak = (phase.peak, phase.flops), alive
-        output = self.run(*args, **kwargs)
-        self.costs[key] = Cost(phase.peak - alive, phase.flops - flops, tree_map(Shape.of, output))
-        phase.peak = max(peak, phase.peak)
-        meter.note()
-        return output
+        self.meter.count(cost.peak, cost.flops, cost.calls)
+        return fresh(cost.output)
 
 
-def run_one_of_equal_blocks(meter: Meter, part: Component) -> None:
-    """The blocks of a part are alike: what one of them costs, the next one does."""
-    kinds: dict[Any, dict[Any, Cost]] = {}
-    for block in part.blocks():
-        shapes = (type(block), *((name, tensor.shape, tensor.dtype) for name, tensor in block.named_parameters()))
-        Shortcut(meter, block, "forward", costs=kinds.setdefault(shapes, {}))
+def measured(meter: Meter, run: Callable, args: Any, kwargs: Any) -> tuple[Cost, Any]:
+    """What a call costs, and its output."""
+    phase, alive = meter.now, meter.alive
+    (peak, flops, calls), phase.peak = (phase.peak, phase.flops, phase.calls.copy()), alive
+    output = run(*args, **kwargs)
+    cost = Cost(phase.peak - alive, phase.flops - flops, phase.calls - calls, shapes(output))
+    phase.peak = max(peak, phase.peak)
+    meter.note()
+    return cost, output
+
+
+def shapes(output: Any) -> Any:
+    """The output with a `Shape` in place of each tensor."""
+    if is_dataclass(output) and not isinstance(output, type):
+        return type(output)(*(shapes(getattr(output, field.name)) for field in fields(output)))
+    if type(output) is tuple:
+        return tuple(map(shapes, output))
+    return tree_map(Shape.of, output)
+
+
+def fresh(output: Any) -> Any:
+    """The reverse of `shapes`, with new tensors."""
+    if isinstance(output, Shape):
+        return output.fresh()
+    if is_dataclass(output) and not isinstance(output, type):
+        return type(output)(*(fresh(getattr(output, field.name)) for field in fields(output)))
+    if type(output) is tuple:
+        return tuple(map(fresh, output))
+    return tree_map(lambda leaf: leaf.fresh() if isinstance(leaf, Shape) else leaf, output)
 
 
 def rows(args: tuple) -> int:

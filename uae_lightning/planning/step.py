@@ -15,11 +15,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from uae_lightning.planning.blocks import run_one_of_equal_blocks
 from uae_lightning.planning.generation import Generation
 from uae_lightning.planning.meter import Meter
 from uae_lightning.planning.optimizer import make_optimizer
 from uae_lightning.planning.precision import autocast
-from uae_lightning.planning.shortcuts import Shortcut, run_one_of_equal_blocks
+from uae_lightning.planning.shortcuts import Shortcut
 from uae_lightning.planning.text import caption
 from uae_lightning.stages.common import Stage
 from uae_lightning.stages.decoder_rl import DecoderRL
@@ -68,6 +69,9 @@ class Step:
             (stage.decoder, "decode_latents", "pictures decoded"),
         ]:
             Shortcut(meter, owner, name, verb)
+        for name in ("sample_trajectory", "sample_latents"):
+            if hasattr(stage, name):
+                Shortcut(meter, stage, name)
         self.kept = {"weights": meter.alive}  # bytes by what they are for
         self.optimizer: torch.optim.Optimizer | None = None
         self._wire()

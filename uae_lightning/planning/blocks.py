@@ -1,0 +1,167 @@
+"""The blocks of a model are alike: one of them is run, forward and backward, and stands for the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from transformers.cache_utils import Cache, DynamicCache
+
+from uae_lightning.interfaces import Component
+from uae_lightning.models.adapters import lora_layers
+from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
+from uae_lightning.planning.meter import Meter
+from uae_lightning.planning.shortcuts import Cost, Shape, describe, measured
+
+
+@dataclass
+class Backward:
+    """Of a block's backward pass."""
+
+    kept: int  # bytes that the forward pass leaves for it
+    peak: int = 0  # bytes above those alive when it begins
+    flops: int = 0
+
+
+def run_one_of_equal_blocks(meter: Meter, part: Component) -> None:
+    kinds: dict[Any, dict[Any, tuple[Cost, Backward]]] = {}
+    for block in part.blocks():
+        shapes = (type(block), *((name, tensor.shape, tensor.dtype) for name, tensor in block.named_parameters()))
+        block.forward = StandIn(meter, block, kinds.setdefault(shapes, {}))
+
+
+class StandIn:
+    """In place of a block's `forward`.
+
+    Args:
+        costs: of calls of blocks of this kind.
+    """
+
+    def __init__(self, meter: Meter, block: nn.Module, costs: dict[Any, tuple[Cost, Backward]]) -> None:
+        self.meter, self.run, self.costs = meter, block.forward, costs
+        self.trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+        self.adapters = lora_layers(block)[:1]
+        self.layer = getattr(getattr(block, "self_attn", None), "layer_idx", None)  # in a cache of keys and values
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = Call.of(args, kwargs, self.layer)
+        needed = [*self.trained, *call.tensors()] if torch.is_grad_enabled() else []
+        needed = [tensor for tensor in needed if tensor.requires_grad]
+        key = describe((call.description(), [tensor.shape for tensor in needed], self.state()))
+        if key not in self.costs:
+            self.costs[key] = self.measured(call, needed)
+        cost, backward = self.costs[key]
+        outputs, form = tree_flatten(cost.output)
+        places = [place for place, output in enumerate(outputs) if isinstance(output, Shape)]
+        tensors = _Stand.apply(self.meter, cost, backward, [outputs[place] for place in places], *needed)
+        for place, tensor in zip(places, tensors, strict=True):
+            outputs[place] = tensor
+        output, added = tree_unflatten(outputs, form)
+        call.add_to_cache(added)
+        return output
+
+    def state(self) -> tuple:
+        """What else the cost depends on."""
+        accumulates = [parameter.grad is not None for parameter in self.trained[:1]]
+        off = [layer.disable_adapters for layer in self.adapters]
+        return accumulates, off, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+
+    def measured(self, call: Call, needed: list[Tensor]) -> tuple[Cost, Backward]:
+        """Runs the block by itself; nothing of that stays, and FLOPs are counted when it stands in."""
+        meter, flops, alive = self.meter, self.meter.now.flops, self.meter.alive
+        gradients = [parameter.grad for parameter in self.trained]
+        cost, output = measured(meter, call.apart(), (self.run,), {})
+        given = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        backward = Backward(max(0, meter.alive - alive - sum(tensor.nbytes for tensor in given)))
+        if needed:
+            roots = [tensor for tensor in given if tensor.requires_grad]
+            along = [torch.empty_like(tensor) for tensor in roots]
+            cost_back, _ = measured(meter, torch.autograd.backward, (roots, along), {})
+            backward.peak, backward.flops = cost_back.peak, cost_back.flops
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
+            parameter.grad = gradient
+        meter.now.flops = flops
+        return cost, backward
+
+
+class _Stand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, meter: Meter, cost: Cost, backward: Backward, outputs: list[Shape], *needed: Tensor):
+        meter.count(cost.peak, cost.flops, Counter())
+        ctx.meter, ctx.cost = meter, backward
+        ctx.kept = torch.empty(backward.kept, dtype=torch.uint8) if needed else None
+        ctx.shapes = [Shape.of(tensor) for tensor in needed]
+        return tuple(output.fresh() for output in outputs)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        ctx.meter.count(ctx.cost.peak, ctx.cost.flops, Counter())
+        ctx.kept = None
+        return None, None, None, None, *(shape.fresh() for shape in ctx.shapes)
+
+
+@dataclass
+class Call:
+    """A call of a block. Keys and values that it finds in a cache are arguments; those it adds are results."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    cache: Cache | None
+    found: tuple[Tensor, ...]
+    layer: int | None
+
+    @classmethod
+    def of(cls, args: tuple, kwargs: dict[str, Any], layer: int | None) -> Call:
+        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+        held = None if cache is None or isinstance(cache, PromptReader) else cache.layers[layer]
+        plain = {name: value for name, value in kwargs.items() if value is not cache or value is None}
+        return cls(args, plain, cache, () if held is None else (held.keys, held.values), layer)
+
+    def tensors(self) -> list[Tensor]:
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs, self.found)) if isinstance(leaf, Tensor)]
+
+    def description(self) -> Any:
+        return describe((self.args, self.kwargs, self.found)), type(self.cache)
+
+    def apart(self) -> Call:
+        """The same call on tensors that no gradient leaves."""
+        args, kwargs, found = tree_map(_apart, (self.args, self.kwargs, self.found))
+        return replace(self, args=args, kwargs=kwargs, found=found)
+
+    def __call__(self, run: Callable) -> tuple[Any, Any]:
+        """(output, keys and values that stay in the cache)."""
+        if self.cache is None:
+            return run(*self.args, **self.kwargs), None
+        probe = _Probe(self.found)
+        output = run(*self.args, past_key_values=probe, **self.kwargs)
+        return output, None if isinstance(self.cache, FixedPrefix) else probe.added
+
+    def add_to_cache(self, added: tuple[Tensor, Tensor] | None) -> None:
+        if isinstance(self.cache, PromptReader):
+            self.cache.update(*added, self.layer)
+        elif added is not None:
+            self.cache.layers[self.layer].update(*added)
+
+
+def _apart(leaf: Any) -> Any:
+    return leaf.detach().requires_grad_() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
+
+
+class _Probe(DynamicCache):
+    """Gives a block what it would find in the cache, and sees what it adds."""
+
+    def __init__(self, found: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.found, self.added = found, None
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.added is None:  # activation checkpointing runs a block twice
+            self.added = keys, values
+        if not self.found:
+            return keys, values
+        return tuple(torch.cat(pair, -2) for pair in zip(self.found, (keys, values), strict=True))
