@@ -16,7 +16,10 @@ from uae_lightning import __version__
 from uae_lightning.memory import keep_freed_memory
 from uae_lightning.usage import UsageError, closest
 
-COMMANDS = ("run", "fit", "validate", "evaluate", "study", "bootstrap", "reconstruct", "plan", "import-release")
+COMMANDS = (
+    "run", "fit", "validate", "evaluate", "study", "bootstrap", "reconstruct", "generate", "export", "plan",
+    "caption-data", "cache", "import-release",
+)  # fmt: skip
 
 HELP = """\
 usage: uae COMMAND [options]        `uae COMMAND --help` explains each
@@ -32,6 +35,10 @@ commands:
   study           runs with several seeds, evaluated and compared: docs/results.md
   bootstrap       train the shipped backbones from scratch (hours; resumable)
   reconstruct     caption pictures and draw them again from the caption
+  generate        draw pictures from texts
+  export          a folder that transformers, diffusers, peft and ComfyUI load without this package
+  caption-data    long captions for your pictures by any vision-language model, filtered: a set for stage 1
+  cache           latents and caption states of your pictures, computed once for stage 1
   import-release  weights of the authors of UAE -> folders to start from
 
 examples:
@@ -41,6 +48,8 @@ examples:
   uae fit --config conf/scenes/encoder_rl.yaml --trainer.max_steps 20
   uae evaluate --config conf/demo.yaml --weights runs/demo --output evaluation.json
   uae reconstruct picture.png --weights runs/demo
+  uae generate "a large red ball in the center" --weights runs/demo
+  uae export --weights runs/demo --to exported
 
 UAE_DEBUG=1 shows the traceback of an error.
 """
@@ -95,6 +104,22 @@ def dispatch(command: str, args: list[str]) -> None:
         from uae_lightning import reconstruct
 
         reconstruct.main(args)
+    elif command == "generate":
+        from uae_lightning import generate
+
+        generate.main(args)
+    elif command == "export":
+        from uae_lightning.export import command as export
+
+        export.main(args)
+    elif command == "caption-data":
+        from uae_lightning.caption_data import command as caption_data
+
+        caption_data.main(args)
+    elif command == "cache":
+        from uae_lightning.cache import command as cache
+
+        cache.main(args)
     elif command == "import-release":
         from uae_lightning.models import release
 

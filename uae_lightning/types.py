@@ -13,10 +13,12 @@ from torch import Tensor
 class Batch:
     """What every data module yields."""
 
-    images: Tensor  # [B, 3, H, W] in [0, 1]
+    images: Tensor  # [B, 3, H, W] in [0, 1]; [B, 3, 0, 0] where the batch comes from a cache
     captions: list[str]  # B captions for decoder pre-training; empty strings where there are none
     keys: list[str]  # B stable names, the same for the same picture in every run
     weights: Tensor | None = None  # [B, 1, H, W] how much each pixel counts in flow matching; None: all the same
+    latents: Tensor | None = None  # [B, C, h, w] of the images, from a cache
+    embedded: tuple[Tensor, Tensor] | None = None  # what `Encoder.embed` gives of the captions, from a cache
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Conditioning:
     def repeat(self, times: int) -> Conditioning:
         """Each row `times` times, copies next to each other."""
         return Conditioning(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
+    def cropped(self) -> Conditioning:
+        """Without the columns that are padding in every row; padding stands on the right."""
+        length = self.mask.shape[1] - int((~self.mask).all(0).sum())
+        return Conditioning(self.states[:, :length], self.mask[:, :length])
 
     def drop(self, rows: Tensor) -> Conditioning:
         """The rows [N] bool become unconditional: one zero state, as a decoder's own unconditional branch has it."""

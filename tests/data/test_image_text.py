@@ -6,96 +6,29 @@ import tracemalloc
 import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
-import lightning as L
-import numpy as np
 import pytest
 import torch
+from own_pictures import PICTURES, data_for, held_out, name, numbers, png, take, used, write_folder, write_shards
 from PIL import Image
 
-from uae_lightning.data import image_text
-from uae_lightning.data.dealing import Deal
-from uae_lightning.data.image_text import ImageTextData, equal_batches, image_bytes, read_caption
+from uae_lightning.data.held_out import equal_batches
+from uae_lightning.data.image_text import ImageTextData, image_bytes, read_caption
 from uae_lightning.data.scenes import render, sample_scene
 from uae_lightning.data.skipped import SkippedFiles, Tally
 from uae_lightning.data.sources import Columns, open_source
-from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
-
-PICTURES = 40
-
-
-def png(index: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(render(sample_scene("train", 0, index))).save(file, "PNG")
-    return file.getvalue()
-
-
-def name(index: int) -> str:
-    return f"{'deep/er' if index % 3 else 'flat'}/{index:03d}.png"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 pictures with captions."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for index in range(PICTURES):
-        path = folder / name(index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(index))
-        path.with_suffix(".txt").write_text(f"picture {index}\n")
-    return folder
+    return write_folder(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures in 5 shards of 8."""
-    target = tmp_path_factory.mktemp("shards")
-    for shard in range(5):
-        with tarfile.open(target / f"{shard:02d}.tar", "w") as tar:
-            for index in range(8 * shard, 8 * shard + 8):
-                for suffix in (".png", ".txt"):
-                    tar.add((folder / name(index)).with_suffix(suffix), f"{index:03d}{suffix}")
-    return target
-
-
-def data_for(path: Path | str, *, rank: int = 0, world: int = 1, **options) -> ImageTextData:
-    """On a rank, as the trainer sees it; `used` below is what the trainer has used up."""
-    options = {"resolution": 8, "batch_size": 2, "validation_pictures": 4, "num_workers": 0} | options
-    data = ImageTextData(str(path), **options)
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
-    root = options.get("validation_path") or path
-    data.trainer = SimpleNamespace(
-        global_rank=rank,
-        world_size=world,
-        default_root_dir=f"{root}.out",
-        fit_loop=SimpleNamespace(epoch_loop=progress),
-    )
-    return data
-
-
-def used(data: ImageTextData, batches: int) -> None:
-    data.trainer.fit_loop.epoch_loop.batch_progress.total.processed = batches
-
-
-def numbers(batches: list[Batch]) -> list[int]:
-    """Which pictures: the number in the file's name."""
-    return [int(Path(key).name[:3]) for batch in batches for key in batch.keys]
-
-
-def take(data: ImageTextData, batches: int) -> list[Batch]:
-    return list(islice(iter(data.train_dataloader()), batches))
-
-
-def held_out(data: ImageTextData) -> list[int]:
-    return numbers(list(data.val_dataloader()))
-
-
-def everything(data: ImageTextData) -> list[int]:
-    return sorted(set(range(PICTURES)) - set(held_out(data)))
+    return write_shards(folder, tmp_path_factory.mktemp("shards"))
 
 
 # ---------------------------------------------------------------------------------------------------- what is read
@@ -235,183 +168,6 @@ def test_files_that_are_neither_picture_nor_caption_are_mentioned(tmp_path: Path
         open_source(str(tmp_path), Columns(captions_needed=True))
 
 
-# ---------------------------------------------------------------------------------------------------- who reads what
-
-
-def first_epoch(data: ImageTextData, batches: int) -> list[int]:
-    """The pictures of epoch 0 among those of the first batches, which hold one each."""
-    read, deal = numbers(take(data, batches)), data._deal
-    units = [deal.card(stream + turn * deal.streams)[0] for stream, (turn, _) in data._reports]
-    return [number for number, unit in zip(read, units, strict=True) if unit < len(data.source) * deal.parts]
-
-
-@pytest.mark.parametrize("form", ["folder", "shards"])
-@pytest.mark.parametrize("world, workers", [(1, 0), (2, 2)])
-def test_ranks_and_workers_share_an_epoch(form: str, world: int, workers: int, request: pytest.FixtureRequest):
-    # red if `rank * workers` or `worker` is left out of the streams, or the held-out pictures are those of the rank
-    path = request.getfixturevalue(form)
-    datas = [data_for(path, rank=rank, world=world, num_workers=workers, batch_size=1) for rank in range(world)]
-    read = [first_epoch(data, 40) for data in datas]
-    assert sorted(number for numbers in read for number in numbers) == everything(data_for(path))
-    assert all(read)
-
-
-def test_streams_share_a_shard_where_there_are_fewer_shards_than_streams(shards: Path):
-    # red if parts_for rounds down, or `parts` is not handed to read()
-    options = {"validation_path": str(shards / "01.tar"), "batch_size": 1, "world": 3}
-    read = [first_epoch(data_for(f"{shards}/0{{0,2}}.tar", rank=rank, **options), 10) for rank in range(3)]
-    assert sorted(map(len, read)) == [4, 4, 8] and sorted(sum(read, [])) == [*range(8), *range(16, 24)]
-
-
-@pytest.mark.parametrize("form", ["folder", "shards"])
-def test_epochs_differ_and_are_the_same_in_every_run(form: str, request: pytest.FixtureRequest):
-    # red if the epoch, or the seed, is left out of the permutation
-    path = request.getfixturevalue(form)
-    first = numbers(take(data_for(path), 36))
-    assert first == numbers(take(data_for(path), 36))
-    assert sorted(first[:36]) == sorted(first[36:]) == everything(data_for(path))
-    assert first[:36] != first[36:] and first[:36] != sorted(first[:36])
-    assert numbers(take(data_for(path, seed=1), 18)) != first[:36]
-
-
-def test_within_a_shard_samples_are_shuffled_in_blocks(shards: Path):
-    # red if blocks of a unit share the permutation of the first
-    one = shards / "00.tar"
-    alone = numbers(take(data_for(one, shuffle_buffer=1, validation_path=str(shards / "01.tar")), 4))
-    assert alone == list(range(8))
-    blocks = [
-        numbers(take(data_for(one, shuffle_buffer=4, validation_path=str(shards / "01.tar"), seed=s), 4))
-        for s in range(9)
-    ]
-    assert all(sorted(order[:4]) == [0, 1, 2, 3] for order in blocks)
-    assert any([n + 4 for n in order[:4]] != order[4:] for order in blocks) and any(order != alone for order in blocks)
-
-
-# ---------------------------------------------------------------------------------------------------- resuming
-
-
-@pytest.mark.parametrize("form", ["folder", "shards"])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_stream_goes_on_exactly(form: str, workers: int, request: pytest.FixtureRequest):
-    # red if reports are settled when they are handed out instead of when they are used, or `used` starts at 0
-    path = request.getfixturevalue(form)
-    wanted = take(data_for(path, num_workers=workers, shuffle_buffer=3, random_crop=True), 24)
-    stopped = data_for(path, num_workers=workers, shuffle_buffer=3, random_crop=True)
-    stream = iter(stopped.train_dataloader())
-    for _ in range(15):
-        next(stream)
-    used(stopped, 13)  # two were read ahead
-    state = json.loads(json.dumps(stopped.state_dict()))
-    resumed = data_for(path, num_workers=workers, shuffle_buffer=3, random_crop=True)
-    resumed.load_state_dict(state)
-    used(resumed, 13)
-    assert resumed.state_dict()["deal"]["places"] == state["deal"]["places"]
-    got = take(resumed, 11)
-    assert [batch.keys for batch in got] == [batch.keys for batch in wanted[13:]]
-    assert all(torch.equal(a.images, b.images) for a, b in zip(got, wanted[13:], strict=True))
-    used(resumed, 15)  # iterated again, as after a reload of dataloaders
-    assert take(resumed, 3)[0].keys == wanted[15].keys
-
-
-def gathering(everyone: list[list[tuple[int, int]]]) -> SimpleNamespace:
-    """torch.distributed as far as state_dict needs it."""
-
-    def all_gather_object(target: list, mine: list) -> None:
-        assert mine in everyone
-        target[:] = everyone
-
-    yes, count = lambda: True, len(everyone)
-    names = {"is_available": yes, "is_initialized": yes, "get_world_size": lambda: count}
-    return SimpleNamespace(all_gather_object=all_gather_object, **names)
-
-
-@pytest.mark.parametrize("form", ["folder", "shards"])
-def test_with_another_number_of_ranks_nothing_is_lost_or_repeated(form: str, request, monkeypatch):
-    # red if a redealt stream forgets what was used of a unit, or `start` is one off
-    path = request.getfixturevalue(form)
-    old = [data_for(path, rank=rank, world=2, num_workers=2) for rank in range(2)]
-    batches = [take(data, 6) for data in old]
-    for data in old:
-        used(data, 6)
-        data._settle()
-    monkeypatch.setattr(image_text, "dist", gathering([data._deal.places for data in old]))
-    states = [data.state_dict() for data in old]
-    monkeypatch.undo()
-    assert states[0] == states[1]
-    new = data_for(path)
-    new.load_state_dict(states[0])
-    used(new, 6)
-    seen = numbers(batches[0]) + numbers(batches[1])
-    rest = numbers(take(new, 6))
-    assert len(set(seen)) == 24 and sorted(seen + rest) == everything(new)
-    assert new.state_dict()["deal"]["streams"] == 1
-
-
-def test_dealing_anew_loses_and_repeats_no_unit():
-    # red if `behind` is one less, or `pending[behind:]` is left out
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        deal, dealt = Deal(int(rng.integers(1, 5))), []
-        for streams in rng.integers(1, 5, size=4).tolist():
-            for stream in range(deal.streams):
-                turns = deal.turns(stream)
-                for _ in range(int(rng.integers(0, 5))):
-                    turn, unit, before = next(turns)
-                    dealt += [(unit, sample) for sample in range(before, 4)]
-                    deal.places[stream] = (turn + 1, 0)
-                turn, unit, before = next(turns)
-                if before < 2:
-                    dealt += [(unit, sample) for sample in range(before, 2)]
-                    deal.places[stream] = (turn, 2)
-            deal = Deal(**deal.state_dict()).redealt(streams)
-        last = max(unit for unit, _ in dealt) + 1
-        dealt += [(unit, s) for stream in range(deal.streams) for unit, s in _ahead(deal, stream, last)]
-        assert sorted(dealt) == [(unit, sample) for unit in range(last) for sample in range(4)]
-
-
-def _ahead(deal: Deal, stream: int, last: int):
-    for _, unit, before in islice(deal.turns(stream), 200):
-        if unit < last:
-            yield from ((unit, sample) for sample in range(before, 4))
-
-
-class Recorder(L.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.keys: list[str] = []
-
-    def training_step(self, batch: Batch, batch_idx: int):
-        self.keys += batch.keys
-        return self.weight * batch.images.mean()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None: ...
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([self.weight], lr=0.1)
-
-
-def fit(folder: Path, root: Path, steps: int, **options) -> list[str]:
-    module = Recorder()
-    checkpoint = L.pytorch.callbacks.ModelCheckpoint(root, filename="last", every_n_train_steps=1, save_top_k=1)
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, callbacks=[checkpoint], default_root_dir=root,
-        enable_progress_bar=False, enable_model_summary=False, val_check_interval=3, check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-    )  # fmt: skip
-    data = ImageTextData(str(folder), resolution=8, batch_size=2, validation_pictures=4, num_workers=1)
-    trainer.fit(module, data, weights_only=True, **options)
-    return module.keys
-
-
-def test_lightning_resumes_it_in_the_middle_of_an_epoch(folder: Path, tmp_path: Path):
-    # red if load_state_dict does nothing, or setup() comes after it
-    straight = fit(folder, tmp_path / "straight", 8)
-    stopped = fit(folder, tmp_path / "stopped", 5)
-    resumed = fit(folder, tmp_path / "stopped", 8, ckpt_path=tmp_path / "stopped/last.ckpt")
-    assert stopped + resumed == straight and len(straight) == len(set(straight)) == 16
-
-
 # ---------------------------------------------------------------------------------------------------- held out
 
 
@@ -436,6 +192,22 @@ def test_a_copy_of_a_held_out_picture_is_not_trained_on(folder: Path, tmp_path: 
     assert not trained & {0, 1, 2, 3} and data.skipped_files.held_out > 0
     with pytest.raises(UsageError, match="has no picture to train on"):
         take(data_for(tmp_path, validation_path=str(tmp_path)), 1)
+
+
+def test_held_out_pictures_need_no_captions(folder: Path, tmp_path: Path):
+    # red if `captions_needed` stays true in HeldOutPictures or for the source of `validation_path`
+    rows = [{"image": str(folder / name(i)), **({} if i % 2 else {"caption": f"picture {i}"})} for i in range(PICTURES)]
+    for index in range(3):
+        (tmp_path / f"{900 + index}.png").write_bytes(png(900 + index))
+    data = data_for(folder, validation_path=str(tmp_path), validation_pictures=3, require_captions=True)
+    assert sorted(held_out(data)) == [900, 901, 902]
+    half = jsonl(tmp_path, rows)
+    with_captions, without = (
+        data_for(half, validation_pictures=8, require_captions=needed) for needed in (True, False)
+    )
+    assert held_out(with_captions) == held_out(without)  # the same in all stages
+    assert any(number % 2 for number in held_out(with_captions))
+    assert not any(number % 2 for number in numbers(take(with_captions, 20)))
 
 
 @pytest.mark.parametrize("count, world, size", [(4, 1, 3), (7, 2, 2), (4, 3, 1), (64, 8, 5), (5, 5, 9), (9, 2, 4)])

@@ -4,41 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
-import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from uae_lightning.data.dealing import Deal, Place, parts_for, shuffled_blocks, shuffled_unit
+from uae_lightning.data import held_out
 from uae_lightning.data.images import MAX_PIXELS, BadFile, read_file, read_picture, square
-from uae_lightning.data.skipped import FILE, SkippedFiles, Tally
+from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source, open_source
+from uae_lightning.data.streams import StreamedData
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
-REPORTED_AT = 100  # skipped samples in a row after which a stream says so although it has no batch yet
-PATIENCE = 20  # epochs without a picture that can be used, after which a stream gives up
 
-
-class ImageTextData(L.LightningDataModule):
+class ImageTextData(StreamedData):
     """A folder of pictures, a JSONL, WebDataset shards or a saved `datasets` data set.
 
-    Training is an endless stream, different on every rank: each dataloader worker of each rank takes its turns of the
-    shuffled pictures (of the shuffled shards, then shuffled in blocks within a shard), so that each is read once per
-    epoch by one of them. Batches are always full. A checkpoint holds the place of every worker of every rank: a resumed
-    run goes on with the next picture, exactly; with another number of ranks or workers, what was left is dealt anew.
+    Training is an endless stream, different on every rank, each picture once per epoch, resumable at any batch:
+    `streams.StreamedData`.
 
-    Held-out pictures are those of smallest hash (of `validation_path`, or else of `path`); every rank gets its share of
-    them, all ranks the same number of batches. What has the same bytes is never trained on, under whatever name. Of
-    shards without `validation_path`, the first 10 samples for each one wanted are looked at.
+    Held-out pictures are those of smallest hash (of `validation_path`, or else of `path`), whether they have captions
+    or not; every rank gets its share of them, all ranks the same number of batches. What has the same bytes is never
+    trained on, under whatever name. Of shards without `validation_path`, the first 10 samples for each one wanted are
+    looked at.
 
     Files that cannot be used are skipped, and listed in `<default_root_dir>/skipped.jsonl` with the reason; totals are
     a warning when the run ends.
@@ -48,7 +39,7 @@ class ImageTextData(L.LightningDataModule):
             pattern of them (`{000..127}.tar`; URLs too), or a folder written by `Dataset.save_to_disk`.
         resolution: side of the square pictures, that of the decoder; the shorter side is scaled, the longer cropped.
         batch_size: pictures per batch and device.
-        require_captions: skip pictures without a caption; for decoder pre-training. Else the caption is "".
+        require_captions: train on pictures with a caption only; for decoder pre-training. Else the caption is "".
         random_crop: crop anywhere instead of in the middle.
         validation_path: where the held-out pictures come from instead, in any of the forms of `path`.
         validation_pictures: how many are held out; no fewer than there are ranks.
@@ -82,7 +73,7 @@ class ImageTextData(L.LightningDataModule):
         num_workers: int = 4,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, shuffle_buffer, max_skipped, num_workers, seed)
         for name in ("resolution", "batch_size", "validation_pictures", "validation_batch_size", "shuffle_buffer"):
             if (value := locals()[name]) < 1:
                 raise UsageError(f"data.init_args.{name} must be at least 1, got {value}")
@@ -93,16 +84,10 @@ class ImageTextData(L.LightningDataModule):
         self.path, self.validation_path = path, validation_path
         self.columns = Columns(image_column, caption_column, require_captions)
         self.preparation = Preparation(resolution, max_source_pixels, require_captions, random_crop)
-        self.batch_size, self.shuffle_buffer, self.seed = batch_size, shuffle_buffer, seed
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
-        self.max_skipped, self.num_workers = max_skipped, num_workers
         self._source: Source | None = None
         self._held_out: list[Sample] | None = None
         self._held_out_tally = Tally()
-        self.skipped_files: SkippedFiles | None = None
-        self._start_at(0, None)
-
-    # ------------------------------------------------------------------------------------------------ what there is
 
     @property
     def source(self) -> Source:
@@ -115,131 +100,35 @@ class ImageTextData(L.LightningDataModule):
 
     @property
     def held_out(self) -> list[Sample]:
-        """The validation pictures, the same ones on every rank and in every run."""
+        """The validation pictures, the same ones on every rank, in every run and in every stage."""
         if self._held_out is None:
             self._held_out = self._choose_held_out()
         return self._held_out
 
     def _choose_held_out(self) -> list[Sample]:
-        if self.validation_path is not None:
-            source = open_source(self.validation_path, self.columns, "validation_path")
-            samples, self._held_out_tally = chosen(source, self.validation_pictures, self.preparation)
-            return samples
-        samples, _ = chosen(self.source, self.validation_pictures, self.preparation)  # training counts the bad ones
-        if len(samples) >= len(self.source) and not self.source.splittable:
-            raise UsageError(
-                f"holding out data.init_args.validation_pictures ({len(samples)}) of the {len(self.source)} pictures "
-                f"of {self.source.name} leaves none to train on: lower it, or name others with "
-                "data.init_args.validation_path"
-            )
+        picture = HeldOutPictures(self.preparation)
+        if self.validation_path is None:
+            samples, _ = held_out.chosen(self.source, self.validation_pictures, picture)  # training counts the bad ones
+            held_out.leaves_some(self.source, len(samples))
+        else:
+            columns = replace(self.columns, captions_needed=False)
+            source = open_source(self.validation_path, columns, "validation_path")
+            samples, self._held_out_tally = held_out.chosen(source, self.validation_pictures, picture)
         return samples
 
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def held_out_digests(self) -> frozenset[bytes]:
+        return frozenset(digest(image_bytes(sample)) for sample in self.held_out)
 
-    # ------------------------------------------------------------------------------------------------ loaders
-
-    def setup(self, stage: str) -> None:
-        self._start_at(0, None)  # a checkpoint, if there is one, is read after this
-
-    def train_dataloader(self) -> Iterable[Batch]:
-        file = Path(self.trainer.default_root_dir) / FILE if self.trainer else None
-        if file and self._rank()[0] == 0 and not self._first_batch:
-            file.unlink(missing_ok=True)  # of an earlier run; the other ranks wait for this method before they read
-        self.skipped_files = SkippedFiles(self.max_skipped, self.source.name, file)
-        if self._rank()[0] == 0 and self.held_out:
-            self.skipped_files.add(self._held_out_tally)
-        return _TrainingBatches(self)
+    def held_out_tally(self) -> Tally:
+        return self._held_out_tally if self.held_out else Tally()
 
     def val_dataloader(self) -> DataLoader:
-        rank, world = self._rank()
-        batches = equal_batches(self.held_out, world, self.validation_batch_size)[rank]
-        workers = min(self.num_workers, len(batches))
-        return DataLoader(_HeldOut(batches, self.preparation), batch_size=None, num_workers=workers)
+        rank, world = self.rank_and_world()
+        batches = held_out.equal_batches(self.held_out, world, self.validation_batch_size)[rank]
+        return held_out.loader(batches, HeldOutPictures(self.preparation).batch, self.num_workers)
 
-    def teardown(self, stage: str) -> None:
-        files = self.skipped_files
-        if files and files.reasons and self._rank()[0] == 0:
-            warnings.warn(files.summary(), stacklevel=2)
-
-    # ------------------------------------------------------------------------------------------------ training stream
-
-    def training_batches(self) -> Iterator[Batch]:
-        """From behind the last batch that was used, endless."""
-        self._settle()
-        self._reports.clear()
-        rank, world = self._rank()
-        workers = max(self.num_workers, 1)
-        if self._deal is None:
-            parts = parts_for(len(self.source), world * workers) if self.source.splittable else 1
-            self._deal = Deal(world * workers, parts)
-        self._deal = self._deal.redealt(world * workers)
-        stream = _Stream(
-            source=self.source,
-            deal=self._deal,
-            streams=[rank * workers + (self._first_batch + worker) % workers for worker in range(workers)],
-            held_out=frozenset(digest(image_bytes(sample)) for sample in self.held_out),
-            prepare=self.preparation,
-            batch_size=self.batch_size,
-            shuffle_buffer=self.shuffle_buffer,
-            seed=self.seed,
-        )
-        for report in DataLoader(stream, batch_size=None, num_workers=self.num_workers):
-            if self.skipped_files:
-                self.skipped_files.add(report.tally)
-            if report.error:
-                raise report.error
-            if report.batch is not None:
-                self._reports.append((report.stream, report.place))
-                yield report.batch
-
-    def _settle(self) -> None:
-        """Moves the places of this rank's streams behind the batches that were used; some are read ahead."""
-        used = self._batches_used()
-        while self._reports and self._first_batch < used:
-            stream, place = self._reports.popleft()
-            self._deal.places[stream] = place
-            self._first_batch += 1
-
-    def _batches_used(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else self._first_batch
-
-    def _start_at(self, batches: int, deal: Deal | None) -> None:
-        self._first_batch, self._deal = batches, deal
-        self._reports: deque[tuple[int, Place]] = deque()  # of batches handed out since, in order
-
-    def state_dict(self) -> dict[str, Any]:
-        """All ranks must call it, as Lightning does when it writes a checkpoint: each knows its own streams only."""
-        self._settle()
-        state = {"batches": self._batches_used(), "units": len(self.source)}
-        state["deal"] = self._deal.state_dict() if self._deal else None
-        if self._deal and dist.is_available() and dist.is_initialized():
-            everyone: list[list[Place]] = [[] for _ in range(dist.get_world_size())]
-            dist.all_gather_object(everyone, self._deal.places)
-            each = len(self._deal.places) // len(everyone)
-            state["deal"]["places"] = [
-                place for rank, places in enumerate(everyone) for place in places[rank * each : (rank + 1) * each]
-            ]
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._start_at(state["batches"], Deal(**state["deal"]) if state["deal"] else None)
-        if (count := len(self.source)) != state["units"]:
-            warnings.warn(
-                f"{self.source.name} has {count} pictures (or shards), {state['units']} when the checkpoint was "
-                "written: training goes on in another order, and may repeat some of this epoch",
-                stacklevel=2,
-            )
-
-
-class _TrainingBatches:
-    """What Lightning iterates over; every iteration goes on where training stands."""
-
-    def __init__(self, data: ImageTextData) -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.data.training_batches()
+    def reader(self) -> PictureReader:
+        return PictureReader(self.source.name, self.preparation, self.held_out_digests())
 
 
 # ---------------------------------------------------------------------------------------------------- one picture
@@ -256,18 +145,63 @@ class Preparation:
 
     def __call__(self, sample: Sample, data: bytes, across: float = 0.5) -> tuple[Tensor, str, tuple[str, ...]]:
         """([3, S, S] uint8, caption, what was converted); raises BadFile."""
-        caption, converted = self._caption(sample)  # first: it is the cheaper one
+        caption, without = self.caption(sample)  # first: it is the cheaper one
+        pixels, converted = self.pixels(data, across)
+        return pixels, caption, converted + without
+
+    def pixels(self, data: bytes, across: float = 0.5) -> tuple[Tensor, tuple[str, ...]]:
         picture = read_picture(data, max_pixels=self.max_pixels, at_least=self.resolution)
         pixels = np.array(square(picture.image, self.resolution, across))
-        return torch.from_numpy(pixels).permute(2, 0, 1), caption, picture.converted + converted
+        return torch.from_numpy(pixels).permute(2, 0, 1), picture.converted
 
-    def _caption(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
+    def caption(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
         try:
             return read_caption(sample.caption), ()
         except BadFile as error:
             if self.captions_needed:
                 raise
             return "", () if error.reason == "no caption" else (f"without its {error.reason}",)
+
+
+@dataclass(frozen=True)
+class PictureReader:
+    """Reads what is trained on; counts what is not."""
+
+    source: str
+    preparation: Preparation
+    held_out: frozenset[bytes]  # digests
+
+    def __call__(self, sample: Sample, seed: list[int], tally: Tally) -> tuple[str, Tensor, str] | None:
+        across = np.random.default_rng(seed).random() if self.preparation.random_crop else 0.5
+        try:
+            data = image_bytes(sample)
+            if digest(data) in self.held_out:
+                tally.held_out += 1
+                return None
+            pixels, caption, converted = self.preparation(sample, data, across)
+        except BadFile as error:
+            tally.skip(self.source, sample.key, error)
+            return None
+        tally.kept += 1
+        tally.converted.update(converted)
+        return sample.key, pixels, caption
+
+    def batch(self, read: list[tuple[str, Tensor, str]]) -> Batch:
+        return as_batch(read)
+
+
+class HeldOutPictures:
+    """Reads what is validated on: cropped in the middle, and no captions are needed, as the encoder writes them."""
+
+    def __init__(self, preparation: Preparation) -> None:
+        self.preparation = replace(preparation, captions_needed=False)
+
+    def __call__(self, sample: Sample) -> tuple[str, Tensor, str]:
+        pixels, caption, _ = self.preparation(sample, image_bytes(sample))
+        return sample.key, pixels, caption
+
+    def batch(self, samples: list[Sample]) -> Batch:
+        return as_batch([self(sample) for sample in samples])
 
 
 def read_caption(caption: bytes | str | BadFile | None) -> str:
@@ -299,127 +233,3 @@ def digest(data: bytes) -> bytes:
 def as_batch(pictures: list[tuple[str, Tensor, str]]) -> Batch:
     keys, images, captions = zip(*pictures, strict=True)
     return Batch(torch.stack(images).float() / 255, list(captions), list(keys))
-
-
-# ---------------------------------------------------------------------------------------------------- held out
-
-
-def chosen(source: Source, count: int, preparation: Preparation) -> tuple[list[Sample], Tally]:
-    """The `count` usable samples whose keys have the smallest hashes, and what was passed over."""
-    samples, tally = [], Tally()
-    for sample in source.by_hash(2 * count + 16):
-        try:
-            preparation(sample, image_bytes(sample))
-        except BadFile as error:
-            tally.skip(source.name, sample.key, error)
-            continue
-        samples.append(sample)
-        if len(samples) == count:
-            return samples, tally
-    bad = "".join(f"; {row['key']}: {row['reason']}" for row in tally.skipped[:5])
-    raise UsageError(
-        f"{source.name} has {len(samples)} usable pictures among the first {len(samples) + len(tally.skipped)}, fewer "
-        f"than data.init_args.validation_pictures ({count}){bad}"
-    )
-
-
-def equal_batches(samples: list[Sample], world: int, size: int) -> list[list[list[Sample]]]:
-    """For each rank its batches: in order, none left out, none twice, the same number on all ranks.
-
-    Validation steps of sharded models wait for each other, so a rank with a batch less would leave the others hanging.
-    Batches differ by at most one picture; they exceed `size`, by one, only where there would be empty ones.
-    """
-    if len(samples) < world:
-        raise UsageError(
-            f"data.init_args.validation_pictures ({len(samples)}) must be at least the number of ranks ({world})"
-        )
-    each = min(-(-len(samples) // (world * size)), len(samples) // world)
-    edges = [len(samples) * i // (each * world) for i in range(each * world + 1)]
-    batches = [samples[first:last] for first, last in zip(edges, edges[1:], strict=False)]
-    return [batches[rank * each : (rank + 1) * each] for rank in range(world)]
-
-
-class _HeldOut(Dataset):
-    def __init__(self, batches: list[list[Sample]], preparation: Preparation) -> None:
-        self.batches, self.preparation = batches, preparation
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Batch:
-        batch = self.batches[index]
-        return as_batch([(sample.key, *self.preparation(sample, image_bytes(sample))[:2]) for sample in batch])
-
-
-# ---------------------------------------------------------------------------------------------------- training
-
-
-@dataclass
-class _Report:
-    """What a worker hands to the training process: a batch, or word that there is none."""
-
-    stream: int
-    place: Place = (0, 0)  # of the stream behind this batch
-    batch: Batch | None = None
-    tally: Tally = field(default_factory=Tally)  # since the last report
-    error: Exception | None = None
-
-
-@dataclass
-class _Stream(IterableDataset):
-    source: Source
-    deal: Deal
-    streams: list[int]  # of this rank's workers, in the order in which the loader asks them
-    held_out: frozenset[bytes]
-    prepare: Preparation
-    batch_size: int
-    shuffle_buffer: int
-    seed: int
-
-    def __iter__(self) -> Iterator[_Report]:
-        worker = get_worker_info()
-        stream = self.streams[worker.id if worker else 0]
-        try:
-            yield from self._reports(stream)
-        except (ValueError, OSError) as error:  # sent, not raised: a worker's exception arrives as a traceback in text
-            yield _Report(stream, error=error)
-
-    def _reports(self, stream: int) -> Iterator[_Report]:
-        pictures, tally, fruitful = [], Tally(), self.deal.places[stream][0]
-        for place, seed, sample in self._samples(stream):
-            if picture := self._picture(sample, seed, tally):
-                pictures.append(picture)
-                fruitful = place[0]
-            elif place[0] > fruitful + PATIENCE * len(self.source) * self.deal.parts:
-                raise UsageError(f"{self.source.name} has no picture to train on: all are held out or cannot be used")
-            full = len(pictures) == self.batch_size
-            if full or len(tally.skipped) >= REPORTED_AT:
-                yield _Report(stream, place, as_batch(pictures) if full else None, tally)
-                pictures, tally = [] if full else pictures, Tally()
-
-    def _picture(self, sample: Sample, seed: list[int], tally: Tally) -> tuple[str, Tensor, str] | None:
-        across = np.random.default_rng(seed).random() if self.prepare.random_crop else 0.5
-        try:
-            data = image_bytes(sample)
-            if digest(data) in self.held_out:
-                tally.held_out += 1
-                return None
-            pixels, caption, converted = self.prepare(sample, data, across)
-        except BadFile as error:
-            tally.skip(self.source.name, sample.key, error)
-            return None
-        tally.kept += 1
-        tally.converted.update(converted)
-        return sample.key, pixels, caption
-
-    def _samples(self, stream: int) -> Iterator[tuple[Place, list[int], Sample]]:
-        """(place behind the sample, a seed for it, sample)."""
-        for turn, unit, used in self.deal.turns(stream):
-            blocks = shuffled_blocks(self._unit(unit), self.shuffle_buffer, [self.seed, unit])
-            for number, sample in enumerate(blocks):
-                if number >= used:
-                    yield (turn, number + 1), [self.seed, unit, number], sample
-
-    def _unit(self, unit: int) -> Iterator[Sample]:
-        parts = self.deal.parts
-        return self.source.read(*divmod(shuffled_unit(unit, len(self.source) * parts, self.seed), parts), parts)

@@ -114,6 +114,8 @@ class SD3Decoder(Decoder):
             conditioning = Conditioning(
                 x.new_zeros(len(x), 1, self.conditioning_size), torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
             )
+        if self.mask_padding:  # beyond the longest text there is nothing to attend to
+            conditioning = conditioning.cropped()
         dtype = self.dtype
         sample = self.transformer(
             hidden_states=x.to(dtype),

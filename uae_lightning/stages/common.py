@@ -70,6 +70,7 @@ class Stage(L.LightningModule):
     """
 
     trained: tuple[str, ...] = ()  # components whose weights this stage hands on
+    trains_from_cache = False  # on `uae_lightning.data.cached.CachedData`
 
     def __init__(
         self,
@@ -97,7 +98,8 @@ class Stage(L.LightningModule):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        if (size := self.encoder.hidden_size) != (wanted := self.projector.input_size):
+        size = self.encoder.hidden_size if self.encoder is not None else self.projector.input_size
+        if size != (wanted := self.projector.input_size):
             raise ValueError(
                 f"encoder and projector do not fit: the encoder's states have {size} channels, the projector takes "
                 f"{wanted}; set model.init_args.projector.init_args.input_size to {size}"
@@ -127,15 +129,20 @@ class Stage(L.LightningModule):
         """Under FSDP2 the parts are sharded over the devices."""
         if self.device_mesh is not None:
             for part in (self.encoder, self.projector, self.decoder):
-                shard(part, self.device_mesh["data_parallel"], self.trainer.precision)
+                if part is not None:
+                    shard(part, self.device_mesh["data_parallel"], self.trainer.precision)
 
     # ------------------------------------------------------------------------------------------------ round trip
 
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Captions, read alone by the encoder: last-layer states [N, L, hidden_size] and mask [N, L]."""
+        with self.encoder.reference() if self.condition_on == "frozen" else nullcontext():
+            return self.encoder.embed(texts)
+
     def condition(self, texts: list[str]) -> Conditioning:
-        """Captions, read alone by the encoder, projected: N -> [N, L, D]. Gradients reach the projector only."""
-        adapters = self.encoder.reference() if self.condition_on == "frozen" else nullcontext()
-        with torch.no_grad(), adapters:
-            states, mask = self.encoder.embed(texts)
+        """Captions, read and projected: N -> [N, L, D]. Gradients reach the projector only."""
+        states, mask = self.embed(texts)
         return Conditioning(self.projector(states), mask)
 
     def unconditional(self, size: int) -> Conditioning | None:
@@ -151,8 +158,8 @@ class Stage(L.LightningModule):
             other = self.decoder.velocity(x, at, unconditional)
         return flow.guide(velocity, other, self.sampling.guidance)
 
-    def caption(self, images: Tensor, samples: int, seed: int) -> Captions:
-        """`samples` captions of each picture [B, 3, H, W]."""
+    def caption(self, images: Tensor | Any, samples: int, seed: int) -> Captions:
+        """`samples` captions of each picture [B, 3, H, W], or of what `encoder.see` made of it."""
         with whole(self.encoder):  # ranks need not wait for each other's tokens
             return self.encoder.generate(images, samples=samples, seed=seed, **vars(self.captioning))
 

@@ -10,32 +10,48 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
-from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, ranks
+from uae_lightning.interfaces import Decoder, Encoder, Projector
+from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.stages.common import Stage
-from uae_lightning.types import Batch
+from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
 
 
 class DecoderPretrain(Stage):
     """Flow matching on given captions, weighted by pixels where the data says so; the encoder is frozen.
 
+    From a cache (`uae cache`), latents and the encoder's states come with the batch.
+
     Args:
+        encoder: None is enough for batches from a cache.
+        projector, decoder: see `Stage`.
         sigma_distribution: "logit_normal" (diffusers' SD3 scripts), "shifted_uniform" or "uniform".
         sigma_shift: of "shifted_uniform".
         condition_dropout: share of samples trained without a caption, for classifier-free guidance.
         **parts: of `Stage`.
+
+    Raises:
+        ValueError: there is no encoder and something to read.
     """
 
     trained = ("projector", "decoder")
+    trains_from_cache = True
 
     def __init__(
         self,
-        *args,
+        encoder: Encoder | None,
+        projector: Projector,
+        decoder: Decoder,
         sigma_distribution: flow.SigmaDistribution = "logit_normal",
         sigma_shift: float = 3.0,
         condition_dropout: float = 0.1,
         **parts,
     ) -> None:
-        super().__init__(*args, **parts)
+        super().__init__(encoder, projector, decoder, **parts)
+        if encoder is None and self.negative_prompt is not None:
+            raise ValueError(
+                "negative_prompt is read by the encoder, and there is none: set model.init_args.negative_prompt to "
+                "null (the decoder's own null input; training is the same), or give model.init_args.encoder"
+            )
         self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
         self.condition_dropout = condition_dropout
         self.projector.requires_grad_(True)
@@ -44,9 +60,8 @@ class DecoderPretrain(Stage):
         generator = self.generator(0)
         size, device = len(batch.images) * ranks(), batch.images.device  # of the global batch
         dropped = own_rows(torch.rand(size, generator=generator)).to(device) < self.condition_dropout
-        conditioning = self.condition(batch.captions).drop(dropped)  # [B, L, D]
-        with torch.no_grad():
-            x0 = self.decoder.encode_images(batch.images)  # [B, C, h, w]
+        conditioning = self.condition_of(batch).drop(dropped)  # [B, L, D]
+        x0 = self.latents_of(batch)  # [B, C, h, w]
         noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
         sigma = flow.sample_sigma(
             size, distribution=self.sigma_distribution, shift=self.sigma_shift, generator=generator, device=device
@@ -61,6 +76,37 @@ class DecoderPretrain(Stage):
             )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    def condition_of(self, batch: Batch) -> Conditioning:
+        if batch.embedded is None:
+            self.check_encoder()
+            return self.condition(batch.captions)
+        states, mask = batch.embedded
+        return Conditioning(self.projector(states), mask)
+
+    @torch.no_grad()
+    def latents_of(self, batch: Batch) -> Tensor:
+        return self.decoder.encode_images(batch.images) if batch.latents is None else batch.latents
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
+        """The round trip of pictures; samples of a cache have no pixels, and are drawn from their own captions."""
+        if batch.latents is None:
+            self.check_encoder()
+            return super().validation_step(batch, batch_idx)
+        generator = torch.Generator().manual_seed(1_000_000 + batch_idx * ranks() + rank())
+        noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
+        with torch.no_grad():
+            originals = self.decoder.decode_latents(batch.latents)
+            images = self.sample_images(self.condition_of(batch), noise)
+        lengths = batch.embedded[1].sum(1)
+        return ValidationOutput(RewardInput(originals, images, batch.captions), lengths, batch.keys)
+
+    def check_encoder(self) -> None:
+        if self.encoder is None:
+            raise ValueError(
+                "there is no encoder to read captions with: `encoder: null` is for batches from a cache "
+                "(data: uae_lightning.data.cached.CachedData, without validation_path); give model.init_args.encoder"
+            )
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         self.clip_gradients(optimizer, self.max_grad_norm, "norm")

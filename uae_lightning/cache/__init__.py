@@ -1,0 +1,7 @@
+"""`uae cache`: what decoder pre-training reads, computed once.
+
+shards.py       how samples lie in safetensors files
+fingerprint.py  what made them, and how that differs from what a stage would make
+writing.py      pictures and captions -> shards; goes on where it was stopped
+command.py      the command
+"""

@@ -1,0 +1,1 @@
+"""`uae caption-data`: pictures -> a set of long captions, by any image-text-to-text model of transformers."""

@@ -1,0 +1,53 @@
+"""Which captions a set does without, and why."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+from uae_lightning.evaluation.language import _repetition, _words
+
+
+@dataclass(frozen=True)
+class Caption:
+    text: str
+    finished: bool  # the model came to an end by itself
+
+
+@dataclass(frozen=True)
+class CaptionFilter:
+    """Args:
+    min_words, max_words: of a caption, as blanks, stops and commas part them.
+    max_repetition: share of the runs of 4 words that came before in the same caption (`evaluation.language`).
+    """
+
+    min_words: int
+    max_words: int
+    max_repetition: float
+
+    def fault(self, caption: Caption) -> str | None:
+        """The first reason against a caption: "empty caption", "unfinished", "broken characters", "too short",
+        "too long" or "repetitive"."""
+        words = _words(caption.text)
+        if not words:
+            return "empty caption"
+        if not caption.finished:
+            return "unfinished"
+        if broken(caption.text):
+            return "broken characters"
+        if len(words) < self.min_words:
+            return "too short"
+        if len(words) > self.max_words:
+            return "too long"
+        return "repetitive" if _repetition(words) > self.max_repetition else None
+
+
+def count_words(text: str) -> int:
+    return len(_words(text))
+
+
+def broken(text: str) -> bool:
+    """Bytes that are no UTF-8 (tokenizers turn them into U+FFFD), halves of surrogate pairs or control characters: what
+    no text has, in whatever language."""
+    odd = (character for character in text if unicodedata.category(character) in ("Cc", "Cs"))
+    return "\ufffd" in text or any(character not in "\n\r\t" for character in odd)

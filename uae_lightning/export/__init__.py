@@ -1,0 +1,1 @@
+"""`uae export`: what a run trained, in the formats of transformers, diffusers, peft and ComfyUI."""

@@ -1,0 +1,78 @@
+"""A stage as a run left it, for the commands that use it and train nothing: reconstruct, generate, export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uae_lightning import run_folder
+from uae_lightning.usage import Parser
+
+if TYPE_CHECKING:
+    from uae_lightning.stages.common import Stage
+
+DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
+
+
+def add_options(parser: Parser) -> None:
+    """Which stage, and how it samples pictures."""
+    parser.add_argument("--config", type=Path, metavar="YAML", help="of a stage; default: the last stage of --weights")
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="of a run: the latest weights of each part")
+    parser.add_argument("--steps", type=int, help="of the sampler; default: the YAML's")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none; default: the YAML's")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise to start from; default: %(default)s")
+
+
+def check_options(parser: Parser, options) -> None:
+    """The scenes' YAML where neither `--config` nor `--weights` is given and it is at hand; else a UsageError."""
+    if options.config is None and options.weights is None:
+        if not DEFAULT_CONFIG.is_file():
+            parser.error("name a stage's YAML with --config, or a run's folder with --weights")
+        options.config = DEFAULT_CONFIG
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps must be at least 1, got {options.steps}")
+
+
+def load_chosen(options) -> Stage:
+    """What the options of `add_options` say, on the GPU if there is one."""
+    import torch
+
+    given = {f"sampling.{name}": getattr(options, name) for name in ("steps", "guidance")}
+    stage = load_stage(options.config, options.weights, {key: v for key, v in given.items() if v is not None})
+    return stage.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_stage(config: Path | None, weights: Path | None, settings: dict[str, Any] | None = None) -> Stage:
+    """The stage as its YAML describes it, with the run's weights and without data, trainer or reward.
+
+    Args:
+        config: YAML of a stage; None is that of the last stage of `weights`.
+        weights: folder of a run, whose latest weights of each part are taken; None takes those the YAML names.
+        settings: dotted keys below `model.init_args` and what they are set to.
+
+    Raises:
+        FileNotFoundError: there is no such run or YAML, or the run has no stage yet.
+    """
+    stages = run_folder.stages_of(weights) if weights else []
+    paths = {f"{part}.init_args.path": path for part, path in run_folder.latest_weights(stages).items()}
+    return build_stage(config or last_config(weights, stages), paths | (settings or {}))
+
+
+def last_config(run: Path, stages: Sequence[Path]) -> Path:
+    if not stages:
+        raise FileNotFoundError(f"{run} has no stage that was trained: run `uae run` to its end first")
+    return stages[-1] / "config.yaml"
+
+
+def build_stage(config: Path, settings: dict[str, Any]) -> Stage:
+    from jsonargparse import Namespace
+
+    from uae_lightning.stage_cli import parse_stage, quiet
+
+    if not config.is_file():
+        raise FileNotFoundError(f"{config} does not exist: give --config the YAML of a stage")
+    quiet()
+    cli = parse_stage(["fit", f"--config={config}", *(f"--model.init_args.{k}={v}" for k, v in settings.items())])
+    parser = cli._parser("fit")
+    return parser.instantiate_classes(Namespace(model=cli.config.fit.model)).model.eval()
