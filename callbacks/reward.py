@@ -16,6 +16,7 @@ from uae_lightning.checkpoint_io import replacing
 from uae_lightning.evaluation.image_health import compared
 from uae_lightning.interfaces import Reward
 from uae_lightning.parallel.collectives import gathered, ranks
+from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
 
 
@@ -79,6 +80,16 @@ class RewardCallback(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.records = []
+        self._remember_originals(True)  # they are the same in every validation
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._remember_originals(False)
+
+    def _remember_originals(self, remember: bool) -> None:
+        for reward in filter(None, (self.reward, self.unrewarded)):
+            for judge in reward.modules():
+                if isinstance(judge, EmbeddingSimilarity):
+                    judge.remembers = remember
 
     def on_validation_batch_end(
         self,

@@ -7,6 +7,8 @@ from standins import Closeness, TinyStage, fit, rows
 from callbacks import EMA, RewardCallback
 from callbacks.reward import append_row, evaluate
 from uae_lightning.evaluation.image_health import compared
+from uae_lightning.evaluation.unified_bench import Pixels
+from uae_lightning.rewards.unified_score import UnifiedScore
 from uae_lightning.types import RewardInput, RewardOutput
 
 
@@ -39,6 +41,26 @@ def test_rows_from_before_a_resume_are_replaced(tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == [0, 2, 4] and rows(tmp_path)[-1]["new"]
     fit(tmp_path, RewardCallback(Closeness()), steps=2)  # started anew
     assert [row["step"] for row in rows(tmp_path)] == [0, 2]
+
+
+class Counting(Pixels):
+    pictures = 0
+
+    def embed(self, images):
+        self.pictures += len(images)
+        return super().embed(images)
+
+
+def test_originals_of_validation_are_embedded_once(tmp_path):
+    # Red if the key is not the pictures' content, on_validation_start no longer asks for it, or on_validation_end does
+    # not end it: originals of training would be kept for nothing.
+    judge, plain = Counting(), Pixels()
+    fit(tmp_path / "a", RewardCallback(Closeness(), UnifiedScore({"pixels": judge})), steps=4)
+    assert judge.pictures == 8 + 3 * 8 and not judge.remembers
+    fit(tmp_path / "b", RewardCallback(Closeness(), plain), steps=4)
+    assert rows(tmp_path / "a")[-1]["unrewarded"] == rows(tmp_path / "b")[-1]["unrewarded"]
+    evaluate(judge, inputs(8), 4)
+    assert judge.pictures == 8 + 3 * 8 + 16 and len(judge._remembered) == 2
 
 
 def test_what_is_logged(tmp_path):

@@ -191,6 +191,21 @@ def test_a_better_caption_becomes_more_likely(make_stage):
     assert kept["covariance"] > 0
 
 
+def test_texts_of_like_length_are_drawn_together(make_stage, monkeypatch):
+    # red if rows come back in the order of their lengths, or parts mix long and short texts
+    stage, lengths = make_stage(DecoderPretrain), []
+    texts = ["a red cat", "the background is sand . there is one object . it is a small blue owl ."] * 4
+    conditioning = stage.condition(texts)
+    x = torch.randn(8, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(0))
+    sigma = torch.linspace(0.1, 1, 8)
+    wanted = stage.decoder.velocity(x, sigma, conditioning)
+    velocity = stage.decoder.velocity
+    stage.decoder.velocity = lambda x, s, c: lengths.append(c.mask.sum(1).tolist()) or velocity(x, s, c)
+    monkeypatch.setattr("uae_lightning.stages.decoder_pretrain.ROWS_TOGETHER", 4)
+    torch.testing.assert_close(stage.velocity_by_length(x, sigma, conditioning), wanted, atol=1e-5, rtol=1e-5)
+    assert [len(set(rows)) for rows in lengths] == [1, 1] and lengths[0] != lengths[1]
+
+
 def test_encoder_rl_looks_at_a_picture_once(make_stage):
     # red if generation, scoring or the reference get `batch.images` instead of what was seen
     stage = make_stage(EncoderRL, kl_beta=0.1, micro_batch=2)

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
 from diffusers.models.modeling_utils import ModelMixin
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -147,8 +152,12 @@ class SD3Decoder(Decoder):
         self.scheduler.save_pretrained(folder / "scheduler")
         save_file({"pooled": self.pooled.cpu()}, folder / "pooled.safetensors")
         if lora_layers(self.transformer):
-            adapter = {f"transformer.{k}": v.cpu() for k, v in get_peft_model_state_dict(self.transformer).items()}
-            save_file(adapter, folder / "pytorch_lora_weights.safetensors")  # diffusers' load_lora_weights reads it
+            adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
+            config = self.transformer.peft_config["default"].to_dict()  # alpha, which the tensors do not tell
+            config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+            StableDiffusion3Pipeline.save_lora_weights(
+                folder, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
+            )
 
 
 def _load_vae(folder: Path, dtype: torch.dtype) -> ModelMixin:

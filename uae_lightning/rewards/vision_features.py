@@ -5,6 +5,7 @@ Symbols: N pairs of pictures, E length of an embedding. Pictures are [N, 3, H, W
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from uae_lightning.paths import resolve
 from uae_lightning.types import RewardInput, RewardOutput
 
 FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+REMEMBERED = 256  # batches of originals whose embeddings are kept at most
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # codes of PIL, as preprocessor_config.json has them
 
 
@@ -43,6 +45,8 @@ class EmbeddingSimilarity(FrozenReward):
         if micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
         self.micro_batch = micro_batch
+        self.remembers = False  # embeddings of originals, by their content: for pictures that come again and again
+        self._remembered: dict[bytes, Tensor] = {}
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -51,10 +55,20 @@ class EmbeddingSimilarity(FrozenReward):
     def forward(self, inputs: RewardInput) -> RewardOutput:
         # The G reconstructions of a picture stand side by side: embed the picture once, not G times.
         originals, index = torch.unique_consecutive(inputs.originals.detach(), return_inverse=True, dim=0)
-        a = self._in_micro_batches(originals)[index]
+        a = self._of_originals(originals)[index]
         b = self._in_micro_batches(inputs.reconstructions)
         total = (a * b).sum(-1)
         return RewardOutput(total, {self.name: total})
+
+    def _of_originals(self, images: Tensor) -> Tensor:
+        if not self.remembers:
+            return self._in_micro_batches(images)
+        key = hashlib.blake2b(images.cpu().numpy()).digest()
+        if key not in self._remembered:
+            if len(self._remembered) == REMEMBERED:
+                self._remembered.clear()
+            self._remembered[key] = self._in_micro_batches(images)
+        return self._remembered[key]
 
     def _in_micro_batches(self, images: Tensor) -> Tensor:
         return torch.cat([self.embed(part) for part in images.split(self.micro_batch)])

@@ -15,6 +15,8 @@ from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, 
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
 
+ROWS_TOGETHER = 16  # in a forward pass of the decoder, at least
+
 
 class DecoderPretrain(Stage):
     """Flow matching on given captions, weighted by pixels where the data says so; the encoder is frozen.
@@ -68,7 +70,7 @@ class DecoderPretrain(Stage):
         )
         sigma = own_rows(sigma)
         x, velocity = flow.interpolate(x0, noise, sigma)
-        error = (self.decoder.velocity(x, sigma, conditioning) - velocity).square().mean(1, keepdim=True)
+        error = (self.velocity_by_length(x, sigma, conditioning) - velocity).square().mean(1, keepdim=True)
         loss = error.mean() if batch.weights is None else weighted_mean(error, batch.weights)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -83,6 +85,18 @@ class DecoderPretrain(Stage):
             return self.condition(batch.captions)
         states, mask = batch.embedded
         return Conditioning(self.projector(states), mask)
+
+    def velocity_by_length(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """`Decoder.velocity`, texts of like length together: short prompts are not padded to the longest caption.
+
+        How many parts there are depends on the size of the batch alone: sharded ranks must call as often as each other.
+        """
+        parts = max(1, len(x) // ROWS_TOGETHER)
+        if parts == 1:
+            return self.decoder.velocity(x, sigma, conditioning)
+        order = conditioning.mask.sum(1).argsort()
+        velocities = [self.decoder.velocity(x[r], sigma[r], conditioning[r]) for r in order.tensor_split(parts)]
+        return torch.cat(velocities)[order.argsort()]
 
     @torch.no_grad()
     def latents_of(self, batch: Batch) -> Tensor:
