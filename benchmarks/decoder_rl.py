@@ -34,6 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uae_lightning.data.scenes_data import scene_batch
+from uae_lightning.models.adapters import lora_layers
+from uae_lightning.models.lora_product import OneProduct
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.stages.common import Sampling, Stage
 from uae_lightning.stages.decoder_rl import DecoderRL
@@ -142,6 +144,10 @@ class PlainFlowGRPO:
 
     def step(self, captions: list[str], originals: Tensor, reward: Callable, generator: torch.Generator) -> float:
         """One rollout of P captions and one optimiser step; the loss."""
+        with lora_of_peft(self.decoder):
+            return self._step(captions, originals, reward, generator)
+
+    def _step(self, captions: list[str], originals: Tensor, reward: Callable, generator: torch.Generator) -> float:
         samples = self.rollout(captions, generator)
         prompts = [caption for caption in captions for _ in range(self.group_size)]
         originals = originals.repeat_interleave(self.group_size, 0)
@@ -249,6 +255,20 @@ class PlainFlowGRPO:
         nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+@contextmanager
+def lora_of_peft(model: nn.Module) -> Iterator[None]:
+    """Inside it adapters compute as peft has it, in three products: the baselines know nothing of ours."""
+    layers = [layer for layer in lora_layers(model) if isinstance(layer.forward, OneProduct)]
+    ours = [layer.forward for layer in layers]
+    for layer in layers:
+        layer.forward = layer.forward.three_products
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, ours, strict=True):
+            layer.forward = forward
 
 
 def padded(text: Conditioning, length: int) -> Conditioning:
@@ -421,12 +441,17 @@ class Contest:
         advantages = advantages.to(self.device)
         rollout, samples = self.stage.rollout(self.batch), plain.rollout(self.captions, self.stage.generator(1))
 
+        def plain_rollout() -> None:
+            with lora_of_peft(self.stage.decoder):
+                plain.rollout(self.captions, self.stage.generator(1))
+
         def plain_update() -> None:
-            plain.accumulate(samples, advantages)
+            with lora_of_peft(self.stage.decoder):
+                plain.accumulate(samples, advantages)
             plain.optimizer_step()
 
         rollouts = {
-            PLAIN: lambda: plain.rollout(self.captions, self.stage.generator(1)),
+            PLAIN: plain_rollout,
             OURS: lambda: self.stage.rollout(self.batch),
         }
         updates = {PLAIN: plain_update, OURS: lambda: self.stage.update(rollout, advantages)}

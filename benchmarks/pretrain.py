@@ -41,6 +41,7 @@ from benchmarks.decoder_rl import (
     counted_modules,
     disturb,
     gradients_kept,
+    lora_of_peft,
     padded,
     without_trainer,
 )
@@ -74,7 +75,9 @@ class DiffusersLoop:
     def step(self, batch: Batch) -> float:
         """One optimiser step; the loss."""
         latents = self.encode_pictures(batch.images)
-        loss = self.loss(latents, self.encode_captions(batch.captions), torch.randn_like(latents), self.draw(latents))
+        text = self.encode_captions(batch.captions)
+        with lora_of_peft(self.decoder):
+            loss = self.loss(latents, text, torch.randn_like(latents), self.draw(latents))
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from small_models import HIDDEN, TEXT, save_models, save_pictures
 
 from uae_lightning import pipeline
 from uae_lightning.pipeline import StageSpec
+from uae_lightning.planning.stage_plan import GB, plan_stage
 from uae_lightning.stage_cli import parse_stage, run_stage
 from uae_lightning.stages.common import Stage
 from uae_lightning.study.plan import settings_of
@@ -30,6 +32,8 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
+RUNS = [file for file in FILES if file.stem.startswith("qwen")]
+CARDS = {"24gb": 24, "80gb": 80, "8x80gb": 80}
 
 
 # ------------------------------------------------------------------------------------------------ without weights
@@ -51,6 +55,26 @@ def test_every_conf_parses_and_builds_without_weights(file, built, monkeypatch):
         model = built[key]
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
         assert any(parameter.requires_grad for parameter in getattr(model, model.trained[-1]).parameters())
+
+
+@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.stem)
+def test_every_run_of_the_real_models_is_planned(file, plans, monkeypatch):
+    # red if a YAML asks for what a stage, an optimiser or a judge cannot do at full size, or no longer fits its card
+    monkeypatch.chdir(CONF.parent)
+    for stage in stages_of(file):
+        settings = parsed(stage)
+        key = json.dumps([settings.model.as_dict(), settings.data.as_dict(), str(settings.trainer)], default=str)
+        if key not in plans:
+            plans[key] = plan_stage(
+                stage.name, SimpleNamespace(config=SimpleNamespace(fit=settings), _parser=lambda _: parser())
+            )
+        assert plans[key].needed < CARDS[file.stem.rsplit("_", 1)[1]] * GB, stage.name
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict:
+    """By what they depend on; runs share stages."""
+    return {}
 
 
 def stages_of(file: Path) -> list[StageSpec]:

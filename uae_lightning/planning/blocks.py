@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from transformers.cache_utils import Cache, DynamicCache
@@ -28,11 +29,21 @@ class Backward:
     flops: int = 0
 
 
+Costs = dict[Any, tuple[Cost, Backward]]
+KINDS: dict[Any, Costs] = {}  # of all plans of a process: stages share models
+
+
 def run_one_of_equal_blocks(meter: Meter, part: Component) -> None:
-    kinds: dict[Any, dict[Any, tuple[Cost, Backward]]] = {}
     for block in part.blocks():
-        shapes = (type(block), *((name, tensor.shape, tensor.dtype) for name, tensor in block.named_parameters()))
-        block.forward = StandIn(meter, block, kinds.setdefault(shapes, {}))
+        block.forward = StandIn(meter, block, KINDS.setdefault(kind(block), {}))
+
+
+def kind(block: nn.Module) -> tuple:
+    """Of blocks that cost the same: the same modules, the same tensors, checkpointed or not."""
+    modules = tuple((name, type(module)) for name, module in block.named_modules())
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    shapes = tuple((name, tensor.shape, tensor.dtype, tensor.requires_grad) for name, tensor in tensors)
+    return modules, shapes, type(block.forward)
 
 
 class StandIn:
@@ -42,7 +53,7 @@ class StandIn:
         costs: of calls of blocks of this kind.
     """
 
-    def __init__(self, meter: Meter, block: nn.Module, costs: dict[Any, tuple[Cost, Backward]]) -> None:
+    def __init__(self, meter: Meter, block: nn.Module, costs: Costs) -> None:
         self.meter, self.run, self.costs = meter, block.forward, costs
         self.trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
         self.adapters = lora_layers(block)[:1]
@@ -69,7 +80,8 @@ class StandIn:
         """What else the cost depends on."""
         accumulates = [parameter.grad is not None for parameter in self.trained[:1]]
         off = [layer.disable_adapters for layer in self.adapters]
-        return accumulates, off, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        casts = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"), F.softmax  # see planning.precision
+        return accumulates, off, torch.is_grad_enabled(), casts
 
     def measured(self, call: Call, needed: list[Tensor]) -> tuple[Cost, Backward]:
         """Runs the block by itself; nothing of that stays, and FLOPs are counted when it stands in."""

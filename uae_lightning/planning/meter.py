@@ -93,12 +93,13 @@ class Meter(KnownIntegers):
             self.now.flops += count(*args, **kwargs, out_val=outputs)
         for output in (outputs,) if isinstance(outputs, Tensor) else tree_leaves(outputs):
             if isinstance(output, Tensor):
-                self._follow(output.untyped_storage())
+                self.follow(output.untyped_storage())
         if func in HIDDEN_COPY:
             self.note(args[0].numel() * args[0].element_size())
         return outputs
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
+    def follow(self, storage: torch.UntypedStorage) -> None:
+        """Counts a storage until it is freed."""
         key = id(storage)
         if key not in self._storages:
             self._storages.add(key)

@@ -121,11 +121,11 @@ def plan_built(
     judging = [judge for judge in (judges and judges.reward, judges and judges.unrewarded) if judge is not None]
     if not isinstance(stage.encoder, QwenVLEncoder):
         raise UsageError(f"uae plan knows QwenVLEncoder, not {type(stage.encoder).__name__}")
-    with FakeTensorMode(allow_non_fake_inputs=True), meter, Numbers():
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, meter, Numbers():
         with meter.phase("loading"):
             convert(stage, setting.precision)
             for module in (stage, *judging):
-                give_fake_tensors(module)
+                give_fake_tensors(module, mode, meter)
             for judge in judging:
                 judge.eval().requires_grad_(False)
         give_text(stage.encoder, prompts)
