@@ -11,6 +11,8 @@
 
     Flow-GRPO    arXiv 2505.05470, and its code where it differs: see `sde_step`
     CPS          arXiv 2509.05952, coefficients-preserving sampling
+    MixGRPO      arXiv 2507.21802, a window of stochastic steps that slides: `sliding_window`
+    GRPO-Guard   arXiv 2510.22319, ratios that mean the same at every step: `normalized_log_ratio`
 
 Both samplers are one idea, an Euler step that takes some of the believed noise out and puts fresh noise in:
 
@@ -121,6 +123,36 @@ def _log_prob(prev: Tensor, mean: Tensor, std: Tensor, form: LogProbForm) -> Ten
     else:
         log_prob = -error / (2 * safe_std.square()) - safe_std.log() - 0.5 * math.log(2 * math.pi)
     return log_prob.masked_fill(~random, 0.0)
+
+
+def normalized_log_ratio(log_ratio: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor) -> Tensor:
+    """RatioNorm of GRPO-Guard: (log r + ||mu - mu_old||^2 / (2 std^2)) std, which is <e, mu - mu_old>.
+
+    With x' = mu_old + std e, log r is <e, mu - mu_old> / std - ||mu - mu_old||^2 / (2 std^2): below zero on average, by
+    more the smaller std is, so that one clip range binds the steps unequally and good samples less than bad ones.
+
+    Args:
+        log_ratio: [N] of the densities, means over C, h, w; with gradient.
+        mean: [N, C, h, w] of the policy in training, with gradient.
+        old_mean: [N, C, h, w] of the policy that sampled.
+        std: as `SDEStep.std`.
+
+    Returns:
+        [N], on average zero; exactly 0 for a step without noise. GRPO-Guard then divides the loss by |dt|: mu moves by
+        about |dt| times the velocity.
+    """
+    std = std.flatten()
+    drift = (mean.float() - old_mean.detach().float()).square().flatten(1).mean(dim=1)
+    return log_ratio * std + drift / (2 * std.masked_fill(std == 0, torch.inf))
+
+
+def sliding_window(first: tuple[int, int], batches: int, *, every: int, steps: int) -> tuple[int, int]:
+    """MixGRPO: `first` moved on by one step for every `every` batches, up to the last step but one of the sampler.
+
+    The last step ends at sigma 0, where CPS has no noise to learn from; Flow-GRPO leaves it out as well.
+    """
+    start = max(first[0], min(first[0] + batches // every, steps - 1 - (first[1] - first[0])))
+    return start, start + first[1] - first[0]
 
 
 def sde_kl(

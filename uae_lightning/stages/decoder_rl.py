@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
-from uae_lightning.algorithms.flow_sde import SDEStep, sde_kl, sde_step
+from uae_lightning.algorithms.flow_sde import SDEStep, normalized_log_ratio, sde_kl, sde_step, sliding_window
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, rank, ranks
 from uae_lightning.stages.common import PolicyStage, add_metrics
@@ -26,6 +26,7 @@ class Trajectory:
 
     before: Tensor  # [W, N, C, h, w] float32
     after: Tensor  # [W, N, C, h, w] float32
+    mean: Tensor  # [W, N, C, h, w] float32, what `after` is drawn around
     logp: Tensor  # [N, W] mean log-probability of each trained step
 
 
@@ -45,10 +46,12 @@ class DecoderRL(PolicyStage):
         micro_batch: pictures per forward and backward pass; must divide P * G.
         updates_per_batch: optimiser steps on one rollout; 1 is on policy.
         window: [first, last + 1] steps of the sampler that are stochastic and trained (Flow-GRPO: [0, S - 1]).
+        slide_every: batches after which the window moves on by one step (MixGRPO: 25); 0: it stays.
         noise_level: a of Flow-GRPO (0.7), or the noise level of CPS (0.8).
         sde: "flow_sde", or "cps" (arXiv 2509.05952), which keeps the noise level of the ODE.
         log_prob: "normal" is the density; "squared_error" as published CPS code has it.
         clip: the ratio is clipped to [1 - clip, 1 + clip] (Flow-GRPO: 1e-4, because log-probabilities are means).
+        ratio_norm: GRPO-Guard: ratios of the same spread at every step, whose losses are divided by |dt|.
         kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01).
         kl_includes_dt: True is the KL of the paper, False that of its code.
         same_noise: start a group from one noise (False: Flow-GRPO's code); what its pictures share is computed once
@@ -67,10 +70,12 @@ class DecoderRL(PolicyStage):
         micro_batch: int = 24,
         updates_per_batch: int = 1,
         window: tuple[int, int] = (0, 9),
+        slide_every: int = 0,
         noise_level: float = 0.7,
         sde: Literal["flow_sde", "cps"] = "flow_sde",
         log_prob: Literal["normal", "squared_error"] = "normal",
         clip: float = 1e-4,
+        ratio_norm: bool = False,
         kl_beta: float = 0.04,
         kl_includes_dt: bool = True,
         same_noise: bool = False,
@@ -88,12 +93,18 @@ class DecoderRL(PolicyStage):
         )
         if not 0 <= window[0] < window[1] <= self.sampling.steps:
             raise ValueError(f"window must lie within the {self.sampling.steps} sampling steps, got {list(window)}")
-        self.window, self.noise_level, self.sde, self.log_prob = window, noise_level, sde, log_prob
+        if ratio_norm and log_prob != "normal":
+            raise ValueError("ratio_norm is defined for log_prob 'normal': squared errors are no densities")
+        self.window, self.first_window, self.slide_every = window, window, slide_every
+        self.noise_level, self.sde, self.log_prob, self.ratio_norm = noise_level, sde, log_prob, ratio_norm
         self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
         self.same_noise, self.advantage_clip = same_noise, advantage_clip
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> ImageRollout:
+        if self.slide_every:
+            seen, steps = max(int(self.batches_seen) - 1, 0), self.sampling.steps
+            self.window = sliding_window(self.first_window, seen, every=self.slide_every, steps=steps)
         captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
         conditioning = self.condition(captions.texts).repeat(self.group_size)
         images = batch.images.repeat_interleave(self.group_size, 0)
@@ -111,6 +122,7 @@ class DecoderRL(PolicyStage):
         trajectory = Trajectory(
             torch.cat([part.before for part, _ in parts], 1),
             torch.cat([part.after for part, _ in parts], 1),
+            torch.cat([part.mean for part, _ in parts], 1),
             torch.cat([part.logp for part, _ in parts]),
         )
         reconstructions = torch.cat([pictures for _, pictures in parts])
@@ -128,16 +140,17 @@ class DecoderRL(PolicyStage):
     ) -> tuple[Trajectory, Tensor]:
         """Sample n pictures [n, 3, H, W] from noise [n, C, h, w], keeping the steps in the window."""
         sigmas = self.decoder.schedule(self.sampling.steps)
-        x, before, after, logp = noise, [], [], []
+        x, before, after, mean, logp = noise, [], [], [], []
         for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
             velocity = self.velocity_at(index, x, conditioning)
             if self.window[0] <= index < self.window[1]:
                 step = self.sde_step(x, velocity, index, generator=generator)
-                before, after, logp = [*before, x], [*after, step.prev], [*logp, step.mean_log_prob]
-                x = step.prev
+                before, after, mean = [*before, x], [*after, step.prev], [*mean, step.mean]
+                x, logp = step.prev, [*logp, step.mean_log_prob]
             else:
                 x = flow.euler_step(x, velocity, sigma, sigma_next)
-        return Trajectory(torch.stack(before), torch.stack(after), torch.stack(logp, 1)), self.decoder.decode_latents(x)
+        path = Trajectory(torch.stack(before), torch.stack(after), torch.stack(mean), torch.stack(logp, 1))
+        return path, self.decoder.decode_latents(x)
 
     def update(self, rollout: ImageRollout, advantages: Tensor) -> None:
         advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
@@ -162,20 +175,19 @@ class DecoderRL(PolicyStage):
         """([n] loss of one trained step of n pictures, metrics)."""
         index, path = self.window[0] + column, rollout.trajectory
         step = self.replay(path, conditioning, rows, column)
+        sigmas = self.decoder.schedule(self.sampling.steps)
+        dt = (sigmas[index] - sigmas[index + 1]).item()
+        logp, old_logp = step.mean_log_prob, path.logp[rows, column]
+        if self.ratio_norm:
+            logp = normalized_log_ratio(logp - old_logp, step.mean, path.mean[column, rows], step.std)
+            old_logp = torch.zeros_like(logp)
         loss, metrics = clipped_surrogate(
-            step.mean_log_prob[:, None],
-            path.logp[rows, column, None],
-            advantages,
-            None,
-            clip_low=self.clip,
-            clip_high=self.clip,
+            logp[:, None], old_logp[:, None], advantages, None, clip_low=self.clip, clip_high=self.clip
         )
-        loss = loss[:, 0]
+        loss = loss[:, 0] / dt if self.ratio_norm else loss[:, 0]
         if self.kl_beta > 0:
             with torch.no_grad(), self.decoder.reference():
                 reference = self.replay(path, conditioning, rows, column)
-            sigmas = self.decoder.schedule(self.sampling.steps)
-            dt = (sigmas[index] - sigmas[index + 1]).item()
             kl = sde_kl(step.mean, reference.mean, step.std, include_dt=self.kl_includes_dt, dt=dt)
             loss = loss + self.kl_beta * kl
             metrics["kl"] = kl.detach().mean()
