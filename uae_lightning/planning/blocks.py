@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from transformers.cache_utils import Cache, DynamicCache
 
-from uae_lightning.interfaces import Component
 from uae_lightning.models.adapters import lora_layers
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.planning.meter import Meter
@@ -33,9 +32,15 @@ Costs = dict[Any, tuple[Cost, Backward]]
 KINDS: dict[Any, Costs] = {}  # of all plans of a process: stages share models
 
 
-def run_one_of_equal_blocks(meter: Meter, part: Component) -> None:
-    for block in part.blocks():
+def run_one_of_equal_blocks(meter: Meter, blocks: Iterable[nn.Module]) -> None:
+    for block in blocks:
         block.forward = StandIn(meter, block, KINDS.setdefault(kind(block), {}))
+
+
+def repeated_blocks(judge: nn.Module) -> list[nn.Module]:
+    """Of a network that does not say which its blocks are."""
+    lists = [module for module in judge.modules() if isinstance(module, nn.ModuleList)]
+    return [block for blocks in lists if len({type(block) for block in blocks}) == 1 for block in blocks]
 
 
 def kind(block: nn.Module) -> tuple:

@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from uae_lightning.planning.blocks import run_one_of_equal_blocks
+from uae_lightning.planning.blocks import repeated_blocks, run_one_of_equal_blocks
 from uae_lightning.planning.generation import Generation
 from uae_lightning.planning.meter import Meter
 from uae_lightning.planning.optimizer import make_optimizer
@@ -59,7 +59,7 @@ class Step:
         self.generation = Generation(stage.encoder, meter)
         stage.encoder.generate = self.generation
         for part in (stage.encoder, stage.decoder):
-            run_one_of_equal_blocks(meter, part)
+            run_one_of_equal_blocks(meter, part.blocks())
         self.head = Shortcut(meter, stage.encoder, "head")
         for owner, name, verb in [
             (stage.encoder, "embed", "texts read"),
@@ -90,6 +90,8 @@ class Step:
         if update is not None:
             stage.update = lambda rollout, advantages: self._shortened(update, rollout, advantages)
         if self.judges is not None:
+            for judge in filter(None, (self.judges.reward, self.judges.unrewarded)):
+                run_one_of_equal_blocks(self.meter, repeated_blocks(judge))
             Shortcut(self.meter, self.judges.reward, "forward", "pictures judged")
             stage.score = self.judges.score
 
