@@ -74,7 +74,8 @@ class StandIn:
         cost, backward = self.costs[key]
         outputs, form = tree_flatten(cost.output)
         places = [place for place, output in enumerate(outputs) if isinstance(output, Shape)]
-        tensors = _Stand.apply(self.meter, cost, backward, [outputs[place] for place in places], *needed)
+        given = [outputs[place] for place in places]
+        tensors = _Stand.apply(self.meter, cost, backward, given, call.tensors(), *needed)
         for place, tensor in zip(places, tensors, strict=True):
             outputs[place] = tensor
         output, added = tree_unflatten(outputs, form)
@@ -108,10 +109,11 @@ class StandIn:
 
 class _Stand(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, meter: Meter, cost: Cost, backward: Backward, outputs: list[Shape], *needed: Tensor):
+    def forward(ctx, meter: Meter, cost: Cost, backward: Backward, outputs: list[Shape], inputs: list, *needed: Tensor):
         meter.count(cost.peak, cost.flops, Counter())
         ctx.meter, ctx.cost = meter, backward
-        ctx.kept = torch.empty(backward.kept, dtype=torch.uint8) if needed else None
+        # what goes into a block stays until its backward pass, whether it is checkpointed or keeps activations
+        ctx.kept = (torch.empty(backward.kept, dtype=torch.uint8), inputs) if needed else None
         ctx.shapes = [Shape.of(tensor) for tensor in needed]
         return tuple(output.fresh() for output in outputs)
 
@@ -119,7 +121,7 @@ class _Stand(torch.autograd.Function):
     def backward(ctx, *gradients: Tensor):
         ctx.meter.count(ctx.cost.peak, ctx.cost.flops, Counter())
         ctx.kept = None
-        return None, None, None, None, *(shape.fresh() for shape in ctx.shapes)
+        return None, None, None, None, None, *(shape.fresh() for shape in ctx.shapes)
 
 
 @dataclass
