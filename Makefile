@@ -53,7 +53,7 @@ bootstrap: .venv/.installed ## train the shipped backbones from scratch (hours; 
 smoke: .venv/.installed ## two optimiser steps of every stage, to see that all the parts fit
 	$(BIN)/uae run --config conf/smoke.yaml $(ARGS)
 
-test: .venv/.installed ## the tests: no network, no GPU, under 10 minutes
+test: .venv/.installed ## the tests: no network, no GPU, about 15 minutes on 2 cores
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/.installed ## ruff

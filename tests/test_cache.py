@@ -265,6 +265,18 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(loaded, straight: Path, t
     assert files(tmp_path) == files(straight)
 
 
+def test_a_full_disk_is_named_also_where_no_shard_is_written(
+    parts_folder: Path, photos: Path, tmp_path, monkeypatch, capsys
+):
+    # red without `enough_space` in command.main: OSError is no error that main explains
+    def full(path: Path, value) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command.run_folder, "write_json", full)
+    assert main(["cache", *fit_options(parts_folder, photos), f"--to={tmp_path / 'cache'}"]) == 1
+    assert "no space is left for" in capsys.readouterr().err and keys(tmp_path / "cache")
+
+
 def refused_by_the_kernel(loaded, folder: Path, said: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     try:

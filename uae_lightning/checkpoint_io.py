@@ -72,6 +72,32 @@ def replacing_folder(path: str | Path, main: bool, barrier: Callable[[], Any]) -
     barrier()
 
 
+@contextmanager
+def making_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to; it becomes `target` when all is on disk, and is removed after an exception.
+
+    A kill leaves it as `TARGET.partial`, which the next call clears.
+
+    Raises:
+        ValueError: the disk is full, or nobody may write there.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    remove(partial)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in filter(Path.is_file, partial.rglob("*")):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        swap(partial, target)
+    except FileNotFoundError:  # of what was to be written into it
+        raise
+    except OSError as error:
+        raise ValueError(f"--to {target} cannot be written: {error}") from error
+    finally:
+        remove(partial)
+
+
 def swap(partial: Path, path: Path) -> None:
     """`partial` becomes `path`, which may be a file, a folder or absent."""
     previous = path.with_name(path.name + PREVIOUS)

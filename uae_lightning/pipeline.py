@@ -390,16 +390,26 @@ def evaluate(folder: Path, spec: RunSpec, moment: str, overrides: list[str], com
 
 
 def summarise(folder: Path) -> None:
-    """summary.json and report.html of the stages done so far; the run's gain is last after less first before."""
+    """summary.json and report.html of the stages done so far; the run's gain is last after less first before.
+
+    Where some stage was validated on other pictures than the last, the gain is that of the others, from "since" on.
+    """
     from uae_lightning.report import write_report
 
     done = [stage for stage in run_folder.stages_of(folder) if run_folder.is_done(stage)]
     records = [json.loads((stage / "stage.json").read_text()) for stage in done]
-    before, after = run_folder.read_rows(done[0])[0], run_folder.read_rows(done[-1])[-1]
+    compared = run_folder.comparable(done)
+    before, after = run_folder.read_rows(compared[0])[0], run_folder.read_rows(compared[-1])[-1]
     run = {
         "gain": paired_gain(before, after, "reward"),
         "unrewarded": {"name": after["unrewarded_name"], "gain": paired_gain(before, after, "unrewarded")},
     }
+    if compared != done:
+        run["since"] = compared[0].name
+        others = ", ".join(stage.name for stage in done if stage not in compared)
+        print(
+            f"validated on other pictures than {done[-1].name}: {others}; the gain of the run leaves it out", flush=True
+        )
     summary = {"stages": [{key: record[key] for key in SUMMARY_KEYS} for record in records], "run": run}
     if all(run_folder.evaluation(folder, moment).exists() for moment in ("start", "end")):
         summary["evaluation"] = evaluated_gains(folder)

@@ -65,14 +65,16 @@ def write_report(run: Path) -> Path:
     stages = read_stages(run)
     if not stages:
         raise FileNotFoundError(f"{run}: no stage has been validated yet, there is nothing to report")
-    columns = gallery_columns([stage.folder for stage in stages])
+    folders = run_folder.comparable([stage.folder for stage in stages])
+    compared, columns = [stage for stage in stages if stage.folder in folders], gallery_columns(folders)
     hero = before_after(columns)
     if hero:
         hero.save(run / "before_after.png")
     sections = [
         header(record, stages),
         hero_section(hero),
-        cards(stages),
+        cards(stages, compared),
+        not_compared(stages, compared),
         evaluation(run),
         stage_table(stages),
         validation_charts(stages),
@@ -115,8 +117,8 @@ def header(record: dict[str, Any], stages: list[StageView]) -> str:
     )
 
 
-def cards(stages: list[StageView]) -> str:
-    first, last = stages[0].rows[0], stages[-1].rows[-1]
+def cards(stages: list[StageView], compared: list[StageView]) -> str:
+    first, last = compared[0].rows[0], compared[-1].rows[-1]
     seconds = sum(stage.record["seconds"] for stage in stages if stage.record)
     items = []
     for measure, title in [("reward", "reward"), ("unrewarded", "not rewarded")]:
@@ -128,6 +130,16 @@ def cards(stages: list[StageView]) -> str:
     items.append(("Time", duration(seconds), "training and validation"))
     blocks = [f'<div class="card"><span>{escape(a)}</span><b>{b}</b><span>{c}</span></div>' for a, b, c in items]
     return f'<div class="cards">{"".join(blocks)}</div>'
+
+
+def not_compared(stages: list[StageView], compared: list[StageView]) -> str:
+    names = ", ".join(stage.name for stage in stages if stage not in compared)
+    if not names:
+        return ""
+    return (
+        f'<p class="muted">Not among the pictures, and not in the gain of the run: {escape(names)}, validated on other '
+        "pictures than the last stage, such as samples of a cache drawn from the captions they have.</p>"
+    )
 
 
 def evaluation(run: Path) -> str:

@@ -108,6 +108,13 @@ def read_rows(stage: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
+def comparable(stages: list[Path]) -> list[Path]:
+    """The stages that were validated on the same pictures as the last: one that trains from a cache without an encoder
+    draws samples of the cache instead, and its numbers are of another kind."""
+    first = {stage: set(read_rows(stage)[0]["keys"]) for stage in stages}
+    return [stage for stage in stages if first[stage] == first[stages[-1]]]
+
+
 def latest_weights(stages: list[Path]) -> dict[str, Path]:
     """Folder of the latest weights of each component that any of the stages has written."""
     found: dict[str, Path] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uae_lightning import run_folder
-from uae_lightning.usage import Parser
+from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
     from uae_lightning.stages.common import Stage
@@ -75,4 +75,7 @@ def build_stage(config: Path, settings: dict[str, Any]) -> Stage:
     quiet()
     cli = parse_stage(["fit", f"--config={config}", *(f"--model.init_args.{k}={v}" for k, v in settings.items())])
     parser = cli._parser("fit")
-    return parser.instantiate_classes(Namespace(model=cli.config.fit.model)).model.eval()
+    stage = parser.instantiate_classes(Namespace(model=cli.config.fit.model)).model.eval()
+    if stage.encoder is None:
+        raise UsageError(f"{config} trains without an encoder: give --config the YAML of a stage that has one")
+    return stage

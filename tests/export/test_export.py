@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from small_run import write_run
 
+from uae_lightning.checkpoint_io import making_folder
 from uae_lightning.cli import main
 from uae_lightning.export import lora
-from uae_lightning.export.command import making
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
@@ -186,7 +186,7 @@ def test_dtype_is_that_of_all_weights(scenes, tmp_path):
 def test_an_export_is_whole_or_not_there(scenes, exports, tmp_path, capsys, monkeypatch):
     # red with `yield target`, without the check of settings.json, or with `except OSError: raise`
     target = tmp_path / "out"
-    with pytest.raises(ValueError, match="No space left"), making(target) as folder:
+    with pytest.raises(ValueError, match="No space left"), making_folder(target) as folder:
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
@@ -200,7 +200,7 @@ def test_an_export_is_whole_or_not_there(scenes, exports, tmp_path, capsys, monk
     earlier = exports["plain"]
     assert main(["export", f"--weights={scenes}", f"--to={earlier}"]) == 2
     assert "--overwrite" in capsys.readouterr().err
-    with making(earlier) as folder:
+    with making_folder(earlier) as folder:
         (folder / "new").write_text("new")
         assert (earlier / "README.md").exists()  # until the new one is whole
     assert [path.name for path in earlier.iterdir()] == ["new"]

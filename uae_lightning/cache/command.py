@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
+from uae_lightning.disk import enough_space
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -32,12 +33,10 @@ then found within a part only, or in what was there before).
 
 Afterwards:
 
-    uae fit --config conf/real/decoder_pretrain.yaml --data uae_lightning.data.cached.CachedData \\
-      --data.init_args.path cache --data.init_args.validation_path held_out
+    uae fit --config conf/real/decoder_pretrain.yaml --config conf/real/cached.yaml --data.init_args.path cache
 
-or, with no encoder in memory at all, `--model.init_args.encoder null --model.init_args.negative_prompt null` and no
-validation_path. Made with other weights, another template, precision or resolution than the stage has, a cache is
-refused; `uae cache ... --overwrite` makes it again.
+(conf/real/cached.yaml says how to train without the encoder in memory). Made with other weights, another template,
+precision or resolution than the stage has, a cache is refused; `uae cache ... --overwrite` makes it again.
 """
 
 
@@ -46,8 +45,9 @@ def main(args: list[str]) -> None:
     stage, data, trainer = load(fit_options)
     data.batch_size = options.batch_size or data.batch_size
     header = describe(stage, data, trainer, shlex.join(["uae", "cache", *fit_options, "--to", str(options.to)]))
-    clear_or_check(options.to, header, options.overwrite)
-    counts = fill_folder(options, stage, data, trainer, header)
+    with enough_space(options.to):
+        clear_or_check(options.to, header, options.overwrite)
+        counts = fill_folder(options, stage, data, trainer, header)
     print(summary(counts, options.to, options.part, data.source.name))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import re
 import shlex
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from uae_lightning.disk import enough_space
 from uae_lightning.usage import Parser, UsageError
 
 DESCRIPTION = """\
@@ -33,7 +33,6 @@ PROMPT = (
     "style. Transcribe text in double quotes. Say only what can be seen."
 )
 FREE = {"to", "batch_size", "max_skipped"}  # may change when a folder is gone on with
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -198,19 +197,6 @@ def own_option_names() -> Iterator[None]:
     except (UsageError, FileNotFoundError) as error:
         text = re.sub(r"data\.init_args(?:\.(\w+))?", lambda found: names.get(found[1], "--from"), str(error))
         raise type(error)(text) from error
-
-
-@contextmanager
-def enough_space(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise ValueError(
-            f"no space is left for {folder} ({error.strerror}): make some, and run the same command again; the shards "
-            "that are there are whole, and it goes on behind them"
-        ) from error
 
 
 # ---------------------------------------------------------------------------------------------------- values of options

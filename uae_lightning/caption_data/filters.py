@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
-from uae_lightning.evaluation.language import _repetition, _words
+from uae_lightning.evaluation.language import repetition, words_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CaptionFilter:
     def fault(self, caption: Caption) -> str | None:
         """The first reason against a caption: "empty caption", "unfinished", "broken characters", "too short",
         "too long" or "repetitive"."""
-        words = _words(caption.text)
+        words = words_of(caption.text)
         if not words:
             return "empty caption"
         if not caption.finished:
@@ -39,11 +39,11 @@ class CaptionFilter:
             return "too short"
         if len(words) > self.max_words:
             return "too long"
-        return "repetitive" if _repetition(words) > self.max_repetition else None
+        return "repetitive" if repetition(words) > self.max_repetition else None
 
 
 def count_words(text: str) -> int:
-    return len(_words(text))
+    return len(words_of(text))
 
 
 def broken(text: str) -> bool:

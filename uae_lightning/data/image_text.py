@@ -19,6 +19,8 @@ from uae_lightning.data.streams import StreamedData
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
+MAX_CAPTION_WORDS = 1000  # some 1,400 tokens; the paper's captions have over 250 words
+
 
 class ImageTextData(StreamedData):
     """A folder of pictures, a JSONL, WebDataset shards or a saved `datasets` data set.
@@ -46,6 +48,8 @@ class ImageTextData(StreamedData):
         validation_batch_size: pictures per validation batch and device, about: batches are made equal.
         shuffle_buffer: samples of a shard that are shuffled at a time; a worker holds as many files in memory.
         max_source_pixels: larger pictures are skipped, at most 178 million.
+        max_caption_words: longer captions are refused: a batch is as wide as its longest caption, and one of 10,000
+            words makes it run out of memory.
         max_skipped: share of unusable files above which the run stops.
         image_column, caption_column: names in a JSONL, a `datasets` data set or the .json of shards.
         num_workers: processes that decode, per device; 0 decodes in the training loop.
@@ -67,6 +71,7 @@ class ImageTextData(StreamedData):
         validation_batch_size: int = 8,
         shuffle_buffer: int = 256,
         max_source_pixels: int = MAX_PIXELS,
+        max_caption_words: int = MAX_CAPTION_WORDS,
         max_skipped: float = 0.05,
         image_column: str = "image",
         caption_column: str = "caption",
@@ -74,7 +79,8 @@ class ImageTextData(StreamedData):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, shuffle_buffer, max_skipped, num_workers, seed)
-        for name in ("resolution", "batch_size", "validation_pictures", "validation_batch_size", "shuffle_buffer"):
+        counts = ("resolution", "batch_size", "validation_pictures", "validation_batch_size", "shuffle_buffer")
+        for name in (*counts, "max_caption_words"):
             if (value := locals()[name]) < 1:
                 raise UsageError(f"data.init_args.{name} must be at least 1, got {value}")
         if not 0 < max_source_pixels <= 2 * MAX_PIXELS:
@@ -83,7 +89,7 @@ class ImageTextData(StreamedData):
             raise UsageError(f"data.init_args.max_skipped must be 0 to 1, got {max_skipped}")
         self.path, self.validation_path = path, validation_path
         self.columns = Columns(image_column, caption_column, require_captions)
-        self.preparation = Preparation(resolution, max_source_pixels, require_captions, random_crop)
+        self.preparation = Preparation(resolution, max_source_pixels, require_captions, random_crop, max_caption_words)
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self._source: Source | None = None
         self._held_out: list[Sample] | None = None
@@ -142,6 +148,7 @@ class Preparation:
     max_pixels: int
     captions_needed: bool
     random_crop: bool
+    max_words: int = MAX_CAPTION_WORDS  # of a caption
 
     def __call__(self, sample: Sample, data: bytes, across: float = 0.5) -> tuple[Tensor, str, tuple[str, ...]]:
         """([3, S, S] uint8, caption, what was converted); raises BadFile."""
@@ -156,7 +163,7 @@ class Preparation:
 
     def caption(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
         try:
-            return read_caption(sample.caption), ()
+            return read_caption(sample.caption, self.max_words), ()
         except BadFile as error:
             if self.captions_needed:
                 raise
@@ -204,8 +211,9 @@ class HeldOutPictures:
         return as_batch([self(sample) for sample in samples])
 
 
-def read_caption(caption: bytes | str | BadFile | None) -> str:
-    """Raises BadFile: "no caption", "empty caption", "caption not in UTF-8", or what the source found."""
+def read_caption(caption: bytes | str | BadFile | None, max_words: int = MAX_CAPTION_WORDS) -> str:
+    """Raises BadFile: "no caption", "empty caption", "caption not in UTF-8", "overlong caption", or what the source
+    found."""
     if isinstance(caption, BadFile):
         raise caption
     if caption is None:
@@ -217,6 +225,8 @@ def read_caption(caption: bytes | str | BadFile | None) -> str:
         raise BadFile("caption not in UTF-8", str(error)) from error
     if not text.strip():
         raise BadFile("empty caption")
+    if (words := len(text.split())) > max_words:
+        raise BadFile("overlong caption", f"{words:,} words, the limit is {max_words:,}")
     return text.strip()
 
 

@@ -27,6 +27,7 @@ from uae_lightning.usage import UsageError
 
 ATTEMPTS = 4  # to read a shard over the network
 SCANNED = 10  # samples of shards looked at for each one held out
+RANGE = frozenset(("offset", "bytes"))  # where in a file a picture lies
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,10 @@ class Folder(Indexed):
 
 
 class JsonLines(Indexed):
-    """A row per picture; paths are relative to the file. Eight bytes of memory per row: where it begins."""
+    """A row per picture; paths are relative to the file. Eight bytes of memory per row: where it begins.
+
+    A row with `offset` and `bytes` is of a picture within a file, such as a shard (`uae caption-data` writes them).
+    """
 
     def __init__(self, file: Path, columns: Columns) -> None:
         super().__init__(str(file))
@@ -157,6 +161,9 @@ class JsonLines(Indexed):
         for name, kinds in ((columns.image, str), (columns.caption, str | None)):
             if not isinstance(row.get(name), kinds):
                 raise UsageError(f"{at}: {name!r} must be a string, got {json.dumps(row.get(name))[:60]}")
+        for name in RANGE if row.keys() >= RANGE else ():
+            if type(row[name]) is not int or row[name] < 0:
+                raise UsageError(f"{at}: {name!r} must be a number of bytes, got {json.dumps(row[name])[:60]}")
         return row
 
     def _row_at(self, unit: int) -> dict[str, Any]:
@@ -169,12 +176,18 @@ class JsonLines(Indexed):
 
     def keys(self) -> Iterator[str]:
         with self.file.open("rb") as lines:
-            yield from (json.loads(line)[self.columns.image] for line in lines if line.strip())
+            yield from (self._key(json.loads(line)) for line in lines if line.strip())
+
+    def _key(self, row: dict[str, Any]) -> str:
+        image = row[self.columns.image]
+        return f"{image}@{row['offset']}" if row.keys() >= RANGE else image
 
     def sample(self, unit: int) -> Sample:
         row = self._row_at(unit)
-        image = row[self.columns.image]
-        return Sample(image, self.file.parent / image, row.get(self.columns.caption))
+        image = path = self.file.parent / row[self.columns.image]
+        if row.keys() >= RANGE:
+            image = _read_range(path, row["offset"], row["bytes"])
+        return Sample(self._key(row), image, row.get(self.columns.caption))
 
 
 class SavedDataset(Indexed):
@@ -370,10 +383,21 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes | BadFile]]
         yield (f"{folder}/{stem}" if folder else stem), suffix, content
 
 
+def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return _content(file, size)
+    except FileNotFoundError:
+        return BadFile("missing file", str(path))
+    except OSError as error:
+        return BadFile("unreadable file", str(error))
+
+
 def _content(file: IO[bytes], size: int) -> bytes | BadFile:
     if size > MAX_BYTES:
         return BadFile("too many bytes", f"{size:,}, the limit is {MAX_BYTES:,}")
-    return file.read()
+    return file.read(size)
 
 
 def _caption(files: dict[str, bytes | BadFile], column: str) -> bytes | str | BadFile | None:

@@ -42,10 +42,10 @@ def language(
     texts = captions.texts
     values = {
         "tokens": captions.lengths.float().tolist(),
-        "words": [float(len(_words(text))) for text in texts],
+        "words": [float(len(words_of(text))) for text in texts],
         "parses": [float(_parses(text)) for text in texts],
         "grammatical": [_grammatical(text) for text in texts],
-        "repetition": [_repetition(_words(text)) for text in texts],
+        "repetition": [repetition(words_of(text)) for text in texts],
     }
     return values if reference is None else values | {"nll": _nll(captions, images, reference, batch_size)}
 
@@ -73,7 +73,7 @@ def distinct(texts: list[str], size: int) -> dict[str, float | int]:
     """
     if len(texts) < 2:
         raise ValueError(f"an interval needs at least 2 captions, got {len(texts)}: evaluate more pictures")
-    grams = [Counter(_grams(_words(text), size)) for text in texts]
+    grams = [Counter(_grams(words_of(text), size)) for text in texts]
     holders = Counter(gram for caption in grams for gram in caption)  # n-gram -> captions it is in
     own = np.array([sum(holders[gram] == 1 for gram in caption) for caption in grams])
     lengths = np.array([caption.total() for caption in grams])
@@ -95,7 +95,8 @@ def _nll(captions: Captions, images: Tensor, reference: Encoder, batch_size: int
     return means
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """In lower case, as blanks, stops and commas part them."""
     return re.findall(r"[^\s.,]+", text.lower())
 
 
@@ -107,7 +108,8 @@ def _grams(words: list[str], size: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(size)), strict=False))
 
 
-def _repetition(words: list[str]) -> float:
+def repetition(words: list[str]) -> float:
+    """Share of the runs of REPEATED words that came before."""
     runs = _grams(words, REPEATED)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 

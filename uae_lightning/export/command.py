@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from uae_lightning.usage import Parser, UsageError
@@ -37,9 +34,10 @@ def main(args: list[str]) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()  # it tells of image processors of SD3's adapters, which nothing uses
+    from uae_lightning.checkpoint_io import making_folder
     from uae_lightning.export.folder import write_export
 
-    with making(options.target) as folder:
+    with making_folder(options.target) as folder:
         write_export(folder, options)
     print(f"Exported to {options.target}; {options.target / 'README.md'} shows how to use it.")
 
@@ -74,32 +72,3 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise UsageError(f"--to {target} exists and is no earlier export: name a folder that is to be made")
     if not overwrite:
         raise UsageError(f"--to {target} holds an earlier export: --overwrite replaces it, or name another folder")
-
-
-@contextmanager
-def making(target: Path) -> Iterator[Path]:
-    """A folder to write to; it becomes `target` when all is on disk, and is removed after an exception.
-
-    A kill leaves it as `TARGET.partial`, which the next export clears.
-
-    Raises:
-        ValueError: the disk is full, or nobody may write there.
-    """
-    from uae_lightning.checkpoint_io import PARTIAL, remove, swap
-
-    partial = target.with_name(target.name + PARTIAL)
-    remove(partial)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        swap(partial, target)
-    except FileNotFoundError:  # of what is to be exported
-        raise
-    except OSError as error:
-        raise ValueError(f"--to {target} cannot be written: {error}") from error
-    finally:
-        remove(partial)

@@ -68,6 +68,11 @@ def write_export(folder: Path, options) -> None:
 
 def check_classes(config: Path) -> None:
     parts = yaml.safe_load(config.read_text())["model"]["init_args"]
+    if parts["encoder"] is None:
+        raise ValueError(
+            f"{config} trains from a cache, without the encoder that an export needs: let a stage with an encoder "
+            "follow, such as the RL stages, or train with model.init_args.encoder given"
+        )
     for part, wanted in CLASSES.items():
         if (name := parts[part]["class_path"].split(".")[-1]) != wanted:
             raise ValueError(f"{config}: the {part} is a {name}; `uae export` knows the formats of {wanted} only")

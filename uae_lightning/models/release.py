@@ -20,12 +20,10 @@ finds none is an error.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +37,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from uae_lightning.checkpoint_io import PARTIAL
+from uae_lightning.checkpoint_io import making_folder
 from uae_lightning.models import sd3
 from uae_lightning.models.adapters import LoRA, to_dtype
 from uae_lightning.models.loading import load
@@ -154,7 +152,7 @@ def import_release(
     dit.check()
     check_sizes(release, projector, llm, dit)
     check_disk(target, [*llm.state.values(), *dit.state.values()], dtype)
-    with making(target) as folder:
+    with making_folder(target) as folder:
         encoder, transformer = folder / "encoder", folder / "decoder" / "transformer"
         llm.model.config.save_pretrained(encoder)
         dit.model.save_config(transformer)
@@ -473,26 +471,6 @@ def check_disk(target: Path, tensors: list[Tensor], dtype: torch.dtype | None) -
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ValueError(f"--to {target} needs {needed / 1e9:.0f} GB, {place} has {free / 1e9:.0f}: name another disk")
-
-
-@contextmanager
-def making(target: Path) -> Iterator[Path]:
-    """A folder to write to; it becomes `target` when all is written, and is removed after an exception.
-
-    A kill leaves it as `TARGET.partial`, which the next import clears.
-    """
-    partial = target.with_name(target.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def written_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:

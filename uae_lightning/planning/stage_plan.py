@@ -136,7 +136,16 @@ def plan_built(
 
 
 def prompts_of(config: Any) -> dict[str, str]:
-    """What the YAML says of the encoder's prompts."""
+    """What the YAML says of the encoder's prompts.
+
+    Raises:
+        UsageError: there is no encoder.
+    """
+    if config.model.init_args.encoder is None:
+        raise UsageError(
+            "uae plan plans stages with an encoder, and model.init_args.encoder is null: leave that option out; what "
+            "the encoder takes is then counted too"
+        )
     options = config.model.init_args.encoder.init_args
     return {name: options[name] for name in ("caption_system", "caption_prompt", "generate_system")}
 

@@ -1,0 +1,24 @@
+"""What a command that goes on where it stopped says when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def enough_space(folder: Path) -> Iterator[None]:
+    """Raises ValueError in place of an OSError that says so; `folder` is where shards are written, whole or not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise ValueError(
+            f"no space is left for {folder} ({error.strerror}): make some, and run the same command again; the shards "
+            "that are there are whole, and it goes on behind them"
+        ) from error
