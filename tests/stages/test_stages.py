@@ -215,6 +215,30 @@ def test_encoder_rl_looks_at_a_picture_once(make_stage):
     assert looked == [2, 2]
 
 
+def test_adapters_of_two_parts_do_not_mix(make_encoder, make_decoder, make_projector):
+    # red if `reference` of the encoder turns off the decoder's adapters too, or the other way round
+    lora = {"train": "lora", "lora": SMALL}
+    stage = EncoderRL(make_encoder(**lora), make_projector(), make_decoder(**lora), group_size=2, micro_batch=2)
+    for name, parameter in stage.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    noise, sigma = torch.randn(1, *stage.decoder.latent_shape), torch.ones(1)
+
+    def seen() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            states, _ = stage.encoder.embed(["a red cat"])
+            return states, stage.decoder.velocity(noise, sigma, None)
+
+    states, velocity = seen()
+    with stage.encoder.reference():
+        other_states, same_velocity = seen()
+    with stage.decoder.reference():
+        same_states, other_velocity = seen()
+    assert torch.equal(same_velocity, velocity) and torch.equal(same_states, states)
+    assert not torch.allclose(other_states, states, atol=1e-3)
+    assert not torch.allclose(other_velocity, velocity, atol=1e-3)
+
+
 def test_a_better_picture_becomes_more_likely(make_stage):
     # red if the advantage is subtracted
     stage = make_stage(DecoderRL, kl_beta=0.0)

@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    FlowMatchEulerDiscreteScheduler,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -152,6 +147,8 @@ class SD3Decoder(Decoder):
         self.scheduler.save_pretrained(folder / "scheduler")
         save_file({"pooled": self.pooled.cpu()}, folder / "pooled.safetensors")
         if lora_layers(self.transformer):
+            from diffusers import StableDiffusion3Pipeline  # takes seconds, and complains about torchvision
+
             adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
             config = self.transformer.peft_config["default"].to_dict()  # alpha, which the tensors do not tell
             config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
