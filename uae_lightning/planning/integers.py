@@ -8,6 +8,7 @@ answers that code wants of them are those of a healthy run: conditions hold, not
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ RESIZING = {  # the values of their inputs decide the shape of the output
 }  # fmt: skip
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 COUNTING = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.full.default}  # integers by default
+MANY = 2**20  # integers that steer a model are fewer
 KINDS = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
@@ -64,6 +66,8 @@ class KnownIntegers(TorchDispatchMode):
 
     def _on_twins(self, func, args, kwargs) -> Any:
         """The outputs of `func` on the twins of its inputs; None where a value is unknown."""
+        if func is aten.empty.memory_format and prod(args[0]) > MANY:
+            return None  # memory that is merely held, such as packed weights: its twin would be as large
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not tensors and kwargs.get("dtype") not in KINDS and func not in COUNTING:
             return None  # new floating-point numbers
