@@ -34,7 +34,7 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-RUNS = [file for file in FILES if file.stem.startswith("qwen")]
+RUNS = sorted(CONF.glob("qwen*.yaml"))
 CARDS = {"24gb": 24, "80gb": 80, "8x80gb": 80}
 
 
