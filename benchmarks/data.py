@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.decoder_rl import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
+from benchmarks.own_stage import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
 from benchmarks.pretrain import our_step
 from uae_lightning.cache import command
 from uae_lightning.cache.shards import Entry, Header, write_shard

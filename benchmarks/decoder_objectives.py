@@ -32,7 +32,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.decoder_rl import without_trainer
+from benchmarks.own_stage import without_trainer
 from callbacks.reward import evaluate
 from uae_lightning import run_folder
 from uae_lightning.evaluation.intervals import grouped_interval

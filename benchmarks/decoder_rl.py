@@ -1,16 +1,7 @@
 """`python -m benchmarks.decoder_rl`: DecoderRL against a plain loop in the structure of the published Flow-GRPO.
 
-The plain loop is ours, written from arXiv 2505.05470 and the order of work in its code, on the same encoder, projector
-and decoder. As there:
-
-  * every copy of a prompt is encoded, G times per caption, in the batches in which pictures are sampled;
-  * guidance is one batch of 2n, unconditional and conditional, in sampling and in training, where the backward pass
-    runs through both halves although the unconditional one is detached;
-  * all states of the sampler and all conditions are kept, one row per picture;
-  * each trained step is a pass of its own with its backward pass, and one more with adapters off for the KL.
-
-Kinder to it than its code: text is padded to the longest caption of a batch (`--text-length` pads to a fixed length, as
-published), its gradients go into one optimiser step without shuffling, and nothing is logged or sent anywhere.
+The plain loop is `benchmarks.plain_flow_grpo`, on the same encoder, projector and decoder. Before anything is timed,
+both are shown to compute the same log-probabilities, advantages, loss and gradients.
 
     P captions, G pictures of each, N = P * G   S steps of the sampler, W of them trained   C h w latents
 """
@@ -18,11 +9,10 @@ published), its gradients go into one optimiser step without shuffling, and noth
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.measure import Lap, Row, add_options, compare, finish, start, table, timed  # before torch
@@ -30,46 +20,28 @@ from benchmarks.measure import Lap, Row, add_options, compare, finish, start, ta
 # isort: split
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.own_stage import (
+    build_stage,
+    check_equal,
+    counted_modules,
+    difference,
+    disturb,
+    gradients_kept,
+    without_trainer,
+)
+from benchmarks.plain_flow_grpo import DEMO, PUBLISHED, PlainFlowGRPO, Settings, lora_of_peft
 from uae_lightning.data.scenes_data import scene_batch
-from uae_lightning.models.adapters import lora_layers
-from uae_lightning.models.lora_product import OneProduct
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
-from uae_lightning.stages.common import Sampling, Stage
+from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.types import Batch, Conditioning, RewardInput
+from uae_lightning.types import Batch, RewardInput
 from uae_lightning.usage import Parser, UsageError
 
 CONFIG = Path("conf/scenes/decoder_rl.yaml")
 PLAIN, OURS = "plain loop", "DecoderRL"
 PARTS = ["demo", "published", "ladder"]
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}  # of relative differences
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of sampler and objective, by the names of `DecoderRL`."""
-
-    steps: int = 10
-    guidance: float = 4.5
-    window: tuple[int, int] = (0, 9)
-    sde: str = "flow_sde"
-    noise_level: float = 0.7
-    clip: float = 1e-4
-    kl_beta: float = 0.04
-    same_noise: bool = False
-    advantage_scale: str = "batch_std"
-
-    @property
-    def trained(self) -> int:
-        """W"""
-        return self.window[1] - self.window[0]
-
-
-PUBLISHED = Settings()
-DEMO = Settings(3, 1.0, (0, 2), "cps", 0.5, 1e-3, 0.0, True, "group_std")  # conf/scenes/decoder_rl.yaml
 LADDER = {  # each is the one above it with one thing less
     "no KL": replace(PUBLISHED, kl_beta=0.0),
     "no guidance": replace(PUBLISHED, kl_beta=0.0, guidance=1.0),
@@ -79,230 +51,7 @@ LADDER = {  # each is the one above it with one thing less
 }
 
 
-# ---------------------------------------------------------------------------------------------------- the plain loop
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What the plain loop keeps of sampling."""
-
-    text: Conditioning  # [N, L, D]
-    latents: Tensor  # [N, S + 1, C, h, w]
-    log_probs: Tensor  # [N, W]
-    images: Tensor  # [N, 3, H, W]
-
-
-@dataclass(frozen=True)
-class Transition:
-    """Of one step of the policy."""
-
-    mean: Tensor  # [n, C, h, w]
-    std: Tensor  # []
-
-    def log_prob(self, after: Tensor) -> Tensor:
-        """[n] mean over C, h, w."""
-        log_density = (
-            -((after - self.mean) ** 2) / (2 * self.std**2) - self.std.log() - math.log(math.sqrt(2 * math.pi))
-        )
-        return log_density.mean((1, 2, 3))
-
-
-def transition(x: Tensor, velocity: Tensor, sigma: Tensor, after: Tensor, settings: Settings) -> Transition:
-    """From noise level `sigma` to `after`, both [], as the papers write it (see `algorithms.flow_sde`)."""
-    level = settings.noise_level
-    if settings.sde == "cps":
-        std = after * math.sin(level * math.pi / 2)
-        clean, noise = x - sigma * velocity, x + (1 - sigma) * velocity
-        return Transition((1 - after) * clean + (after**2 - std**2).sqrt() * noise, std)
-    dt = after - sigma
-    sigma_t = level * (sigma / (1 - (after if sigma == 1 else sigma))).sqrt()
-    drift = velocity + sigma_t**2 / (2 * sigma) * (x + (1 - sigma) * velocity)
-    return Transition(x + drift * dt, sigma_t * (-dt).sqrt())
-
-
-class PlainFlowGRPO:
-    """See the head of this file.
-
-    Args:
-        stage: whose parts, optimiser and gradient clipping are used.
-        settings: of sampler and objective.
-        group_size, micro_batch: G, and pictures per forward pass.
-        text_length: of the conditions after padding; 0 is the longest of a batch.
-    """
-
-    advantage_clip = 5.0
-
-    def __init__(
-        self, stage: Stage, settings: Settings, *, group_size: int, micro_batch: int, text_length: int = 0
-    ) -> None:
-        self.encoder, self.projector, self.decoder = stage.encoder, stage.projector, stage.decoder
-        self.settings, self.group_size, self.micro_batch = settings, group_size, micro_batch
-        self.text_length, self.max_grad_norm = text_length, stage.max_grad_norm
-        self.parameters = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-        self.optimizer = stage.optimizer(self.parameters)
-        self.sigmas = self.decoder.schedule(settings.steps)
-
-    def step(self, captions: list[str], originals: Tensor, reward: Callable, generator: torch.Generator) -> float:
-        """One rollout of P captions and one optimiser step; the loss."""
-        with lora_of_peft(self.decoder):
-            return self._step(captions, originals, reward, generator)
-
-    def _step(self, captions: list[str], originals: Tensor, reward: Callable, generator: torch.Generator) -> float:
-        samples = self.rollout(captions, generator)
-        prompts = [caption for caption in captions for _ in range(self.group_size)]
-        originals = originals.repeat_interleave(self.group_size, 0)
-        rewards = reward(RewardInput(originals, samples.images, prompts)).total
-        loss = self.accumulate(samples, self.advantages(rewards))
-        self.optimizer_step()
-        return loss
-
-    # ------------------------------------------------------------------------------------------------- sampling
-
-    @torch.no_grad()
-    def rollout(self, captions: list[str], generator: torch.Generator) -> Samples:
-        prompts = [caption for caption in captions for _ in range(self.group_size)]
-        start = self.starting_noise(len(captions), generator)
-        parts = []
-        for first in range(0, len(prompts), self.micro_batch):
-            rows = slice(first, first + self.micro_batch)
-            parts.append(self.sample(prompts[rows], start[rows], generator))
-        return Samples(joined([part.text for part in parts]), *(
-            torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "log_probs", "images")
-        ))  # fmt: skip
-
-    def starting_noise(self, captions: int, generator: torch.Generator) -> Tensor:
-        """[N, C, h, w]"""
-        copies = 1 if self.settings.same_noise else self.group_size
-        noise = torch.randn(captions * copies, *self.decoder.latent_shape, generator=generator)
-        return noise.repeat_interleave(self.group_size // copies, 0)
-
-    def sample(self, prompts: list[str], noise: Tensor, generator: torch.Generator) -> Samples:
-        text = self.encode(prompts)
-        x = noise.to(text.states.device)
-        latents, log_probs = [x], []
-        for index in range(self.settings.steps):
-            velocity = self.velocity(x, index, text)
-            if self.settings.window[0] <= index < self.settings.window[1]:
-                step = transition(x, velocity, self.sigmas[index], self.sigmas[index + 1], self.settings)
-                x = step.mean + step.std * torch.randn(x.shape, generator=generator).to(x.device)
-                log_probs.append(step.log_prob(x))
-            else:
-                x = x + velocity * (self.sigmas[index + 1] - self.sigmas[index])
-            latents.append(x)
-        return Samples(text, torch.stack(latents, 1), torch.stack(log_probs, 1), self.decoder.decode_latents(x))
-
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """[n, L, D], each prompt by itself whether or not it was seen before."""
-        states, mask = self.encoder.embed(prompts)
-        text = Conditioning(self.projector(states), mask)
-        return padded(text, max(self.text_length, mask.shape[1]))
-
-    def velocity(self, x: Tensor, index: int, text: Conditioning) -> Tensor:
-        """[n, C, h, w]; with guidance both branches in one batch."""
-        guidance, sigma = self.settings.guidance, self.sigmas[index].to(x.device)
-        if guidance == 1:
-            return self.decoder.velocity(x, sigma.expand(len(x)), text)
-        null = text.drop(torch.ones(len(x), dtype=torch.bool, device=x.device))
-        both = self.decoder.velocity(torch.cat([x, x]), sigma.expand(2 * len(x)), joined([null, text]))
-        unconditional, conditional = both.chunk(2)
-        unconditional = unconditional.detach()
-        return unconditional + guidance * (conditional - unconditional)
-
-    # ------------------------------------------------------------------------------------------------- training
-
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """[N]: rewards less the mean of their group, over a standard deviation."""
-        groups = rewards.view(-1, self.group_size)
-        if self.settings.advantage_scale == "batch_std":
-            std = rewards.std(correction=0)
-        else:
-            std = groups.std(1, keepdim=True)
-        advantages = (groups - groups.mean(1, keepdim=True)) / (std + 1e-4)
-        return advantages.flatten().clamp(-self.advantage_clip, self.advantage_clip)
-
-    def accumulate(self, samples: Samples, advantages: Tensor) -> float:
-        """Gradients of all pictures and trained steps; the loss."""
-        total, passes = 0.0, len(advantages) // self.micro_batch * self.settings.trained
-        for first in range(0, len(advantages), self.micro_batch):
-            rows = slice(first, first + self.micro_batch)
-            for column in range(self.settings.trained):
-                loss = self.loss(samples, rows, column, advantages[rows]) / passes
-                loss.backward()
-                total += loss.item()
-        return total
-
-    def loss(self, samples: Samples, rows: slice, column: int, advantages: Tensor) -> Tensor:
-        """[] of one trained step of n pictures."""
-        step = self.replay(samples, rows, column)
-        after = samples.latents[rows, self.settings.window[0] + column + 1]
-        ratio = (step.log_prob(after) - samples.log_probs[rows, column]).exp()
-        clipped = ratio.clamp(1 - self.settings.clip, 1 + self.settings.clip)
-        loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
-        if self.settings.kl_beta == 0:
-            return loss
-        with torch.no_grad(), self.decoder.reference():
-            reference = self.replay(samples, rows, column)
-        kl = ((step.mean - reference.mean) ** 2).mean((1, 2, 3)) / (2 * step.std**2)
-        return loss + self.settings.kl_beta * kl.mean()
-
-    def replay(self, samples: Samples, rows: slice, column: int) -> Transition:
-        index = self.settings.window[0] + column
-        x = samples.latents[rows, index]
-        velocity = self.velocity(x, index, samples.text[rows])
-        return transition(x, velocity, self.sigmas[index], self.sigmas[index + 1], self.settings)
-
-    def optimizer_step(self) -> None:
-        nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-@contextmanager
-def lora_of_peft(model: nn.Module) -> Iterator[None]:
-    """Inside it adapters compute as peft has it, in three products: the baselines know nothing of ours."""
-    layers = [layer for layer in lora_layers(model) if isinstance(layer.forward, OneProduct)]
-    ours = [layer.forward for layer in layers]
-    for layer in layers:
-        layer.forward = layer.forward.three_products
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, ours, strict=True):
-            layer.forward = forward
-
-
-def padded(text: Conditioning, length: int) -> Conditioning:
-    more = length - text.mask.shape[1]
-    return Conditioning(F.pad(text.states, (0, 0, 0, more)), F.pad(text.mask, (0, more)))
-
-
-def joined(parts: list[Conditioning]) -> Conditioning:
-    length = max(part.mask.shape[1] for part in parts)
-    parts = [padded(part, length) for part in parts]
-    return Conditioning(torch.cat([part.states for part in parts]), torch.cat([part.mask for part in parts]))
-
-
 # ------------------------------------------------------------------------------------------------------- our stage
-
-
-def build_stage(config: Path, *overrides: str) -> Stage:
-    """The stage of a YAML with options of the command line, without data, trainer or reward."""
-    from jsonargparse import Namespace
-
-    from uae_lightning.stage_cli import parse_stage, quiet
-
-    quiet()
-    cli = parse_stage(["fit", f"--config={config}", *overrides])
-    return cli._parser("fit").instantiate_classes(Namespace(model=cli.config.fit.model)).model
-
-
-def without_trainer(stage: Stage) -> dict[str, float]:
-    """Lets the stage's own steps run without a Trainer; what it logs appears in the returned dictionary."""
-    optimizer, logged = stage.configure_optimizers(), {}
-    stage.optimizers = lambda: optimizer
-    stage.backward_of_micro_batch = lambda loss: loss.backward()
-    stage.log = lambda name, value, **_: logged.update({name: float(torch.as_tensor(value).detach())})
-    return logged
 
 
 def configure(stage: DecoderRL, settings: Settings, *, group_size: int, micro_batch: int) -> None:
@@ -317,15 +66,6 @@ def with_captions(stage: DecoderRL, batch: Batch) -> list[str]:
     captions = stage.encoder.tokenize(batch.captions)
     stage.caption = lambda *_: captions
     return captions.texts
-
-
-def disturb(stage: Stage, size: float) -> None:
-    """Adds noise to what is trained: a LoRA that starts at zero has neither a KL nor gradients of its first factor."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in stage.parameters():
-            if parameter.requires_grad:
-                parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
 # -------------------------------------------------------------------------------------------------------- equality
@@ -359,33 +99,6 @@ def differences(stage: DecoderRL, plain: PlainFlowGRPO, batch: Batch, captions: 
     scale = max(gradient.abs().max() for gradient in theirs)
     same["gradients"] = float(max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True)) / scale)
     return same
-
-
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def check_equal(settings: str, found: dict[str, float], dtype: str) -> None:
-    """Print what was found.
-
-    Raises:
-        ValueError: a difference is above its tolerance.
-    """
-    tolerance = TOLERANCE[dtype]
-    print(f"relative differences, {settings} (tolerance {tolerance:.0e}):")
-    print("  " + ", ".join(f"{what} {value:.1e}" for what, value in found.items()), flush=True)
-    if wrong := [what for what, value in found.items() if not value <= tolerance]:
-        raise ValueError(f"the two loops differ in {' and '.join(wrong)}, {settings}: timings would mean nothing")
-
-
-@contextmanager
-def gradients_kept(stage: Stage) -> Iterator[list[Tensor]]:
-    """Collects the gradients of what happens inside."""
-    stage.zero_grad()
-    gradients: list[Tensor] = []
-    yield gradients
-    gradients += [p.grad.clone() for p in stage.parameters() if p.requires_grad]
-    stage.zero_grad()
 
 
 # ---------------------------------------------------------------------------------------------------------- timing
@@ -478,10 +191,6 @@ class Contest:
         pictures = self.batch.images.repeat_interleave(self.options.group, 0)
         inputs = RewardInput(pictures, pictures, [""] * len(pictures))
         return timed(lambda: self.reward(inputs), self.device)
-
-
-def counted_modules(stage: Stage) -> dict[str, nn.Module]:
-    return {"decoder": stage.decoder.transformer, "encoder": stage.encoder.model.model.language_model}
 
 
 @contextmanager

@@ -35,16 +35,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
 
-from benchmarks.decoder_rl import (
-    build_stage,
-    check_equal,
-    counted_modules,
-    disturb,
-    gradients_kept,
-    lora_of_peft,
-    padded,
-    without_trainer,
-)
+from benchmarks.own_stage import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
+from benchmarks.plain_flow_grpo import lora_of_peft, padded
 from uae_lightning.algorithms import flow
 from uae_lightning.data.scenes_data import scene_batch
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import decoder_rl, pretrain
+from benchmarks import decoder_rl, own_stage, plain_flow_grpo, pretrain
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.common import Captioning
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
@@ -16,9 +16,9 @@ from uae_lightning.types import Batch
 
 SIZES = {"group_size": 2, "micro_batch": 2}
 SMALL = {"train": "lora", "lora": LoRA(rank=4, alpha=8)}
-CLOSE = decoder_rl.TOLERANCE["float32"]  # sums in another order; a wrong factor is 1e-2 and more
-PUBLISHED = replace(decoder_rl.PUBLISHED, steps=3, window=(0, 2), clip=1e-2)
-DEMO = decoder_rl.DEMO
+CLOSE = own_stage.TOLERANCE["float32"]  # sums in another order; a wrong factor is 1e-2 and more
+PUBLISHED = replace(plain_flow_grpo.PUBLISHED, steps=3, window=(0, 2), clip=1e-2)
+DEMO = plain_flow_grpo.DEMO
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def test_the_plain_flow_grpo_does_the_same_as_decoder_rl(make_stage, batch, sett
     # if `passes` forgets the steps; if `advantages` takes the unbiased std of the batch
     stage = make_stage(DecoderRL, SMALL)
     decoder_rl.configure(stage, settings, **SIZES)
-    decoder_rl.disturb(stage, 0.05)
+    own_stage.disturb(stage, 0.05)
     two = Batch(batch.images[:2], batch.captions[:2], batch.keys[:2])
     captions = decoder_rl.with_captions(stage, two)
-    plain = decoder_rl.PlainFlowGRPO(stage, settings, text_length=text_length, **SIZES)
+    plain = plain_flow_grpo.PlainFlowGRPO(stage, settings, text_length=text_length, **SIZES)
     found = decoder_rl.differences(stage, plain, two, captions)
     assert max(found.values()) < CLOSE, found
 
@@ -61,16 +61,16 @@ def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_
     # another loop than the published one, or ours would be counted wrongly
     stage = make_stage(DecoderRL, SMALL)
     decoder_rl.configure(stage, PUBLISHED, **SIZES)
-    decoder_rl.without_trainer(stage)
+    own_stage.without_trainer(stage)
     two = Batch(batch.images[:2], batch.captions[:2], batch.keys[:2])
     captions = decoder_rl.with_captions(stage, two)
-    plain = decoder_rl.PlainFlowGRPO(stage, PUBLISHED, **SIZES)
+    plain = plain_flow_grpo.PlainFlowGRPO(stage, PUBLISHED, **SIZES)
     stage.score = reward = decoder_rl.PixelSimilarity()
     steps = {
         "theirs": lambda: plain.step(captions, two.images, reward, stage.generator(1)),
         "ours": lambda: stage.training_step(two, 0),
     }
-    with decoder_rl.rows_counted(steps, decoder_rl.counted_modules(stage)) as (counting, rows_per_call):
+    with decoder_rl.rows_counted(steps, own_stage.counted_modules(stage)) as (counting, rows_per_call):
         for step in (*counting.values(), counting["ours"]):
             step()
     theirs, ours = (decoder_rl.per_picture(rows_per_call(name), 4) for name in steps)
@@ -83,7 +83,7 @@ def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_
 def test_the_loop_of_diffusers_does_the_same_as_decoder_pretrain(make_stage, batch, trained, text_length):
     # red if the target is `latents - noise`, `levels` is not divided by 1000, or `sigmas` takes the next place
     stage = make_stage(DecoderPretrain, trained, condition_dropout=0.0)
-    decoder_rl.disturb(stage, 0.05)
+    own_stage.disturb(stage, 0.05)
     found = pretrain.differences(stage, pretrain.DiffusersLoop(stage, text_length=text_length), batch)
     assert max(found.values()) < CLOSE, found
 
@@ -91,8 +91,8 @@ def test_the_loop_of_diffusers_does_the_same_as_decoder_pretrain(make_stage, bat
 def test_both_loops_step(make_stage, batch):
     # red if a `.step()` of an optimiser is left out
     stage = make_stage(DecoderPretrain, SMALL, condition_dropout=0.0)
-    decoder_rl.disturb(stage, 0.05)  # a LoRA starts where its first factor has no gradient
-    decoder_rl.without_trainer(stage)
+    own_stage.disturb(stage, 0.05)  # a LoRA starts where its first factor has no gradient
+    own_stage.without_trainer(stage)
     plain, optimizer = pretrain.DiffusersLoop(stage), stage.configure_optimizers()
     for step in (lambda: plain.step(batch), lambda: pretrain.our_step(stage, optimizer, batch)):
         before = [parameter.clone() for parameter in plain.parameters]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data, decoder_rl
+from benchmarks import data, own_stage
 from benchmarks.measure import forwards
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 
@@ -27,7 +27,7 @@ def test_a_step_from_files_and_from_the_cache_do_the_same(
     monkeypatch.setattr(data, "compare", counted)
     options = argparse.Namespace(dtype="float32", config=None, train="all", pictures=9, batch_size=4)
     found, calls = data.step(options, torch.device("cpu"), tmp_path)
-    assert max(found.values()) < decoder_rl.TOLERANCE["float32"]
+    assert max(found.values()) < own_stage.TOLERANCE["float32"]
     assert calls == {data.FILES: {"decoder": 1, "encoder": 1}, data.CACHE: {"decoder": 1, "encoder": 0}}
 
 
