@@ -31,11 +31,11 @@ from benchmarks.own_stage import (
     gradients_kept,
     without_trainer,
 )
-from benchmarks.plain_flow_grpo import DEMO, PUBLISHED, PlainFlowGRPO, Settings, lora_of_peft
+from benchmarks.plain_flow_grpo import DEMO, PUBLISHED, PlainFlowGRPO, Samples, Settings, lora_of_peft
 from uae_lightning.data.scenes_data import scene_batch
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.stages.common import Sampling
-from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout
 from uae_lightning.types import Batch, RewardInput
 from uae_lightning.usage import Parser, UsageError
 
@@ -74,9 +74,9 @@ def with_captions(stage: DecoderRL, batch: Batch) -> list[str]:
 def differences(stage: DecoderRL, plain: PlainFlowGRPO, batch: Batch, captions: list[str]) -> dict[str, float]:
     """Largest differences between the two on the same noise, relative to the largest value (loss: to its terms).
 
-    The policy moves between rollout and update, so that ratios, clipping and the KL have something to do.
+    Gradients first on policy, as training has them; then the policy moves, so that ratios and clipping have something
+    to do.
     """
-    logged = without_trainer(stage)
     rollout, samples = stage.rollout(batch), plain.rollout(captions, stage.generator(1))
     before = rollout.trajectory.before.transpose(0, 1)
     same = {
@@ -88,17 +88,28 @@ def differences(stage: DecoderRL, plain: PlainFlowGRPO, batch: Batch, captions: 
     advantages = stage.advantages(rewards, stage.group_size, stage.advantage_scale)
     advantages = advantages.clamp(-stage.advantage_clip, stage.advantage_clip)
     same["advantages"] = difference(advantages, plain.advantages(rewards))
+    same["gradients on policy"], _ = apart(stage, plain, rollout, samples, advantages)
     disturb(stage, 0.01)
+    rollout = replace(rollout, trajectory=replace(rollout.trajectory, unguided=None))  # of another policy by now
+    same["gradients"], losses = apart(stage, plain, rollout, samples, advantages)
+    same["loss"] = abs(losses[0] - losses[1]) / float(advantages.abs().mean())  # its terms cancel each other
+    return same
+
+
+def apart(
+    stage: DecoderRL, plain: PlainFlowGRPO, rollout: ImageRollout, samples: Samples, advantages: Tensor
+) -> tuple[float, tuple[float, float]]:
+    """(Largest difference of the gradients of one update, its loss in both)."""
+    logged = without_trainer(stage)
     with gradients_kept(stage) as ours:
         stage.optimizer_step_after_clipping = lambda: 0.0
         stage.update(rollout, advantages)
         del stage.optimizer_step_after_clipping
     with gradients_kept(stage) as theirs:
         loss = plain.accumulate(samples, advantages)
-    same["loss"] = abs(logged["train/loss"] - loss) / float(advantages.abs().mean())  # its terms cancel each other
     scale = max(gradient.abs().max() for gradient in theirs)
-    same["gradients"] = float(max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True)) / scale)
-    return same
+    found = max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True)) / scale
+    return float(found), (logged["train/loss"], loss)
 
 
 # ---------------------------------------------------------------------------------------------------------- timing

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from benchmarks.own_stage import without_trainer
 from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.common import Captioning, Sampling
@@ -37,7 +40,7 @@ def gradients(stage, rollout, columns):
     """Of the mean surrogate of the trained steps `columns`, on policy."""
     stage.zero_grad()
     rows, advantages = torch.arange(8), torch.linspace(-1, 1, 8)
-    losses = [stage.step_loss(rollout, rollout.conditioning, rows, column, advantages)[0] for column in columns]
+    losses = [stage.step_loss(rollout, rows, column, advantages, on_policy=True)[0] for column in columns]
     torch.stack(losses).mean().backward()
     return torch.cat([p.grad.flatten() for p in stage.parameters() if p.requires_grad])
 
@@ -59,7 +62,7 @@ def test_ratio_norm_weighs_each_step_by_its_noise_over_its_length(make_stage, ba
     stage = make_stage()
     rollout, sigmas = stage.rollout(batch), stage.decoder.schedule(4)
     for column in range(2):
-        std = stage.replay(rollout.trajectory, rollout.conditioning, torch.arange(8), column).std.item()
+        std = stage.replay(rollout, torch.arange(8), column, None).std.item()
         found = []
         for stage.ratio_norm in (False, True):
             found.append(gradients(stage, rollout, [column]))
@@ -71,14 +74,31 @@ def test_ratio_norm_is_exactly_one_on_policy_and_not_after(make_stage, batch):
     # red if `path.mean` is that of another step: the old mean must be the one the sample was drawn around
     stage = make_stage(ratio_norm=True)
     rollout, rows = stage.rollout(batch), torch.arange(8)
-    _, metrics = stage.step_loss(rollout, rollout.conditioning, rows, 1, torch.ones(8))
+    _, metrics = stage.step_loss(rollout, rows, 1, torch.ones(8), on_policy=True)
     assert metrics["log_ratio_abs_max"] == 0
     with torch.no_grad():
         for parameter in stage.parameters():
             if parameter.requires_grad:
                 parameter *= 1.2
-    _, metrics = stage.step_loss(rollout, rollout.conditioning, rows, 1, torch.ones(8))
+    _, metrics = stage.step_loss(rollout, rows, 1, torch.ones(8), on_policy=False)
     assert 0 < metrics["log_ratio_abs_max"] < 1
+
+
+@pytest.mark.parametrize("same_noise", [False, True])
+def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage, batch, same_noise):
+    # red if `unguided` is that of another step or not taken `[::copies]`; if `on_policy` is always True (the second
+    # update would take what the policy before it said) or always False (nothing would be saved)
+    stage = make_stage(sampling=Sampling(4, guidance=2.0), updates_per_batch=2, same_noise=same_noise)
+    rollout, columns = stage.rollout(batch), [0, 1]
+    reused = gradients(stage, rollout, columns)
+    again = replace(rollout, trajectory=replace(rollout.trajectory, unguided=None))
+    assert torch.equal(reused, gradients(stage, again, columns))
+
+    computed = []
+    stage.unguided_velocity = lambda *args: computed.append(1) or DecoderRL.unguided_velocity(stage, *args)
+    without_trainer(stage)
+    stage.update(rollout, torch.linspace(-1, 1, 8))
+    assert len(computed) == 2  # of two updates with two steps each
 
 
 def test_ratio_norm_needs_densities(make_stage):

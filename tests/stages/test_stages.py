@@ -129,7 +129,7 @@ def test_guidance_is_the_same_in_sampling_and_training(make_stage):
 
 def test_the_negative_prompt_is_read_once_for_all(make_stage):
     # red if `repeat` goes, or the prompt is read once per picture
-    stage, read = make_stage(DecoderRL, negative_prompt="red cat"), []
+    stage, read = make_stage(DecoderRL, negative_prompt="red cat", sampling=Sampling(3, guidance=2.0)), []
     embed = stage.encoder.embed
     stage.encoder.embed = lambda texts: read.append(texts) or embed(texts)
     unconditional = stage.unconditional(3)
@@ -248,7 +248,7 @@ def test_a_better_picture_becomes_more_likely(make_stage):
         DecoderRL.update(stage, rollout, advantages)
         with torch.no_grad():
             rows = torch.arange(len(advantages))
-            after = stage.replay(rollout.trajectory, rollout.conditioning, rows, 0).mean_log_prob
+            after = stage.replay(rollout, rows, 0, None).mean_log_prob
         kept["covariance"] = ((after - rollout.trajectory.logp[:, 0]) * advantages).mean().item()
 
     stage.update = watched_update

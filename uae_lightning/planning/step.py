@@ -163,7 +163,7 @@ class Step:
         stage, size = self.stage, len(advantages)
         self.kept["rollout"] = self.meter.alive - self.resting
         if path := getattr(rollout, "trajectory", None):
-            self.kept["latents"] = path.before.nbytes + path.after.nbytes
+            self.kept["latents"] = sum(states.nbytes for states in vars(path).values() if states is not None)
         columns = stage.window[1] - stage.window[0] if isinstance(stage, DecoderRL) else 1
         micro_batches, batches = stage.micro_batches, -(-size // stage.micro_batch)
         if batches * columns > 1:

@@ -146,17 +146,22 @@ class Stage(L.LightningModule):
         return Conditioning(self.projector(states), mask)
 
     def unconditional(self, size: int) -> Conditioning | None:
-        return None if self.negative_prompt is None else self.condition([self.negative_prompt]).repeat(size)
+        """What the guidance branch reads; None: nothing is guided, or by the decoder's own null input."""
+        if self.negative_prompt is None or self.sampling.guidance == 1:
+            return None
+        return self.condition([self.negative_prompt]).repeat(size)
 
-    def guided_velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unconditional) -> Tensor:
-        """Velocity [N, C, h, w] at one sigma [], guided if asked for; the unconditional branch has no gradient."""
-        at = sigma.to(x).expand(len(x))
-        velocity = self.decoder.velocity(x, at, conditioning)
+    def guided_velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unguided: Tensor | None) -> Tensor:
+        """Velocity [N, C, h, w] at one sigma [], guided away from `unguided` of the same states where that is given."""
+        velocity = self.decoder.velocity(x, sigma.to(x).expand(len(x)), conditioning)
+        return velocity if unguided is None else flow.guide(velocity, unguided, self.sampling.guidance)
+
+    @torch.no_grad()
+    def unguided_velocity(self, x: Tensor, sigma: Tensor, unconditional: Conditioning | None) -> Tensor | None:
+        """Velocity [N, C, h, w] of the guidance branch, which is never trained; None where nothing is guided."""
         if self.sampling.guidance == 1:
-            return velocity
-        with torch.no_grad():
-            other = self.decoder.velocity(x, at, unconditional)
-        return flow.guide(velocity, other, self.sampling.guidance)
+            return None
+        return self.decoder.velocity(x, sigma.to(x).expand(len(x)), unconditional)
 
     def caption(self, images: Tensor | Any, samples: int, seed: int) -> Captions:
         """`samples` captions of each picture [B, 3, H, W], or of what `encoder.see` made of it."""
@@ -169,7 +174,8 @@ class Stage(L.LightningModule):
         sigmas = self.decoder.schedule(self.sampling.steps)
         unconditional, x = self.unconditional(len(noise)), noise
         for sigma, after in zip(sigmas, sigmas[1:], strict=False):
-            x = flow.euler_step(x, self.guided_velocity(x, sigma, conditioning, unconditional), sigma, after)
+            unguided = self.unguided_velocity(x, sigma, unconditional)
+            x = flow.euler_step(x, self.guided_velocity(x, sigma, conditioning, unguided), sigma, after)
         return x
 
     @torch.no_grad()

@@ -28,12 +28,14 @@ class Trajectory:
     after: Tensor  # [W, N, C, h, w] float32
     mean: Tensor  # [W, N, C, h, w] float32, what `after` is drawn around
     logp: Tensor  # [N, W] mean log-probability of each trained step
+    unguided: Tensor | None  # [W, N, C, h, w] velocities of the guidance branch at `before`; None without guidance
 
 
 @dataclass(frozen=True)
 class ImageRollout:
     captions: Captions  # P
     conditioning: Conditioning  # [N, L, D]
+    unconditional: Conditioning | None  # [1, L, D] of the negative prompt; None is the decoder's own null input
     trajectory: Trajectory
     reward_input: RewardInput
 
@@ -106,7 +108,7 @@ class DecoderRL(PolicyStage):
             seen, steps = max(int(self.batches_seen) - 1, 0), self.sampling.steps
             self.window = sliding_window(self.first_window, seen, every=self.slide_every, steps=steps)
         captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
-        conditioning = self.condition(captions.texts).repeat(self.group_size)
+        conditioning, unconditional = self.condition(captions.texts).repeat(self.group_size), self.unconditional(1)
         images = batch.images.repeat_interleave(self.group_size, 0)
         generator = self.generator(1)
         copies = 1 if self.same_noise else self.group_size
@@ -116,7 +118,7 @@ class DecoderRL(PolicyStage):
         self.pass_over_noise(generator, rank() * len(noise))
         # in the micro-batches of the update: replay then repeats the very same arithmetic
         parts = [
-            self.sample_trajectory(conditioning[rows], noise[rows], generator)
+            self.sample_trajectory(conditioning[rows], unconditional, noise[rows], generator)
             for rows in self.micro_batches(len(noise))
         ]
         trajectory = Trajectory(
@@ -124,10 +126,12 @@ class DecoderRL(PolicyStage):
             torch.cat([part.after for part, _ in parts], 1),
             torch.cat([part.mean for part, _ in parts], 1),
             torch.cat([part.logp for part, _ in parts]),
+            None if self.sampling.guidance == 1 else torch.cat([part.unguided for part, _ in parts], 1),
         )
         reconstructions = torch.cat([pictures for _, pictures in parts])
         texts = [text for text in captions.texts for _ in range(self.group_size)]
-        return ImageRollout(captions, conditioning, trajectory, RewardInput(images, reconstructions, texts))
+        inputs = RewardInput(images, reconstructions, texts)
+        return ImageRollout(captions, conditioning, unconditional, trajectory, inputs)
 
     def pass_over_noise(self, generator: torch.Generator, pictures: int) -> None:
         """Draws the steps' noise of the pictures before this rank's, which other ranks use."""
@@ -136,20 +140,25 @@ class DecoderRL(PolicyStage):
             torch.randn(self.micro_batch, *self.decoder.latent_shape, generator=generator)
 
     def sample_trajectory(
-        self, conditioning: Conditioning, noise: Tensor, generator: torch.Generator
+        self,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None,
+        noise: Tensor,
+        generator: torch.Generator,
     ) -> tuple[Trajectory, Tensor]:
         """Sample n pictures [n, 3, H, W] from noise [n, C, h, w], keeping the steps in the window."""
         sigmas = self.decoder.schedule(self.sampling.steps)
-        x, before, after, mean, logp = noise, [], [], [], []
+        x, before, after, mean, logp, kept = noise, [], [], [], [], []
         for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-            velocity = self.velocity_at(index, x, conditioning)
+            velocity, unguided = self.velocity_at(index, x, conditioning, unconditional)
             if self.window[0] <= index < self.window[1]:
                 step = self.sde_step(x, velocity, index, generator=generator)
-                before, after, mean = [*before, x], [*after, step.prev], [*mean, step.mean]
+                before, after, mean, kept = [*before, x], [*after, step.prev], [*mean, step.mean], [*kept, unguided]
                 x, logp = step.prev, [*logp, step.mean_log_prob]
             else:
                 x = flow.euler_step(x, velocity, sigma, sigma_next)
-        path = Trajectory(torch.stack(before), torch.stack(after), torch.stack(mean), torch.stack(logp, 1))
+        kept = None if self.sampling.guidance == 1 else torch.stack(kept)
+        path = Trajectory(torch.stack(before), torch.stack(after), torch.stack(mean), torch.stack(logp, 1), kept)
         return path, self.decoder.decode_latents(x)
 
     def update(self, rollout: ImageRollout, advantages: Tensor) -> None:
@@ -158,9 +167,8 @@ class DecoderRL(PolicyStage):
         for update in range(self.updates_per_batch):
             sums: dict[str, float] = {}
             for rows in self.micro_batches(size):
-                conditioning = rollout.conditioning[rows]
                 for column in range(steps):
-                    loss, metrics = self.step_loss(rollout, conditioning, rows, column, advantages[rows])
+                    loss, metrics = self.step_loss(rollout, rows, column, advantages[rows], on_policy=update == 0)
                     self.backward_of_micro_batch(loss.sum() / (size * steps))
                     metrics["loss"] = loss.detach().sum() / (size * steps)
                     add_metrics(sums, metrics, len(rows) / (size * steps))
@@ -170,11 +178,11 @@ class DecoderRL(PolicyStage):
         self.report(rollout, sums)
 
     def step_loss(
-        self, rollout: ImageRollout, conditioning: Conditioning, rows: Tensor, column: int, advantages: Tensor
+        self, rollout: ImageRollout, rows: Tensor, column: int, advantages: Tensor, *, on_policy: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """([n] loss of one trained step of n pictures, metrics)."""
+        """([n] loss of one trained step of n pictures, metrics); `on_policy` until the first optimiser step."""
         index, path = self.window[0] + column, rollout.trajectory
-        step = self.replay(path, conditioning, rows, column)
+        step = self.replay(rollout, rows, column, path.unguided if on_policy else None)
         sigmas = self.decoder.schedule(self.sampling.steps)
         dt = (sigmas[index] - sigmas[index + 1]).item()
         logp, old_logp = step.mean_log_prob, path.logp[rows, column]
@@ -187,26 +195,45 @@ class DecoderRL(PolicyStage):
         loss = loss[:, 0] / dt if self.ratio_norm else loss[:, 0]
         if self.kl_beta > 0:
             with torch.no_grad(), self.decoder.reference():
-                reference = self.replay(path, conditioning, rows, column)
+                reference = self.replay(rollout, rows, column, None)
             kl = sde_kl(step.mean, reference.mean, step.std, include_dt=self.kl_includes_dt, dt=dt)
             loss = loss + self.kl_beta * kl
             metrics["kl"] = kl.detach().mean()
         return loss, metrics
 
-    def replay(self, path: Trajectory, conditioning: Conditioning, rows: Tensor, column: int) -> SDEStep:
-        """The trained step `column` again, under the policy as it is now."""
-        index, x = self.window[0] + column, path.before[column, rows]
-        return self.sde_step(x, self.velocity_at(index, x, conditioning), index, prev=path.after[column, rows])
+    def replay(self, rollout: ImageRollout, rows: Tensor, column: int, unguided: Tensor | None) -> SDEStep:
+        """The trained step `column` again, under the policy as it is now; `unguided` [W, N, C, h, w] if still known."""
+        index, path = self.window[0] + column, rollout.trajectory
+        x, known = path.before[column, rows], None if unguided is None else unguided[column, rows]
+        velocity, _ = self.velocity_at(index, x, rollout.conditioning[rows], rollout.unconditional, known)
+        return self.sde_step(x, velocity, index, prev=path.after[column, rows])
 
-    def velocity_at(self, index: int, x: Tensor, conditioning: Conditioning) -> Tensor:
-        """[n, C, h, w] at that step of the sampler. Up to the first stochastic step the pictures of a group that starts
-        from one noise are the same state, whose velocity is computed once; so it is in sampling and in replay."""
+    def velocity_at(
+        self,
+        index: int,
+        x: Tensor,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None,
+        unguided: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """At that step of the sampler: velocity and that of its guidance branch (computed unless given), [n, C, h, w].
+
+        Up to the first stochastic step the pictures of a group that starts from one noise are the same state, whose
+        velocities are computed once; so it is in sampling and in replay.
+        """
         together = self.same_noise and index <= self.window[0] and self.micro_batch % self.group_size == 0
         copies = self.group_size if together else 1
-        sigma = self.decoder.schedule(self.sampling.steps)[index]
-        states, unconditional = x[::copies], self.unconditional(len(x) // copies)
-        velocity = self.guided_velocity(states, sigma, conditioning[::copies], unconditional)
-        return velocity.repeat_interleave(copies, 0) if together else velocity
+        sigma, states = self.decoder.schedule(self.sampling.steps)[index], x[::copies]
+        if unguided is None:
+            null = unconditional if unconditional is None else unconditional.repeat(len(states))
+            unguided = self.unguided_velocity(states, sigma, null)
+        else:
+            unguided = unguided[::copies]
+        velocity = self.guided_velocity(states, sigma, conditioning[::copies], unguided)
+        if together:
+            velocity = velocity.repeat_interleave(copies, 0)
+            unguided = unguided if unguided is None else unguided.repeat_interleave(copies, 0)
+        return velocity, unguided
 
     def sde_step(
         self, x: Tensor, velocity: Tensor, index: int, *, prev: Tensor | None = None, generator=None
