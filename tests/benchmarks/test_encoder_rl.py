@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import encoder_rl
-from benchmarks.encoder_rl import all_tokens_allowed, differences, own_result, plain_result
+from benchmarks.caption_steps import all_tokens_allowed, own_result, plain_result
+from benchmarks.encoder_rl import differences
 from uae_lightning.usage import UsageError
 
 SMALL = ["--pictures", "2", "--group", "2", "--tokens", "5", "--device", "cpu"]
