@@ -15,8 +15,8 @@ from uae_lightning.cli import main
 from uae_lightning.data.prompts import TASKS
 from uae_lightning.evaluation import suites, table
 from uae_lightning.evaluation.gains import compare
-from uae_lightning.pipeline import EvaluationSpec, StageSpec
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
+from uae_lightning.run_spec import EvaluationSpec, StageSpec
 from uae_lightning.stages.common import Sampling
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from stand_ins import write_confs
 
-from uae_lightning import pipeline, run_folder
+from uae_lightning import run_folder, run_spec, run_summary
 from uae_lightning.cli import main
 from uae_lightning.usage import UsageError
 
@@ -93,11 +93,11 @@ def test_gains_are_paired_by_picture():
     # red with `before[measure]` in place of a look-up by key
     before = {"keys": ["a", "b"], "reward": [0.0, 1.0], "reward_name": "r"}
     after = {"keys": ["b", "a"], "reward": [1.25, 0.25], "reward_name": "r"}
-    assert pipeline.paired_gain(before, after, "reward") == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 2}
+    assert run_summary.paired_gain(before, after, "reward") == {"mean": 0.25, "low": 0.25, "high": 0.25, "n": 2}
     with pytest.raises(ValueError, match="pictures differ"):
-        pipeline.paired_gain(before, after | {"keys": ["a", "c"]}, "reward")
+        run_summary.paired_gain(before, after | {"keys": ["a", "c"]}, "reward")
     with pytest.raises(ValueError, match="a run has one"):
-        pipeline.paired_gain(before, after | {"reward_name": "other"}, "reward")
+        run_summary.paired_gain(before, after | {"reward_name": "other"}, "reward")
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_mistakes_in_the_list_of_stages(conf, change, words):
     # red with `required=("name",)` for a stage, or without the look for duplicates
     conf.write_text(yaml.safe_dump(yaml.safe_load(conf.read_text()) | change))
     with pytest.raises((UsageError, FileNotFoundError), match=words):
-        pipeline.read_run(conf)
+        run_spec.read_run(conf)
 
 
 def test_options_reach_fit_in_order_and_as_they_are(tmp_path):
     # red with `str(value)` in place of json.dumps: True and None are no YAML
     options = {"a.b": True, "a.c": None, "a.d": 1e-4, "a.e": "x y", "a.f": [1]}
-    stage = pipeline.StageSpec("s", tmp_path / "s.yaml", options)
-    args = pipeline.fit_args(stage, ["--a.b=false"], tmp_path / "run", {"encoder": tmp_path / "w"})
+    stage = run_spec.StageSpec("s", tmp_path / "s.yaml", options)
+    args = run_spec.fit_args(stage, ["--a.b=false"], tmp_path / "run", {"encoder": tmp_path / "w"})
     assert args[:2] == ["fit", f"--config={tmp_path / 's.yaml'}"]
     assert args[2:8] == ["--a.b=true", "--a.c=null", "--a.d=0.0001", "--a.e=x y", "--a.f=[1]", "--a.b=false"]
     assert args[8:] == [

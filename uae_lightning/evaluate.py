@@ -11,12 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from uae_lightning import run_folder
 from uae_lightning.evaluation.table import SUITES, table
-from uae_lightning.pipeline import EvaluationSpec, StageSpec, fit_args, read_run
 from uae_lightning.provenance import provenance
+from uae_lightning.run_spec import EvaluationSpec, StageSpec, fit_args, is_run, read_run
 from uae_lightning.usage import Parser, UsageError, closest
 
 if TYPE_CHECKING:
@@ -107,14 +105,9 @@ def read_config(config: Path, evaluation: Path | None) -> tuple[StageSpec, Evalu
         FileNotFoundError: a YAML is missing.
         UsageError: it is none, or nothing says what to judge with.
     """
-    for path in filter(None, (config, evaluation)):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: give the YAML of a run or stage, such as conf/demo.yaml")
-    try:
-        content = yaml.safe_load(config.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"{config} is not valid YAML: {error}") from error
-    if isinstance(content, dict) and "stages" in content:
+    if evaluation is not None and not evaluation.is_file():
+        raise FileNotFoundError(f"{evaluation} does not exist: --evaluation is a YAML as conf/scenes/evaluation.yaml")
+    if is_run(config):
         run = read_run(config)
         stage, spec = run.stages[-1], run.evaluation
     else:

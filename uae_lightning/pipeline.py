@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 import shlex
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
-from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.provenance import provenance
+from uae_lightning.run_spec import RunSpec, StageSpec, fit_args, read_run
+from uae_lightning.run_summary import one_line, stage_record, summarise
 from uae_lightning.usage import Parser, UsageError, closest
 
 if TYPE_CHECKING:
@@ -38,27 +35,6 @@ Runs the stages that a YAML lists, one after the other, and writes summary.json 
 
 Any other dotted option, such as --trainer.max_steps 2, is passed to every stage.
 """
-
-
-@dataclass(frozen=True)
-class EvaluationSpec:
-    config: Path
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    name: str
-    config: Path
-    options: dict[str, Any]
-    overlays: tuple[Path, ...] = ()  # YAMLs over `config`, the later one counts; options count more
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    name: str
-    stages: list[StageSpec]
-    evaluation: EvaluationSpec | None = None
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -157,89 +133,6 @@ def selection(spec: RunSpec, start: str | None, only: str | None) -> tuple[int, 
     return first, first + 1 if only else len(names)
 
 
-# ------------------------------------------------------------------------------------------------ the run's YAML
-
-
-def read_run(path: Path) -> RunSpec:
-    """Reads and checks the list of stages.
-
-    Raises:
-        FileNotFoundError: the YAML, or that of a stage, is missing.
-        UsageError: it does not say what it must, or says something unknown.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give --config the YAML of a run, such as conf/demo.yaml")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    check_keys(content, required=("name", "stages"), allowed=("name", "stages", "evaluation"), where=str(path))
-    check_name(content["name"], where=f"name in {path}")
-    if not isinstance(content["stages"], list) or not content["stages"]:
-        raise UsageError(f"stages in {path} must be a list with at least one stage")
-    stages = [read_stage(entry, path, number) for number, entry in enumerate(content["stages"], 1)]
-    names = [stage.name for stage in stages]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two stages in {path} are called {name!r}: each needs a folder of its own")
-    if "evaluation" in names:
-        raise UsageError(f"no stage in {path} can be called 'evaluation': the run keeps its evaluations there")
-    return RunSpec(content["name"], stages, read_evaluation(content.get("evaluation"), path))
-
-
-def read_stage(entry: Any, path: Path, number: int) -> StageSpec:
-    where = f"stage {number} in {path}"
-    check_keys(entry, required=("name", "config"), allowed=("name", "config", "options"), where=where)
-    check_name(entry["name"], where=f"name of {where}")
-    (config, *overlays), options = read_configs(entry, path, where, example="trainer.max_steps: 40")
-    return StageSpec(entry["name"], config, options, tuple(overlays))
-
-
-def read_evaluation(entry: Any, path: Path) -> EvaluationSpec | None:
-    if entry is None:
-        return None
-    where = f"evaluation in {path}"
-    entry = {"config": entry} if isinstance(entry, str) else entry
-    check_keys(entry, required=("config",), allowed=("config", "options"), where=where)
-    configs, options = read_configs(entry, path, where, example="samples: 32")
-    if len(configs) > 1:
-        raise UsageError(f"config of {where} must be one YAML")
-    return EvaluationSpec(configs[0], options)
-
-
-def read_configs(entry: dict[str, Any], path: Path, where: str, *, example: str) -> tuple[list[Path], dict[str, Any]]:
-    """The YAMLs that an entry names, one or a list, and the options on top of them."""
-    names = entry["config"] if isinstance(entry["config"], list) else [entry["config"]]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"config of {where} must be a YAML, or a list of YAMLs")
-    configs = [path.parent / name for name in names]
-    for config in configs:
-        if not config.is_file():
-            raise FileNotFoundError(
-                f"{config} does not exist: it is the config of {where}, looked up next to {path.name}"
-            )
-    options = entry.get("options") or {}
-    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise UsageError(f"options of {where} must map dotted keys to values, such as {example}")
-    return configs, options
-
-
-def check_keys(value: Any, *, required: tuple[str, ...], allowed: tuple[str, ...], where: str) -> None:
-    if not isinstance(value, dict):
-        raise UsageError(f"{where} must have the keys {', '.join(allowed)}")
-    for key in value:
-        if key not in allowed:
-            raise UsageError(f"unknown key {key!r} in {where}{closest(str(key), allowed)}")
-    for key in required:
-        if key not in value:
-            raise UsageError(f"{where} has no {key!r}")
-
-
-def check_name(name: Any, *, where: str) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(f"{where} names a folder: letters, digits, '_', '-' and '.', got {name!r}")
-
-
 # ------------------------------------------------------------------------------------------------ the run's folder
 
 
@@ -301,16 +194,6 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], other
     print(one_line(record), flush=True)
 
 
-def fit_args(stage: StageSpec, overrides: list[str], place: Path, weights: dict[str, Path]) -> list[str]:
-    """`fit` and its options: configs, then the stage's options, then the run's, then what the pipeline decides."""
-    configs = [f"--config={config}" for config in (stage.config, *stage.overlays)]
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in stage.options.items()}
-    options = [f"--{key}={text}" for key, text in texts.items()]
-    handed = [f"--model.init_args.{part}.init_args.path={path}" for part, path in sorted(weights.items())]
-    root = f"--trainer.default_root_dir={place}"
-    return ["fit", *configs, *options, *overrides, root, *handed]
-
-
 def check_stage(stage: StageSpec, overrides: list[str]) -> None:
     from uae_lightning.stage_cli import parse_stage
 
@@ -334,40 +217,6 @@ def seconds_before(place: Path) -> float:
 # ------------------------------------------------------------------------------------------------ results
 
 
-def stage_record(name: str, place: Path, seconds: float, command: str) -> dict[str, Any]:
-    """What a stage changed on the held-out pictures, from its first and last validation."""
-    rows = run_folder.read_rows(place)
-    if len(rows) < 2:
-        raise ValueError(
-            f"{place}/validation.jsonl has {len(rows)} row(s), before and after are needed: "
-            "keep trainer.num_sanity_val_steps at -1 and let trainer.val_check_interval divide trainer.max_steps"
-        )
-    before, after = rows[0], rows[-1]
-    return {
-        "name": name,
-        "reward_before": mean_interval(before["reward"]),
-        "reward_after": mean_interval(after["reward"]),
-        "gain": paired_gain(before, after, "reward"),
-        "caption_tokens_before": mean(before["caption_tokens"]),
-        "caption_tokens_after": mean(after["caption_tokens"]),
-        "seconds": round(seconds, 1),
-        "reward_name": after["reward_name"],
-        "unrewarded": {
-            "name": after["unrewarded_name"],
-            "before": mean_interval(before["unrewarded"]),
-            "after": mean_interval(after["unrewarded"]),
-            "gain": paired_gain(before, after, "unrewarded"),
-        },
-        "step": after["step"],
-        "command": command,
-    }
-
-
-SUMMARY_KEYS = (
-    "name", "reward_before", "reward_after", "gain", "caption_tokens_before", "caption_tokens_after", "seconds",
-)  # fmt: skip
-
-
 def evaluate(folder: Path, spec: RunSpec, moment: str, overrides: list[str], command: str) -> None:
     """Judges the run at its "start" or its "end", unless that was done before with the same settings."""
     from uae_lightning.evaluate import evaluate_into
@@ -387,74 +236,3 @@ def evaluate(folder: Path, spec: RunSpec, moment: str, overrides: list[str], com
     )
     gc.collect()
     print(f"\nEvaluated the {moment} of the run in {time.monotonic() - began:.0f} s: {output}", flush=True)
-
-
-def summarise(folder: Path) -> None:
-    """summary.json and report.html of the stages done so far; the run's gain is last after less first before.
-
-    Where some stage was validated on other pictures than the last, the gain is that of the others, from "since" on.
-    """
-    from uae_lightning.report import write_report
-
-    done = [stage for stage in run_folder.stages_of(folder) if run_folder.is_done(stage)]
-    records = [json.loads((stage / "stage.json").read_text()) for stage in done]
-    compared = run_folder.comparable(done)
-    before, after = run_folder.read_rows(compared[0])[0], run_folder.read_rows(compared[-1])[-1]
-    run = {
-        "gain": paired_gain(before, after, "reward"),
-        "unrewarded": {"name": after["unrewarded_name"], "gain": paired_gain(before, after, "unrewarded")},
-    }
-    if compared != done:
-        run["since"] = compared[0].name
-        others = ", ".join(stage.name for stage in done if stage not in compared)
-        print(
-            f"validated on other pictures than {done[-1].name}: {others}; the gain of the run leaves it out", flush=True
-        )
-    summary = {"stages": [{key: record[key] for key in SUMMARY_KEYS} for record in records], "run": run}
-    if all(run_folder.evaluation(folder, moment).exists() for moment in ("start", "end")):
-        summary["evaluation"] = evaluated_gains(folder)
-    run_folder.write_json(folder / "summary.json", summary)
-    write_report(folder)
-
-
-def evaluated_gains(folder: Path) -> dict[str, Any]:
-    """Figures of `uae evaluate` before and after the run, and the gains of the same pictures and prompts."""
-    from uae_lightning.evaluation.gains import compare
-
-    outputs = [run_folder.evaluation(folder, moment) for moment in ("start", "end")]
-    before, after = (json.loads(output.read_text()) for output in outputs)
-    gains = compare(*(json.loads(run_folder.items_of(output).read_text()) for output in outputs))
-    about = {key: before[key] for key in ("reward", "kin_of_reward", "instruments") if key in before}
-    return {"before": {key: before[key] for key in gains}, "after": {key: after[key] for key in gains}, "gain": gains,
-            **about}  # fmt: skip
-
-
-def paired_gain(before: dict[str, Any], after: dict[str, Any], measure: str) -> dict[str, float | int]:
-    """Mean difference over the same pictures, each with itself.
-
-    Raises:
-        ValueError: the two rows are of different pictures, or of different measures.
-    """
-    if set(before["keys"]) != set(after["keys"]):
-        raise ValueError("held-out pictures differ between validations: every stage needs the same validation set")
-    if before[f"{measure}_name"] != after[f"{measure}_name"]:
-        raise ValueError(
-            f"{measure} is {before[f'{measure}_name']!r} in one stage and {after[f'{measure}_name']!r} in another: "
-            "a run has one"
-        )
-    first = dict(zip(before["keys"], before[measure], strict=True))
-    return mean_interval([value - first[key] for key, value in zip(after["keys"], after[measure], strict=True)])
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def one_line(record: dict[str, Any]) -> str:
-    gain = record["gain"]
-    return (
-        f"{record['name']}: {record['reward_name']} {record['reward_before']['mean']:.4f} -> "
-        f"{record['reward_after']['mean']:.4f}, gain {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}], "
-        f"caption {record['caption_tokens_before']:.1f} -> {record['caption_tokens_after']:.1f} tokens, "
-        f"{record['seconds']:.0f} s"
-    )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from uae_lightning import pipeline
+from uae_lightning import run_spec
 from uae_lightning.planning.stage_plan import plan_stage
 from uae_lightning.stage_cli import parse_stage, quiet
 
@@ -28,8 +28,8 @@ def needed(run: Path) -> dict[str, int]:
     """Bytes that each stage of a run needs, by its name."""
     quiet()
     result = {}
-    for stage in pipeline.read_run(run).stages:
-        settings = parser().parse_args(pipeline.fit_args(stage, [], Path("unused"), {})[1:])
+    for stage in run_spec.read_run(run).stages:
+        settings = parser().parse_args(run_spec.fit_args(stage, [], Path("unused"), {})[1:])
         key = json.dumps([settings.model.as_dict(), settings.data.as_dict(), str(settings.trainer)], default=str)
         if key not in plans():
             cli = SimpleNamespace(config=SimpleNamespace(fit=settings), _parser=lambda _: parser())

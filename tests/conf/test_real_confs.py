@@ -15,9 +15,9 @@ import yaml
 from jsonargparse import Namespace
 from small_models import HIDDEN, TEXT, save_models, save_pictures
 
-from uae_lightning import pipeline
-from uae_lightning.pipeline import StageSpec
+from uae_lightning import run_spec
 from uae_lightning.planning.stage_plan import GB
+from uae_lightning.run_spec import StageSpec
 from uae_lightning.stage_cli import parse_stage, run_stage
 from uae_lightning.stages.common import Stage
 from uae_lightning.study.plan import settings_of
@@ -77,7 +77,7 @@ def stages_of(file: Path) -> list[StageSpec]:
     """Of a run's YAML or of a stage's; none of an overlay, of `uae study` or of `uae evaluate`."""
     keys = yaml.safe_load(file.read_text())
     if "stages" in keys:
-        return pipeline.read_run(file).stages
+        return run_spec.read_run(file).stages
     return [StageSpec(file.stem, file, {})] if "class_path" in keys.get("model", {}) else []
 
 
@@ -88,7 +88,7 @@ def parser():
 
 
 def parsed(stage: StageSpec) -> Namespace:
-    return parser().parse_args(pipeline.fit_args(stage, [], Path("unused"), {})[1:])
+    return parser().parse_args(run_spec.fit_args(stage, [], Path("unused"), {})[1:])
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_later_configs_count_and_options_count_more(tmp_path):
         f"""{{name: run, stages: [{{name: see, options: {{trainer.max_steps: 7}},
         config: [{CONF / "scenes" / "encoder_rl.yaml"}, first.yaml, second.yaml]}}]}}"""
     )
-    [stage] = pipeline.read_run(tmp_path / "run.yaml").stages
+    [stage] = run_spec.read_run(tmp_path / "run.yaml").stages
     for settings in (parsed(stage).as_dict(), settings_of(stage)):
         args = settings["model"]["init_args"]
         assert (args["group_size"], args["micro_batch"], settings["trainer"]["max_steps"]) == (5, 6, 7)
@@ -128,7 +128,7 @@ def test_config_is_a_yaml_or_a_list_of_them(config, tmp_path):
     # red without the check in read_configs
     (tmp_path / "run.yaml").write_text(f"{{name: run, stages: [{{name: see, config: {config}}}]}}")
     with pytest.raises(UsageError, match="config of stage 1.*list of YAMLs"):
-        pipeline.read_run(tmp_path / "run.yaml")
+        run_spec.read_run(tmp_path / "run.yaml")
 
 
 # ------------------------------------------------------------------------------------------------ two steps

@@ -176,7 +176,7 @@ def test_the_stages_account_for_every_picture_they_read(stage: str, place: Path)
 
 
 def test_stage_1_reads_the_cache_and_nothing_else(place: Path):
-    # red without `cached.yaml` in run_yaml, or with `str(value)` for None in pipeline.fit_args
+    # red without `cached.yaml` in run_yaml, or with `str(value)` for None in run_spec.fit_args
     config = yaml.safe_load((place / "runs/mine/decoder_pretrain/config.yaml").read_text())
     assert config["model"]["init_args"]["encoder"] is None and config["data"]["init_args"]["path"] == "cache"
     assert config["data"]["class_path"].endswith("CachedData")
@@ -184,7 +184,7 @@ def test_stage_1_reads_the_cache_and_nothing_else(place: Path):
 
 
 def test_the_gain_of_the_run_is_of_the_stages_that_share_their_pictures(place: Path):
-    # red with `done[0]` in place of `compared[0]` in pipeline.summarise
+    # red with `done[0]` in place of `compared[0]` in run_summary.summarise
     summary = read(place / "runs/mine/summary.json")
     assert [stage["name"] for stage in summary["stages"]] == ["decoder_pretrain", "encoder_rl", "decoder_rl"]
     assert summary["run"]["since"] == "encoder_rl" and summary["run"]["gain"]["n"] == 4

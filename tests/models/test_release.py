@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from uae_lightning.cli import main
-from uae_lightning.models import release
+from uae_lightning.models import release, release_weights
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
-from uae_lightning.models.release import import_release, plain_name, qwen_name
+from uae_lightning.models.release import import_release
+from uae_lightning.models.release_weights import plain_name, qwen_name
 from uae_lightning.models.sd3 import ATTENTION_PROJECTIONS, SD3Decoder
 from uae_lightning.types import Conditioning
 
@@ -216,7 +217,7 @@ def test_adapter_folder_of_peft_as_llm_lora(released, copied, imported, tmp_path
 
 def test_shards_dtype_and_bin_files(released, copied, imported, tmp_path, monkeypatch):
     # red with the index under another name, with `.bin` files left out, or with the update added after the rounding
-    monkeypatch.setattr(release, "SHARD", "500KB")
+    monkeypatch.setattr(release_weights, "SHARD", "500KB")
     state = load_file(copied / "llm" / "model.safetensors")
     torch.save(state, copied / "llm" / "pytorch_model.bin")
     (copied / "llm" / "model.safetensors").unlink()
@@ -378,7 +379,7 @@ def test_a_killed_import_is_cleared_and_a_failed_one_leaves_nothing(released, tm
     def full(*args, **options):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(release, "save_file", full)
+    monkeypatch.setattr(release_weights, "save_file", full)
     with pytest.raises(ValueError, match="other cannot be written: no space"):
         import_release(released[0], tmp_path / "other", lora=False)
     assert [path.name for path in tmp_path.iterdir()] == ["uae"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from uae_lightning import pipeline
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning import run_spec
+from uae_lightning.pipeline import pair_up
+from uae_lightning.usage import Parser
 
 DESCRIPTION = """\
 Prints what each stage of a YAML needs, before anything is loaded: parameters, memory per device, the peak and in which
@@ -48,7 +48,7 @@ def parse(args: list[str]):
     parser.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s the card reaches; default: measured here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for programs")
     options, rest = parser.parse_known_args(args)
-    overrides = pipeline.pair_up(parser, rest)
+    overrides = pair_up(parser, rest)
     if options.config is None:
         parser.error("name the YAML of a run or of a stage with --config")
     for name in ("card", "tflops"):
@@ -64,21 +64,11 @@ def own_card() -> float | None:
 
 def stage_arguments(config: Path, overrides: list[str]) -> dict[str, list[str]]:
     """Name of a stage -> the options of `uae fit` that it is run with, without weights of earlier stages."""
-    if not config.is_file():
-        raise FileNotFoundError(f"{config} does not exist: give --config the YAML of a run or of a stage")
-    if is_run(config):
-        spec = pipeline.read_run(config)
-        return {stage.name: pipeline.fit_args(stage, overrides, Path("unused"), {}) for stage in spec.stages}
-    stage = pipeline.StageSpec(config.stem, config, {})
-    return {stage.name: pipeline.fit_args(stage, overrides, Path("unused"), {})}
-
-
-def is_run(config: Path) -> bool:
-    try:
-        content = yaml.safe_load(config.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"{config} is not valid YAML: {error}") from error
-    return isinstance(content, dict) and "stages" in content
+    if run_spec.is_run(config):
+        spec = run_spec.read_run(config)
+        return {stage.name: run_spec.fit_args(stage, overrides, Path("unused"), {}) for stage in spec.stages}
+    stage = run_spec.StageSpec(config.stem, config, {})
+    return {stage.name: run_spec.fit_args(stage, overrides, Path("unused"), {})}
 
 
 def planned(name: str, arguments: list[str], card: float | None, rate: float) -> dict[str, Any]:

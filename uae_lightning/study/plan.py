@@ -30,7 +30,7 @@ from typing import Any
 
 import yaml
 
-from uae_lightning.pipeline import StageSpec, check_keys, check_name, read_run, read_stage
+from uae_lightning.run_spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
 from uae_lightning.usage import UsageError, closest
 
 START = "start"  # the name of the untrained weights among the arms
@@ -86,12 +86,7 @@ def read_study(path: Path) -> Study:
         FileNotFoundError: the YAML, or one that it names, is missing.
         UsageError: it does not say what it must, or says something unknown.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: --config is the YAML of a study, such as conf/reproduce.yaml")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path, "a study, such as conf/reproduce.yaml")
     required = ("name", "title", "seeds", "evaluation", "arms")
     check_keys(content, required=required, allowed=(*required, "claims", "options"), where=str(path))
     check_name(content["name"], where=f"name in {path}")

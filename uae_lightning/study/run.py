@@ -15,7 +15,8 @@ import yaml
 
 from uae_lightning import run_folder
 from uae_lightning.paths import resolve
-from uae_lightning.pipeline import StageSpec, check_stage
+from uae_lightning.pipeline import check_stage
+from uae_lightning.run_spec import StageSpec
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.study.plan import (
     SECONDS_PER_SAMPLE,
