@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from uae_lightning import run_folder
 from uae_lightning.types import Batch
 
 
@@ -26,6 +28,8 @@ class Throughput(L.Callback):
     * `throughput/images_seen` since the stage began, kept over a resume;
     * `time/VERB`, the share of the time in each verb of `pl_module.timings` (cumulative seconds), where it has that.
 
+    Writes time.json at the end: seconds of the whole stage in `steps`, of these in each verb, and in `validation`.
+
     Args:
         window: batches.
     """
@@ -33,6 +37,7 @@ class Throughput(L.Callback):
     def __init__(self, window: int = 20) -> None:
         self.steps: deque[Step] = deque(maxlen=window)
         self.images_seen = 0
+        self.spent: Counter[str] = Counter()  # seconds
         self.clock = 0.0
         self.timings: dict[str, float] = {}
 
@@ -40,9 +45,13 @@ class Throughput(L.Callback):
         self.timings = dict(getattr(pl_module, "timings", {}))
         self.clock = time.perf_counter()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.timings = dict(getattr(pl_module, "timings", {}))
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clock = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        now, self.timings = time.perf_counter(), dict(getattr(pl_module, "timings", {}))
+        self.spent["validation"] += now - self.clock
+        self.clock = now
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -51,6 +60,7 @@ class Throughput(L.Callback):
         verbs = {verb: seconds - self.timings.get(verb, 0.0) for verb, seconds in timings.items()}
         images = len(batch.images) * trainer.world_size
         self.steps.append(Step(now - self.clock, images, verbs))
+        self.spent.update({"steps": now - self.clock} | verbs)
         self.clock, self.timings, self.images_seen = now, timings, self.images_seen + images
 
         seconds = sum(step.seconds for step in self.steps)
@@ -64,8 +74,13 @@ class Throughput(L.Callback):
             }
         )
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            seconds = {name: round(value, 1) for name, value in self.spent.items()}
+            run_folder.write_json(Path(trainer.default_root_dir) / run_folder.TIME, seconds)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"images_seen": self.images_seen}
+        return {"images_seen": self.images_seen, "spent": dict(self.spent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images_seen = state_dict["images_seen"]
+        self.images_seen, self.spent = state_dict["images_seen"], Counter(state_dict["spent"])

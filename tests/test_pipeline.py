@@ -79,6 +79,15 @@ def check_summary(summary):
     assert set(evaluation["gain"]) == {"unified_bench", "images"} and evaluation["reward"] == "Closeness"
 
 
+def test_a_stage_says_where_its_seconds_went(tmp_path):
+    # red if the verbs are taken off the seconds a second time, or validation is left out of what was counted
+    assert run_summary.in_brackets(run_summary.time_of(tmp_path, 9.0)) == ""
+    spent = {"validation": 20.0, "steps": 60.0, "rollout": 25.0, "update": 30.0}
+    (tmp_path / run_folder.TIME).write_text(json.dumps(spent))
+    said = run_summary.in_brackets(run_summary.time_of(tmp_path, 90.0))
+    assert said == " (steps 60 of which rollout 25, update 30; validation 20; start and end 10)"
+
+
 def test_a_mistake_in_the_evaluation_is_found_before_anything_is_cleared(conf, tmp_path, capsys):
     # red without parse_evaluation in pipeline.main
     (conf.parent / "evaluation.yaml").write_text(EVALUATION_YAML.replace("unified_bench", "unifed_bench"))

@@ -39,7 +39,9 @@ def write_stage(folder, base, done):
     (folder / "gallery" / "captions.json").write_text(json.dumps(captions))
     (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
     if done:
-        (folder / "stage.json").write_text(json.dumps({"seconds": 75.0, "command": "uae fit"}))
+        (folder / "stage.json").write_text(
+            json.dumps({"seconds": 75.0, "command": "uae fit", "time": {"steps": 60, "validation": 9}})
+        )
     with SummaryWriter(folder) as writer:
         for step in range(10):
             writer.add_scalar("train/loss", 1 / (step + 1), step)
@@ -74,7 +76,13 @@ def test_report_shows_stages_curves_and_pictures(run):
     assert page.open == []
     assert page.counts["svg"] == 3 + 2 * 2  # held-out curves; loss and clip fraction of each stage, no time/score
     assert page.counts["img"] == 1 + 8 * 4  # hero; original, start, after each of two stages
-    assert "1 of 3 stages finished" in text and "1 min 15 s" in text and "under way" in text and "seed 7" in text
+    assert (
+        "1 of 3 stages finished" in text
+        and "1 min 15 s" in text
+        and "(steps 60; validation 9)" in text
+        and "under way" in text
+        and "seed 7" in text
+    )
     assert "&lt;demo&gt;" in text and "<demo>" not in text and "10 &amp; more" in text  # red without escape()
     assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text  # self-contained
     for drawing in re.findall(r"<svg.*?</svg>", text):

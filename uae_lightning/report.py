@@ -17,6 +17,7 @@ from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.report_evaluation import evaluation_section
 from uae_lightning.report_pictures import before_after, gallery, gallery_columns, hero_section
 from uae_lightning.report_style import STYLE
+from uae_lightning.run_summary import in_brackets
 
 BLUE, GREEN, ORANGE = "#2563a8", "#2f7d4f", "#b4632a"
 
@@ -163,7 +164,7 @@ def stage_table(stages: list[StageView]) -> str:
             other,
             f"{tokens[0]:.1f} &rarr; {tokens[1]:.1f}",
             str(stage.steps),
-            duration(stage.record["seconds"]) if stage.record else "under way",
+            time_cell(stage.record) if stage.record else "under way",
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f"<th>{name}</th>" for name in heads)
@@ -190,6 +191,10 @@ def span(gain: dict[str, float]) -> str:
 
 def signed_span(gain: dict[str, float]) -> str:
     return f"{signed(gain)} <small>[{gain['low']:+.4f}, {gain['high']:+.4f}]</small>"
+
+
+def time_cell(record: dict[str, Any]) -> str:
+    return duration(record["seconds"]) + f" <small>{escape(in_brackets(record.get('time', {})))}</small>"
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ runs/NAME/
     validation.jsonl          one row per validation: rewards of the same held-out pictures
     checkpoints/last.ckpt     to resume this stage
     clock.json                when it was started, and the seconds spent before that
+    time.json                 on what the seconds were spent (callbacks.Throughput)
     weights/COMPONENT/        what the stage trained, for the next stage
     gallery/                  reconstructions and captions of the same few held-out pictures
     events.out.tfevents...    TensorBoard
@@ -25,9 +26,10 @@ from typing import Any
 
 from uae_lightning.usage import UsageError
 
+TIME = "time.json"
 LEFT_BY_A_STAGE = (
     "stage.json", "config.yaml", "hparams.yaml", "validation.jsonl", "checkpoints", "weights*", "gallery",
-    "events.out.*", "skipped.jsonl",
+    "events.out.*", "skipped.jsonl", TIME,
 )  # fmt: skip
 
 

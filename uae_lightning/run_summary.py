@@ -31,6 +31,7 @@ def stage_record(name: str, place: Path, seconds: float, command: str) -> dict[s
         "caption_tokens_before": mean(before["caption_tokens"]),
         "caption_tokens_after": mean(after["caption_tokens"]),
         "seconds": round(seconds, 1),
+        "time": time_of(place, seconds),
         "reward_name": after["reward_name"],
         "unrewarded": {
             "name": after["unrewarded_name"],
@@ -110,5 +111,27 @@ def one_line(record: dict[str, Any]) -> str:
         f"{record['name']}: {record['reward_name']} {record['reward_before']['mean']:.4f} -> "
         f"{record['reward_after']['mean']:.4f}, gain {gain['mean']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}], "
         f"caption {record['caption_tokens_before']:.1f} -> {record['caption_tokens_after']:.1f} tokens, "
-        f"{record['seconds']:.0f} s"
+        f"{record['seconds']:.0f} s{in_brackets(record['time'])}"
     )
+
+
+def time_of(place: Path, seconds: float) -> dict[str, float]:
+    """Seconds of a stage by what they were spent on, where callbacks.Throughput was there to count them."""
+    file = place / run_folder.TIME
+    if not file.exists():
+        return {}
+    spent = json.loads(file.read_text())
+    counted = spent.get("steps", 0.0) + spent.get("validation", 0.0)
+    return spent | {"start and end": round(max(0.0, seconds - counted), 1)}
+
+
+def in_brackets(time: dict[str, float]) -> str:
+    """' (steps 120: rollout 60, update 40; validation 30, ...)', the verbs of RL stages after the steps they are of."""
+    if not time:
+        return ""
+    whole = ("steps", "validation", "start and end")
+    verbs = ", ".join(f"{name} {seconds:.0f}" for name, seconds in time.items() if name not in whole)
+    parts = {name: f"{name} {time[name]:.0f}" for name in whole if name in time}
+    if verbs and "steps" in parts:
+        parts["steps"] += f" of which {verbs}"
+    return f" ({'; '.join(parts.values())})"

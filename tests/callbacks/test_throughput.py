@@ -1,3 +1,4 @@
+import json
 import time
 from types import SimpleNamespace
 
@@ -33,7 +34,8 @@ def test_rates_over_the_window_without_validation(monkeypatch):
     callback, batch = Throughput(window=2), SimpleNamespace(images=torch.zeros(4, 3, 2, 2))
     callback.on_train_start(trainer, module)
     for seconds in (100.0, 1.0, 3.0):  # the first leaves the window
-        clock.now += 1000.0  # a validation
+        callback.on_validation_start(trainer, module)
+        clock.now += 1000.0
         module.timings = {**module.timings, "score": module.timings.get("score", 0.0) + 5.0}
         callback.on_validation_end(trainer, module)
         clock.now += seconds
@@ -46,15 +48,19 @@ def test_rates_over_the_window_without_validation(monkeypatch):
         "time/score": pytest.approx(0.25),
         "time/update": 0.0,
     }
+    assert callback.spent == {"validation": 3000.0, "steps": 104.0, "score": 26.0, "update": 0.0}
 
 
-def test_in_a_run_images_are_counted_over_a_resume(tmp_path):
-    # Red if "images_seen" is not restored.
-    fit(tmp_path, Throughput(), steps=2)
-    callback = Throughput()
+def test_in_a_run_images_and_seconds_are_counted_over_a_resume(tmp_path):
+    # Red if "images_seen" or "spent" is not restored.
+    first, callback = Throughput(), Throughput()
+    first.spent["steps"] = 1000.0  # as if it had been slow
+    fit(tmp_path, first, steps=2)
     stage = TinyStage()
     stage.timings = {"score": 7.0}
     began = time.perf_counter()
     _, trainer = fit(tmp_path, callback, steps=5, stage=stage, resume=tmp_path / "checkpoints/step=2.ckpt")
     assert callback.images_seen == 20 and trainer.callback_metrics["time/score"] == 0
     assert 0 < trainer.callback_metrics["throughput/seconds_per_step"] < time.perf_counter() - began
+    spent = json.loads((tmp_path / "time.json").read_text())
+    assert spent["steps"] > 1000 and 0 < spent["validation"] + 0.1 < 100
