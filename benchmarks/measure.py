@@ -114,14 +114,18 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> Spread:
 
 def flops(run: Callable[[], object]) -> int:
     """Floating-point operations of matmuls, convolutions and attention; forward and backward."""
+    with flop_counter() as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def flop_counter() -> FlopCounterMode:
     aten = torch.ops.aten
     attention_on_cpu = {  # torch counts that of GPUs only
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     }
-    with FlopCounterMode(display=False, custom_mapping=attention_on_cpu) as counter:
-        run()
-    return counter.get_total_flops()
+    return FlopCounterMode(display=False, custom_mapping=attention_on_cpu)
 
 
 def _attention_flops(query, key, value, *_: Any, out_shape=None, **__: Any) -> int:
@@ -293,8 +297,13 @@ def start(options: argparse.Namespace) -> torch.device:
 def finish(command: str, options: argparse.Namespace, rows: Sequence[Row], **extra: Any) -> None:
     """Print the table; write it, with `extra` results, to `options.json` if that is given."""
     print(table(rows), flush=True)
+    write(command, options, **extra, rows=[asdict(row) for row in rows])
+
+
+def write(command: str, options: argparse.Namespace, **results: Any) -> None:
+    """Results, settings and versions to `options.json`, if that is given."""
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
-        result = provenance(command) | {"settings": settings, **extra, "rows": [asdict(row) for row in rows]}
+        result = provenance(command) | {"settings": settings, **results}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1, default=str) + "\n")

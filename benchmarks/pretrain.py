@@ -13,6 +13,9 @@ Kinder to it than the scripts: one text encoder in place of three, padding maske
 accelerate and no logging. The target is the velocity (`--precondition_outputs 0` of the scripts). A second form of it,
 "cropped", pads to the longest caption of the batch alone: all that is left to be gained over it is in the code.
 
+DecoderPretrain reads pictures and captions as well, or takes what `uae cache` has read of them once and for all. With
+`--compile` both are measured a third time with the decoder's blocks compiled (`compile: true`), which takes minutes.
+
     B pictures   L text positions   D conditioning width   C h w latents
 """
 
@@ -20,12 +23,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.measure import Row, add_options, compare, finish, start  # before torch
+from benchmarks.measure import Row, add_options, compare, finish, start, timed  # before torch
 
 # isort: split
 
@@ -38,13 +43,20 @@ from torch import Tensor, nn
 from benchmarks.own_stage import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
 from benchmarks.plain_flow_grpo import lora_of_peft, padded
 from uae_lightning.algorithms import flow
+from uae_lightning.cache.command import entries
+from uae_lightning.cache.shards import Header, write_shard
+from uae_lightning.cache.writing import Prepared
+from uae_lightning.data.cached import CachedSample, cached_batch
 from uae_lightning.data.scenes_data import scene_batch
+from uae_lightning.data.skipped import Tally
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Batch, Conditioning
 from uae_lightning.usage import Parser, UsageError
 
 CONFIG = Path("conf/scenes/decoder_pretrain.yaml")
 PLAIN, CROPPED, OURS = "diffusers' loop", "diffusers' loop, cropped", "DecoderPretrain"
+CACHED, COMPILED = f"{OURS}, from a cache", f"{OURS}, compiled"
+BOTH = f"{CACHED}, compiled"
 WEIGHTING = "logit_normal"  # of noise levels; every level then counts the same
 
 
@@ -57,6 +69,7 @@ class DiffusersLoop:
     """
 
     def __init__(self, stage: DecoderPretrain, *, text_length: int = 0) -> None:
+        self.stage = stage
         self.encoder, self.projector, self.decoder = stage.encoder, stage.projector, stage.decoder
         self.vae, self.text_length, self.max_grad_norm = stage.decoder.vae, text_length, stage.max_grad_norm
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(stage.decoder.scheduler.config)  # tables of 1000
@@ -123,19 +136,39 @@ def our_step(stage: DecoderPretrain, optimizer: torch.optim.Optimizer, batch: Ba
     optimizer.step()
 
 
-def differences(stage: DecoderPretrain, plain: DiffusersLoop, batch: Batch) -> dict[str, float]:
-    """Relative differences of loss and gradients on the same noise and noise levels."""
+def from_cache(stage: DecoderPretrain, batch: Batch) -> Batch:
+    """The same pictures and captions as `CachedData` reads them from a shard that `uae cache` would write."""
+    pixels = (255 * batch.images).round().byte().cpu()
+    read = zip(batch.keys, batch.captions, pixels, strict=True)
+    pictures = [Prepared(Tally(), key.encode().ljust(32), key, caption, one) for key, caption, one in read]
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Path(folder) / "cache.safetensors"
+        write_shard(shard, entries(stage, pictures, lambda images: images, batch.images.device), Header({}, ""))
+        cached = cached_batch([CachedSample(shard, row) for row in range(len(pictures))])
+    cached.images, cached.latents = cached.images.to(batch.images.device), cached.latents.to(batch.images.device)
+    cached.embedded = tuple(one.to(batch.images.device) for one in cached.embedded)
+    return cached
+
+
+def differences(stage: DecoderPretrain, plain: DiffusersLoop, batch: Batch, taken: Batch) -> dict[str, float]:
+    """Relative differences of loss and gradients on the same noise and noise levels.
+
+    Args:
+        stage: of the same weights as the plain loop's.
+        batch: what the plain loop reads.
+        taken: what the stage takes instead; the same pictures and captions.
+    """
     without_trainer(stage)
     latents = plain.encode_pictures(batch.images)
     timesteps, generator = plain.draw(latents), stage.generator(0)
     torch.rand(len(latents), generator=generator)  # the stage draws whom to train without a caption
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    with gradients_kept(stage) as theirs:
+    with gradients_kept(plain.stage) as theirs:
         expected = plain.loss(latents, plain.encode_captions(batch.captions), noise, timesteps)
         expected.backward()
     sigmas = plain.sigmas(timesteps, latents).flatten()
     with gradients_kept(stage) as ours, mock.patch.object(flow, "sample_sigma", lambda *_, **__: sigmas):
-        loss = stage.training_step(batch, 0)
+        loss = stage.training_step(taken, 0)
         loss.backward()
     scale = max(gradient.abs().max() for gradient in theirs)
     return {
@@ -147,41 +180,93 @@ def differences(stage: DecoderPretrain, plain: DiffusersLoop, batch: Batch) -> d
 # ---------------------------------------------------------------------------------------------------------- timing
 
 
-def contest(
-    train: str, options: argparse.Namespace, device: torch.device
-) -> tuple[dict[str, dict[str, float]], list[Row]]:
-    """(equality, rows) of both loops where `train` of the decoder is trained."""
-    dtype = [f"--model.init_args.{part}.init_args.dtype={options.dtype}" for part in ("encoder", "decoder")]
-    stage = build_stage(options.config, f"--model.init_args.decoder.init_args.train={train}", *dtype).to(device)
-    stage.condition_dropout = 0.0  # the scripts have none
-    if train == "lora":
-        disturb(stage, 0.01)
-    batch = scene_batch("train", 0, list(range(options.pictures)), max_objects=3, prompt_share=options.prompt_share)
-    batch.images, batch.weights = batch.images.to(device), None
-    loops = {PLAIN: DiffusersLoop(stage, text_length=options.text_length), CROPPED: DiffusersLoop(stage)}
-    equality = {name: differences(stage, loop, batch) for name, loop in loops.items()}
-    for name, found in equality.items():
-        check_equal(f"{name}, train: {train}", found, options.dtype)
-    steps: dict[str, Callable] = {name: functools.partial(loop.step, batch) for name, loop in loops.items()}
-    steps[OURS] = functools.partial(our_step, stage, stage.configure_optimizers(), batch)
-    rows = compare(
-        f"step, {'LoRA' if train == 'lora' else 'all weights'}",
-        steps,
-        baseline=PLAIN,
-        modules={name: counted_modules(stage) for name in steps},
-        options=options,
-        device=device,
-    )
-    return equality, rows
+class Contest:
+    """All loops on one batch where `train` of the decoder is trained."""
+
+    def __init__(self, train: str, options: argparse.Namespace, device: torch.device) -> None:
+        self.train, self.options, self.device = train, options, device
+        self.stage = self.build()
+        share = options.prompt_share
+        self.batch = scene_batch("train", 0, list(range(options.pictures)), max_objects=3, prompt_share=share)
+        self.batch.images, self.batch.weights = self.batch.images.to(device), None
+        plain = DiffusersLoop(self.stage, text_length=options.text_length)
+        self.loops = {PLAIN: plain, CROPPED: DiffusersLoop(self.stage)}
+        self.ours = {OURS: (self.stage, self.batch), CACHED: (self.stage, from_cache(self.stage, self.batch))}
+        self.equality: dict[str, dict[str, float]] = {}
+
+    def build(self, *overrides: str) -> DecoderPretrain:
+        decoder = "--model.init_args.decoder.init_args"
+        dtypes = [f"--model.init_args.{part}.init_args.dtype={self.options.dtype}" for part in ("encoder", "decoder")]
+        stage = build_stage(self.options.config, f"{decoder}.train={self.train}", *dtypes, *overrides).to(self.device)
+        stage.condition_dropout = 0.0  # the scripts have none
+        if self.train == "lora":
+            disturb(stage, 0.01)
+        without_trainer(stage)
+        return stage
+
+    def check(self) -> None:
+        """Raises ValueError where two loops learn different things."""
+        pairs = {name: (loop, self.stage, self.batch) for name, loop in self.loops.items()}
+        pairs |= {name: (self.loops[PLAIN], *ours) for name, ours in self.ours.items() if name != OURS}
+        for name, (loop, stage, taken) in pairs.items():
+            other = OURS if name in self.loops else PLAIN
+            self.equality[name] = differences(stage, loop, self.batch, taken)
+            check_equal(f"{name} and {other}, train: {self.train}", self.equality[name], self.options.dtype)
+
+    def add_compiled(self) -> float:
+        """Compile and take the alternatives up; busy seconds of the first step."""
+        torch.compiler.reset()  # else what was compiled before counts, and after eight graphs torch compiles no more
+        stage = self.build("--model.init_args.decoder.init_args.compile=true")
+        stage.load_state_dict(self.stage.state_dict())  # adapters start at random
+        self.ours |= {COMPILED: (stage, self.batch), BOTH: (stage, self.ours[CACHED][1])}
+        with tempfile.TemporaryDirectory() as folder:  # torch keeps what it compiles: the first run of all is measured
+            with mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=folder):
+                first = timed(lambda: stage.training_step(self.batch, 0).backward(), self.device).busy
+        stage.zero_grad()
+        return first
+
+    def rows(self) -> list[Row]:
+        steps: dict[str, Callable] = {
+            name: functools.partial(loop.step, self.batch) for name, loop in self.loops.items()
+        }
+        optimizers = {id(stage): stage.configure_optimizers() for stage, _ in self.ours.values()}
+        for name, (stage, taken) in self.ours.items():
+            steps[name] = functools.partial(our_step, stage, optimizers[id(stage)], taken)
+        stages = {name: self.ours.get(name, (self.stage,))[0] for name in steps}
+        return compare(
+            f"step, {'LoRA' if self.train == 'lora' else 'all weights'}",
+            steps,
+            baseline=PLAIN,
+            modules={name: counted_modules(stage) for name, stage in stages.items()},
+            options=self.options,
+            device=self.device,
+        )
+
+
+def pays_back(first: float, rows: list[Row]) -> str:
+    """After how many steps the time of compiling has come back."""
+    busy = {row.name: row.busy.median for row in rows}
+    lines = [f"{rows[0].part}: the first compiled step took {first:.1f} busy seconds"]
+    for name, compiled in ((OURS, COMPILED), (CACHED, BOTH)):
+        gain = busy[name] - busy[compiled]
+        steps = f"after {(first - busy[name]) / gain:,.0f} steps" if gain > 0 else "never"
+        lines.append(f"  {compiled}: {1e3 * gain:.0f} ms less a step, which pays it back {steps}")
+    return "\n".join(lines)
 
 
 def main(args: list[str]) -> None:
     options = parse(args)
-    device, equality, rows = start(options), {}, []
+    device, rows, results = start(options), [], {"equality": {}, "first compiled step": {}}
     for train in options.train:
-        equality[train], found = contest(train, options, device)
-        rows += found
-    finish(" ".join(["python -m benchmarks.pretrain", *args]), options, rows, equality=equality)
+        contest = Contest(train, options, device)
+        first = contest.add_compiled() if options.compile else None
+        contest.check()
+        rows += (found := contest.rows())
+        results["equality"][train] = contest.equality
+        if first is not None:
+            results["first compiled step"][train] = first
+            print(pays_back(first, found), flush=True)
+    finish(" ".join(["python -m benchmarks.pretrain", *args]), options, rows, **results)
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -193,6 +278,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--text-length", type=int, default=77, help="the diffusers loop pads text to it (default: %(default)s)"
     )
+    parser.add_argument("--compile", action="store_true", help="compile the decoder too, which takes minutes")
     add_options(parser)
     return parser.parse(args)
 

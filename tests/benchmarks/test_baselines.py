@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import decoder_rl, own_stage, plain_flow_grpo, pretrain
+from benchmarks.measure import Spread, forwards
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.common import Captioning
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
@@ -84,8 +86,40 @@ def test_the_loop_of_diffusers_does_the_same_as_decoder_pretrain(make_stage, bat
     # red if the target is `latents - noise`, `levels` is not divided by 1000, or `sigmas` takes the next place
     stage = make_stage(DecoderPretrain, trained, condition_dropout=0.0)
     own_stage.disturb(stage, 0.05)
-    found = pretrain.differences(stage, pretrain.DiffusersLoop(stage, text_length=text_length), batch)
-    assert max(found.values()) < CLOSE, found
+    plain = pretrain.DiffusersLoop(stage, text_length=text_length)
+    for taken in (batch, pretrain.from_cache(stage, batch)):
+        found = pretrain.differences(stage, plain, batch, taken)
+        assert max(found.values()) < CLOSE, found
+
+
+def test_from_a_cache_nothing_is_read_anew(make_stage, batch):
+    # red if `from_cache` keeps the pictures, or leaves `embedded` or `latents` out
+    stage = make_stage(DecoderPretrain, SMALL, condition_dropout=0.0)
+    own_stage.without_trainer(stage)
+    taken = pretrain.from_cache(stage, batch)
+    assert taken.images.numel() == 0 and taken.captions == batch.captions and taken.keys == batch.keys
+    calls = forwards(lambda: stage.training_step(taken, 0), own_stage.counted_modules(stage))
+    assert calls == {"decoder": 1, "encoder": 0}
+
+
+def test_a_stage_of_other_weights_is_told_apart(make_stage, batch):
+    # red if `differences` takes the gradients of the plain loop from the stage that it is compared with
+    stage, other = (make_stage(DecoderPretrain, {"train": "all"}, condition_dropout=0.0) for _ in range(2))
+    plain = pretrain.DiffusersLoop(stage)
+    assert max(pretrain.differences(other, plain, batch, batch).values()) < CLOSE
+    own_stage.disturb(other, 0.05)
+    assert min(pretrain.differences(other, plain, batch, batch).values()) > CLOSE
+
+
+def test_compiling_pays_back_after_its_seconds_over_what_a_step_saves():
+    # red if the gain is upside down, or a compiled step that saves nothing is said to pay
+    def row(name: str, busy: float) -> argparse.Namespace:
+        return argparse.Namespace(part="step", name=name, busy=Spread(busy, busy, busy))
+
+    rows = [row(pretrain.OURS, 2.0), row(pretrain.COMPILED, 1.5), row(pretrain.CACHED, 1.0), row(pretrain.BOTH, 1.0)]
+    first, uncached, cached = pretrain.pays_back(12.0, rows).splitlines()
+    assert "12.0 busy seconds" in first
+    assert uncached.endswith("500 ms less a step, which pays it back after 20 steps") and cached.endswith("never")
 
 
 def test_both_loops_step(make_stage, batch):

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
+from torch._dynamo.utils import counters
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from uae_lightning.models.adapters import LoRA
@@ -210,6 +211,18 @@ def test_compiled_sampling_equals_compiled_replay(make_decoder, monkeypatch):
     assert replayed.requires_grad and torch.equal(sampled, replayed)
     assert all(block._compiled_call_impl is not None for block in decoder.blocks())
     torch.testing.assert_close(sampled, make_decoder().velocity(x, sigma, conditioning), atol=1e-5, rtol=1e-4)
+
+
+def test_compiled_blocks_with_adapters_share_their_graphs(monkeypatch):
+    # red with `one_product=True` in SD3Decoder: each of the 6 blocks gets a graph of its own
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
+    torch.compiler.reset()
+    counters.clear()
+    decoder = SD3Decoder("shipped:scenes/decoder", train="lora", resolution=64, compile=True)
+    conditioning = Conditioning(torch.ones(2, 6, decoder.conditioning_size), torch.ones(2, 6, dtype=torch.bool))
+    decoder.velocity(torch.randn(2, *decoder.latent_shape), torch.full((2,), 0.5), conditioning)
+    assert len(decoder.blocks()) == 6 and 0 < counters["stats"]["unique_graphs"] <= 3  # the first and last differ
 
 
 def test_other_attention_backends_go_through_diffusers(make_decoder):

@@ -41,15 +41,19 @@ class LoRA:
         )
 
 
-def add_lora(model: nn.Module, lora: LoRA, default_targets: str | list[str]) -> None:
+def add_lora(model: nn.Module, lora: LoRA, default_targets: str | list[str], *, one_product: bool = True) -> None:
     """Freeze `model` and inject trainable fp32 adapters in place.
+
+    Args:
+        one_product: compute as `lora_product` does where that is sound; not in blocks that are to share compiled code.
 
     Raises:
         ValueError: no module matches `targets`.
     """
     model.requires_grad_(False)
     inject_adapter_in_model(lora.config(default_targets), model)
-    use_one_product(model)
+    if one_product:
+        use_one_product(model)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

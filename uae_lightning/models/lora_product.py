@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 
 def use_one_product(model: nn.Module) -> None:
-    """Makes the LoRA layers of `model` compute in one product where they can, in place."""
+    """Makes the LoRA layers of `model` compute in one product where they can, in place.
+
+    Each then has a `forward` of its own, which torch.compile takes for another program: blocks would share no graph.
+    """
     for layer in model.modules():
         if isinstance(layer, LoRALinear):
             layer.forward = OneProduct(layer)

@@ -83,11 +83,11 @@ class SD3Decoder(Decoder):
         use_masked_attention(self.transformer, attention, masked=mask_padding)
         quantize_linears(self.transformer, self.blocks(), quantization)
         if train == "lora":
-            add_lora(self.transformer, lora or LoRA(), ATTENTION_PROJECTIONS)
+            add_lora(self.transformer, lora or LoRA(), ATTENTION_PROJECTIONS, one_product=not compile)
         if checkpoint_activations:
             checkpoint_blocks(self.blocks())
         if compile:
-            for block in self.blocks():  # one block's graph serves all; a whole transformer takes minutes
+            for block in self.blocks():  # graphs serve all blocks that are alike; a whole transformer takes minutes
                 block.compile()
         self.vae = _load_vae(folder, to_dtype(dtype)).requires_grad_(False)
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
