@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from uae_lightning.data.scenes import _glyph_file
-from uae_lightning.rewards.efficientnet_lite import STAGES, EfficientNetLite0, SameConv2d
+from uae_lightning.rewards.efficientnet_lite import STAGES, EfficientNetLite0, SameConv2d, fuse_norms
 
 # What ImageNet may call a cartoon of it: analog clock; umbrella; cup, coffee mug; yawl.
 IMAGENET = {"clock": {409}, "umbrella": {879}, "cup": {968, 504}, "boat": {914}}
@@ -45,3 +45,22 @@ def test_same_padding_puts_the_odd_pixel_last(length, kernel, stride, pad):
     expected = F.conv2d(F.pad(x, (*pad, *pad)), conv.weight, stride=stride)
     torch.testing.assert_close(conv(x), expected)
     assert expected.shape[-1] == -(-length // stride)
+
+
+def test_fused_norms_change_nothing():
+    # Red if a pair of `fuse_norms` names another norm.
+    torch.manual_seed(0)
+    network, pictures = EfficientNetLite0().eval(), torch.rand(2, 3, 64, 64)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, 0.5, 2.0)
+            torch.nn.init.uniform_(module.bias, 0.5, 2.0)
+    with torch.no_grad():
+        before = network.feature_maps(pictures)
+        fuse_norms(network)
+        after = network.feature_maps(pictures)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+        assert one.std() > 0.01

