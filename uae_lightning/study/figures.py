@@ -14,7 +14,7 @@ from uae_lightning import run_folder
 from uae_lightning.charts import Band, Frame, Line, line_chart, ticks
 from uae_lightning.report_pictures import Column, column_at, pictures_of
 
-COLORS = ("#2563a8", "#b4632a", "#2f7d4f", "#8a3fa0", "#b23b30", "#5f6770", "#0f8b8d", "#c29a17")
+COLORS = ("#2563a8", "#b4632a", "#2f7d4f", "#8a3fa0", "#b23b30", "#5f6770", "#0f8b8d", "#c29a17", "#7a5c3e")
 STYLE = """
 svg { font-family: "Source Sans 3", "Segoe UI", system-ui, sans-serif; background: #fff; }
 .grid { stroke: #e3e0d8; } .axis { stroke: #b9b4a8; } .tick { font-size: 11.5px; fill: #5f6770; }
