@@ -16,14 +16,13 @@ import itertools
 import json
 import multiprocessing
 import statistics
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Row, add_options, compare, finish, interleaved, ratios, start  # before torch
+from benchmarks.measure import Row, add_options, compare, finish, interleaved, ratios, run_main, start  # before torch
 
 # isort: split
 
@@ -43,7 +42,7 @@ from uae_lightning.data.scenes_data import scene_batch
 from uae_lightning.data.streams import StreamedData
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Batch
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning.usage import Parser
 
 CONFIG = Path("conf/scenes/decoder_pretrain.yaml")
 PARTS = ("loader", "step", "memory")
@@ -346,7 +345,4 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -29,13 +29,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.measure import start, timed  # before torch
+from benchmarks.measure import run_main, start, timed  # before torch
 
 # isort: split
 
@@ -276,7 +275,4 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

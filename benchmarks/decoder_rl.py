@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks.measure import Lap, Row, add_options, compare, finish, start, table, timed  # before torch
+from benchmarks.measure import Lap, Row, add_options, compare, finish, run_main, start, table, timed  # before torch
 
 # isort: split
 
@@ -37,7 +37,7 @@ from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout
 from uae_lightning.types import Batch, RewardInput
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning.usage import Parser
 
 CONFIG = Path("conf/scenes/decoder_rl.yaml")
 PLAIN, OURS = "plain loop", "DecoderRL"
@@ -286,7 +286,4 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -15,7 +15,6 @@ pictures); for this comparison alone the encoder does so too.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.paths import resolve
 from uae_lightning.types import Captions
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning.usage import Parser
 
 PRESETS = {
     "demo": {"model": "shipped:scenes/encoder", "pictures": 6, "tokens": 40, "side": 64},
@@ -210,7 +209,4 @@ def main(args: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    measure.run_main(main)

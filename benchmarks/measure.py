@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -307,3 +308,11 @@ def write(command: str, options: argparse.Namespace, **results: Any) -> None:
         result = provenance(command) | {"settings": settings, **results}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(result, indent=1, default=str) + "\n")
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """`main` with the words of the command line; what its user can mend ends it with one line."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError) as error:  # a UsageError is a ValueError
+        sys.exit(f"error: {error}")

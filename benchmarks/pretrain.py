@@ -24,13 +24,12 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.measure import Row, add_options, compare, finish, start, timed  # before torch
+from benchmarks.measure import Row, add_options, compare, finish, run_main, start, timed  # before torch
 
 # isort: split
 
@@ -51,7 +50,7 @@ from uae_lightning.data.scenes_data import scene_batch
 from uae_lightning.data.skipped import Tally
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Batch, Conditioning
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning.usage import Parser
 
 CONFIG = Path("conf/scenes/decoder_pretrain.yaml")
 PLAIN, CROPPED, OURS = "diffusers' loop", "diffusers' loop, cropped", "DecoderPretrain"
@@ -284,7 +283,4 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -13,14 +13,22 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Matmul, add_options, flop_counter, interleaved, start, timed, write  # before torch
+from benchmarks.measure import (  # before torch
+    Matmul,
+    add_options,
+    flop_counter,
+    interleaved,
+    run_main,
+    start,
+    timed,
+    write,
+)
 
 # isort: split
 
@@ -36,7 +44,7 @@ from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.memory import keep_freed_memory
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.types import Batch
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning.usage import Parser
 
 STAGES = ("decoder_pretrain", "encoder_rl", "decoder_rl")
 MATMUL, OTHER, OPTIMIZER, PYTHON = "matrix products", "element-wise, reductions", "optimizer", "Python, dispatch"
@@ -236,7 +244,4 @@ def parse(args: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UsageError, FileNotFoundError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_main(main)

@@ -83,4 +83,5 @@ class Throughput(L.Callback):
         return {"images_seen": self.images_seen, "spent": dict(self.spent)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images_seen, self.spent = state_dict["images_seen"], Counter(state_dict["spent"])
+        self.images_seen = state_dict["images_seen"]
+        self.spent = Counter(state_dict.get("spent", {}))  # older checkpoints have none

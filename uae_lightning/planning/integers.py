@@ -60,7 +60,10 @@ class KnownIntegers(TorchDispatchMode):
         twins = self._on_twins(func, args, kwargs)
         if func in RESIZING:
             if twins is None:
-                raise NotImplementedError(f"{func} needs values that a plan does not have")
+                raise ValueError(
+                    f"a plan cannot follow {func}: the size of its result depends on values, which a plan has "
+                    "not; let the part take that size from shapes, or leave the stage out of the YAML that is planned"
+                )
             return tree_map(self._fake_of, twins)
         return _remember(func(*args, **kwargs), twins)
 
