@@ -10,12 +10,13 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from uae_lightning.checkpoint_io import replacing
 from uae_lightning.evaluation.image_health import compared
 from uae_lightning.interfaces import Reward
-from uae_lightning.parallel.collectives import gathered, ranks
+from uae_lightning.parallel.collectives import RaisedTogether, gathered, mean_over_ranks, ranks
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
 
@@ -34,10 +35,20 @@ class RewardCallback(L.Callback):
         reward: what the run maximises.
         unrewarded: what it does not: a second opinion on validation pictures.
         micro_batch: pictures scored at a time.
+        skip_bad_rewards: a NaN or infinite reward in training passes its group over (it has no advantage; the KL, where
+            there is one, still holds), is warned of and counted in `policy/skipped_groups`; False ends the run with a
+            checkpoint of the last whole batch. In validation it always ends the run: pictures are compared one by one.
     """
 
-    def __init__(self, reward: Reward, unrewarded: Reward | None = None, micro_batch: int = 64) -> None:
+    def __init__(
+        self,
+        reward: Reward,
+        unrewarded: Reward | None = None,
+        micro_batch: int = 64,
+        skip_bad_rewards: bool = False,
+    ) -> None:
         self.reward, self.unrewarded, self.micro_batch = reward, unrewarded, micro_batch
+        self.skip_bad_rewards = skip_bad_rewards
         self.last: RewardOutput | None = None  # of the training step under way
         self.image_ratios: dict[str, Tensor] = {}
         self.records: list[dict[str, Any]] = []  # one per validation batch
@@ -56,24 +67,30 @@ class RewardCallback(L.Callback):
         """The reward of N reconstructions, for a stage's training step; it is logged when the step ends.
 
         Raises:
-            ValueError: originals, reconstructions, captions or the reward's values differ in number or size.
-            FloatingPointError: a value is NaN or infinite.
+            ValueError: originals, reconstructions or captions differ in number or size, or what the reward gives is
+                not a `RewardOutput` of a value per picture.
+            RaisedTogether: a value is NaN or infinite, on any rank, and `skip_bad_rewards` is False.
         """
-        self.last = evaluate(self.reward, inputs, self.micro_batch)
-        self.image_ratios = compared(inputs.originals, inputs.reconstructions)
-        return self.last
+        scores = evaluate(self.reward, inputs, self.micro_batch)
+        if bad := not_finite(self.reward, scores):
+            if not self.skip_bad_rewards:
+                raise RaisedTogether(bad + REMEDY)
+            rank_zero_warn(f"{bad}; their groups are skipped")
+        self.last = scores
+        self.image_ratios = compared(inputs.originals, inputs.reconstructions, lambda v: mean_over_ranks(v.mean()))
+        return scores
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         if self.last is None:
             return
-        total, parts = self.last.total, self.last.parts
-        values = {"train/reward_std": gathered(total).std(unbiased=False)}
-        values |= {f"train/reward/{name}": part.mean() for name, part in parts.items()}
+        total = finite(gathered(self.last.total))  # of all ranks: what is logged here is the same on each
+        values = {"train/reward_std": total.std(unbiased=False)}
+        values |= {f"train/reward/{name}": finite(gathered(part)).mean() for name, part in self.last.parts.items()}
         values |= {f"train/image/{name}": ratio for name, ratio in self.image_ratios.items()}
-        pl_module.log("train/reward", total.mean(), prog_bar=True, sync_dist=True)
-        pl_module.log_dict(values, sync_dist=True)
+        pl_module.log("train/reward", total.mean(), prog_bar=True)
+        pl_module.log_dict(values)
         self.last = None
 
     # ------------------------------------------------------------------------------------------------ validation
@@ -100,12 +117,18 @@ class RewardCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rewarded = evaluate(self.reward, outputs.inputs, self.micro_batch)
+        rewarded = self._judged(self.reward, outputs.inputs)
         record = {"keys": outputs.keys, "reward": rewarded.total.tolist(), "parts": _lists(rewarded.parts)}
         if self.unrewarded is not None:
-            other = evaluate(self.unrewarded, outputs.inputs, self.micro_batch)
+            other = self._judged(self.unrewarded, outputs.inputs)
             record |= {"unrewarded": other.total.tolist(), "unrewarded_parts": _lists(other.parts)}
         self.records.append(record | {"caption_tokens": outputs.caption_tokens.tolist()})
+
+    def _judged(self, reward: Reward, inputs: RewardInput) -> RewardOutput:
+        output = evaluate(reward, inputs, self.micro_batch)
+        if bad := not_finite(reward, output):
+            raise RaisedTogether(f"in validation, {bad}{REMEDY}")
+        return output
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         row = _once(_joined(_gathered(self.records)))
@@ -129,7 +152,7 @@ class RewardCallback(L.Callback):
 
 @torch.no_grad()
 def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOutput:
-    """`reward` of N pictures, `micro_batch` at a time, checked; raises as `RewardCallback.score` says."""
+    """`reward` of N pictures, `micro_batch` at a time; raises ValueError as `RewardCallback.score` says."""
     originals, reconstructions, captions = inputs.originals, inputs.reconstructions, inputs.captions
     if originals.shape != reconstructions.shape or len(captions) != len(originals):
         raise ValueError(
@@ -140,23 +163,51 @@ def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOut
     outputs = []
     for start in range(0, len(captions), micro_batch):
         rows = slice(start, start + micro_batch)
-        outputs.append(reward(RewardInput(originals[rows], reconstructions[rows], captions[rows])))
+        output = reward(RewardInput(originals[rows], reconstructions[rows], captions[rows]))
+        if wrong := fault(output, len(captions[rows])):
+            raise ValueError(
+                f"{type(reward).__name__} {wrong}; a reward's forward returns RewardOutput(total, parts) of "
+                "uae_lightning.types, where total and each of the named parts are tensors [N] of a number per picture"
+            )
+        outputs.append(output)
     total = torch.cat([output.total for output in outputs]).float()
     parts = {name: torch.cat([output.parts[name] for output in outputs]).float() for name in outputs[0].parts}
-    for name, values in {"total": total, **parts}.items():
-        _check(type(reward).__name__, name, values, len(captions))
     return RewardOutput(total, parts)
 
 
-def _check(reward: str, part: str, values: Tensor, size: int) -> None:
-    if values.shape != (size,):
-        raise ValueError(f"{reward} must give one value per picture: {part!r} has {tuple(values.shape)} for {size}")
-    if bad := int((~values.isfinite()).sum()):
-        raise FloatingPointError(
-            f"{reward}: {part!r} is NaN or infinite for {bad} of {size} pictures; training on it ruins the weights. "
-            "Look at the pictures (gallery/): if they are broken, lower the learning rate or max_grad_norm and resume "
-            "from the last checkpoint; if they are fine, the reward's own precision is too low (use float32)"
-        )
+def fault(output: Any, size: int) -> str:
+    """What is wrong with a reward's output for that many pictures; "" where nothing is."""
+    if not isinstance(output, RewardOutput):
+        return f"returned {type(output).__name__}"
+    parts = output.parts if isinstance(output.parts, dict) else {}
+    for name, values in {"total": output.total, **parts}.items():
+        if not isinstance(values, Tensor):
+            return f"gave {type(values).__name__} as {name!r}"
+        if values.shape != (size,):
+            return f"must give one value per picture: {name!r} has shape {tuple(values.shape)} for {size}"
+    return "" if parts else "named no parts (a reward that has none is one, itself)"
+
+
+REMEDY = (
+    "; training on it ruins the weights. Look at the pictures (gallery/): if they are broken, lower the learning rate "
+    "or max_grad_norm; if they are fine, the reward's own precision is too low (use float32), or their groups can be "
+    "passed over: skip_bad_rewards: true in the init_args of callbacks.RewardCallback"
+)
+
+
+def not_finite(reward: Reward, output: RewardOutput) -> str:
+    """Which value is NaN or infinite, and for how many of all ranks' pictures; "" where none is."""
+    values = torch.stack([output.total, *output.parts.values()])  # [1 + parts, N]
+    bad = (~values.isfinite()).sum(1)
+    *counts, size = gathered(torch.cat([bad, bad.new_tensor([len(output.total)])])[None]).sum(0)
+    for name, count in zip(["total", *output.parts], counts, strict=True):
+        if int(count):
+            return f"{type(reward).__name__}: {name!r} is NaN or infinite for {int(count)} of {int(size)} pictures"
+    return ""
+
+
+def finite(values: Tensor) -> Tensor:
+    return values[values.isfinite()]
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO make
     "checkpoint.enable_version_counter": False,
     "checkpoint.every_n_train_steps": 20,
 }
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are Lightning's other names
 DESCRIPTIONS = {
     "fit": "Train one stage. Options are dotted keys of the YAML: --trainer.max_steps 20, "
     "--model.init_args.group_size 8; --print_config shows the outcome.",
@@ -107,6 +108,7 @@ class StageCLI(LightningCLI):
         """Nothing: Lightning would let hyperparameters in a checkpoint replace the YAML's (Lightning #21116)."""
 
     def before_instantiate_classes(self) -> None:
+        check_precision(self.config[self.subcommand].trainer)
         if self.subcommand == "fit":
             config = self.config.fit
             check_ends(config.trainer)
@@ -145,6 +147,7 @@ class ParsedStage(StageCLI):
     def _set_seed(self) -> None: ...
 
     def before_instantiate_classes(self) -> None:
+        check_precision(self.config[self.subcommand].trainer)
         if self.subcommand == "fit":
             check_ends(self.config.fit.trainer)
 
@@ -156,6 +159,17 @@ class ParsedStage(StageCLI):
 def check_ends(trainer: Namespace) -> None:
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None:
         raise UsageError("training would never end: set trainer.max_steps")
+
+
+def check_precision(trainer: Namespace) -> None:
+    if str(trainer.precision or PRECISIONS[0]) not in PRECISIONS:
+        raise UsageError(
+            f"trainer.precision {trainer.precision} would hold in that type what is trained as well, where small steps "
+            f"are rounded away, and what must stay float32: choose one of {', '.join(PRECISIONS)}; weights that are "
+            "frozen are halved by `dtype: bfloat16` in the init_args of encoder and decoder"
+        )
+    if trainer.strategy == "fsdp" and str(trainer.precision).startswith("16"):
+        raise UsageError("fsdp has no loss scale for float16: choose trainer.precision bf16-mixed, or strategy ddp")
 
 
 def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> StageCLI:

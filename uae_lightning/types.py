@@ -29,6 +29,7 @@ class Captions:
     tokens: Tensor  # [N, T] the sampled tokens, end-of-text included, right-padded
     mask: Tensor  # [N, T] bool, True at sampled tokens
     logp: Tensor | None = None  # [N, T] with which each token was sampled; None where nobody knows
+    cut: Tensor | None = None  # [N] bool, the limit on tokens ended it and no end-of-text; None where nobody knows
 
     @property
     def lengths(self) -> Tensor:

@@ -25,6 +25,7 @@ Both samplers are one idea, an Euler step that takes some of the believed noise 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +57,7 @@ def sde_step(
     noise_level: float,
     *,
     prev: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
     kind: SDEKind = "flow_sde",
     log_prob_reduction: Reduction = "mean",
     log_prob_form: LogProbForm = "normal",
@@ -68,8 +69,8 @@ def sde_step(
         sigma, sigma_next: float, [] or [N], with 1 >= sigma > sigma_next >= 0.
         noise_level: a. Flow-GRPO 0.7, CPS 0.8 (at most 1 there). At 0 the step is diffusers' Euler step.
         prev: [N, C, h, w] latents to score; None samples them. They are a constant to the log-probability.
-        generator: where the noise comes from; it is drawn at noise level 0 too, so that a window of noisy steps moved
-            along the schedule sees the same random stream.
+        generator: where the noise comes from, one for all or one for each picture; it is drawn at noise level 0 too, so
+            that a window of noisy steps moved along the schedule sees the same random stream.
         kind: "flow_sde", or "cps", which keeps the noise level of the latents at what sigma_next says for any number
             of steps. In "flow_sde", sigma_t is infinite at sigma = 1; there sigma_next stands in the denominator, as
             in the Flow-GRPO code (its paper is silent).
@@ -93,13 +94,24 @@ def sde_step(
     removed, std = _coefficients(sigma, sigma_next, noise_level, kind)
     mean = euler_step(x, velocity, sigma, sigma_next) - removed * predict_noise(x, velocity, sigma)
     if prev is None:
-        device = generator.device if generator is not None else mean.device
-        noise = torch.randn(mean.shape, generator=generator, device=device).to(mean.device)
-        prev = mean + std * noise
+        prev = mean + std * draw_noise(mean.shape, generator, mean.device)
     prev = prev.detach().float()
     log_prob = _log_prob(prev, mean, std, log_prob_form).flatten(1)
     log_prob = log_prob.mean(dim=1) if log_prob_reduction == "mean" else log_prob.sum(dim=1)
     return SDEStep(prev=prev, mean=mean, std=std, mean_log_prob=log_prob)
+
+
+def draw_noise(
+    shape: Sequence[int], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
+) -> Tensor:
+    """Standard normal noise [N, ...] on `device`. From a list each row is drawn by a generator of its own: it does not
+    depend on which rows are drawn together."""
+    if isinstance(generator, list):
+        noise = torch.empty(shape)
+        for row, own in zip(noise, generator, strict=True):
+            row.normal_(generator=own)
+        return noise.to(device)
+    return torch.randn(shape, generator=generator, device=device if generator is None else generator.device).to(device)
 
 
 def _coefficients(sigma: Tensor, sigma_next: Tensor, noise_level: float, kind: SDEKind) -> tuple[Tensor, Tensor]:

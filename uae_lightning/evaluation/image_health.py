@@ -6,7 +6,7 @@ Symbols: N pictures [N, 3, H, W] in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -53,10 +53,15 @@ STATISTICS = {
 
 
 @torch.no_grad()
-def compared(originals: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-    """Each statistic of the reconstructions over that of the originals, both averaged over N: [], 1 is alike."""
+def compared(
+    originals: Tensor, reconstructions: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean
+) -> dict[str, Tensor]:
+    """Each statistic of the reconstructions over that of the originals, both averaged over N: [], 1 is alike.
+
+    On several devices `mean` averages over their pictures as well: the mean of ratios is another number.
+    """
     return {
-        name: of(reconstructions.float()).mean() / of(originals.float()).mean().clamp(min=1e-6)
+        name: mean(of(reconstructions.float())) / mean(of(originals.float())).clamp(min=1e-6)
         for name, of in STATISTICS.items()
     }
 

@@ -169,7 +169,7 @@ class QwenVLEncoder(Encoder):
         ended = (tokens == self.eos).cumsum(1)
         mask = (ended == 0) | ((ended == 1) & (tokens == self.eos))
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
-        return Captions([text.strip() for text in texts], tokens, mask, logp)
+        return Captions([text.strip() for text in texts], tokens, mask, logp, cut=ended[:, -1] == 0)
 
     def read_prompt(self, images: Tensor | Seen) -> tuple[PromptReader, Tensor, int]:
         """The caption prompt with each picture, read once: keys and values, last states [B, D], the next position."""

@@ -13,6 +13,10 @@ from torch.distributed.tensor import DTensor
 MAXIMA = ("max", "first_log_ratio")  # endings of metrics of which the largest of all ranks is meant, not the mean
 
 
+class RaisedTogether(FloatingPointError):
+    """An error that every rank raises at the same place: they can still exchange tensors, and write a checkpoint."""
+
+
 def ranks() -> int:
     """R, 1 where no process group has been formed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

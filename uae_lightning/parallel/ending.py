@@ -16,7 +16,7 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
-from uae_lightning.parallel.collectives import barrier
+from uae_lightning.parallel.collectives import RaisedTogether, barrier
 
 KEY = "uae/failure"
 POLL_SECONDS = 0.5
@@ -40,6 +40,8 @@ class EndTogether(L.Callback):
         if self.store is None:
             return
         self.over.set()
+        if isinstance(exception, RaisedTogether):  # nobody waits, and a checkpoint is still to be written
+            return
         reason = f"rank {trainer.global_rank} failed: {exception or type(exception).__name__}"
         told = self.store.compare_set(KEY, "", reason).decode()
         if told != reason:  # this one fails because another did

@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils._pytree import tree_map
 
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -52,9 +51,3 @@ def autocast(precision: str, *, gpu: bool) -> Iterator[None]:
                     stack.enter_context(patch.object(owner, name, in_float32(getattr(owner, name))))
         yield
 
-
-def convert(module: nn.Module, precision: str) -> None:
-    """ "bf16-true" and "16-true" hold all weights in that type."""
-    width, _, kind = str(precision).partition("-")
-    if kind == "true" and width in DTYPES:
-        module.to(DTYPES[width])

@@ -122,4 +122,6 @@ def describe(value: Any) -> Any:
         return tuple(describe(item) for item in value)
     if isinstance(value, dict):
         return tuple((key, describe(item)) for key, item in value.items())
+    if isinstance(value, torch.Generator):
+        return torch.Generator  # which one does not matter
     return len(value) if isinstance(value, str) else value

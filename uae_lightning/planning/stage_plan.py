@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.planning.integers import Numbers
 from uae_lightning.planning.meter import Meter, Phase
-from uae_lightning.planning.precision import convert
 from uae_lightning.planning.sharding import Devices, Shares, devices_of, shares
 from uae_lightning.planning.step import Setting, Step
 from uae_lightning.planning.text import give_text
@@ -123,7 +122,6 @@ def plan_built(
         raise UsageError(f"uae plan knows QwenVLEncoder, not {type(stage.encoder).__name__}")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, meter, Numbers():
         with meter.phase("loading"):
-            convert(stage, setting.precision)
             for module in (stage, *judging):
                 give_fake_tensors(module, mode, meter)
             for judge in judging:

@@ -5,6 +5,7 @@ On several devices every rank has pictures of its own; a step is that of one dev
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,16 +16,28 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
 from uae_lightning.interfaces import Decoder, Encoder, Projector
-from uae_lightning.parallel.collectives import average_gradients, gathered, own_rows, rank, ranks, reduce_metrics
+from uae_lightning.parallel.collectives import (
+    RaisedTogether,
+    average_gradients,
+    gathered,
+    own_rows,
+    rank,
+    ranks,
+    reduce_metrics,
+)
 from uae_lightning.parallel.sharding import shard, whole
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput, RewardOutput, ValidationOutput
+
+OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
 
 
 @dataclass
@@ -59,7 +72,7 @@ class Stage(L.LightningModule):
     Args:
         encoder, projector, decoder: the parts; what is trainable in them is what the stage trains.
         optimizer: called with the trainable parameters.
-        max_grad_norm: gradients are clipped to it.
+        max_grad_norm: gradients are clipped to it, those of float16 once their loss scale is taken out.
         captioning, sampling: of captions and pictures, in training and in validation.
         condition_on: "adapted" reads captions with the encoder as it is, "frozen" with its adapters off.
         negative_prompt: read in place of the caption for the guidance branch; None is the decoder's own null input.
@@ -93,6 +106,7 @@ class Stage(L.LightningModule):
         self.score: Callable[[RewardInput], RewardOutput] | None = None  # set by callbacks.RewardCallback
         self.timings: dict[str, float] = {}  # seconds by verb
         self.health: dict[str, float] = {}  # of the policy, read by callbacks.PolicyHealth
+        self.grad_norm, self.overflows = 0.0, 0  # of the last step; steps in a row that float16 had no numbers for
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is as strict about that
         self._check_parts()
@@ -196,9 +210,10 @@ class Stage(L.LightningModule):
 
     # ------------------------------------------------------------------------------------------------ bookkeeping
 
-    def step_seed(self, purpose: int, rank: int = 0) -> int:
-        """A seed that depends on run, batch, rank and purpose alone: a resumed run draws what the first would have."""
-        entropy = [self.seed, int(self.batches_seen), rank, purpose]
+    def step_seed(self, purpose: int, place: int = 0) -> int:
+        """A seed that depends on run, batch, purpose and place (a rank, a picture) alone: a resumed run draws what the
+        first would have."""
+        entropy = [self.seed, int(self.batches_seen), place, purpose]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
     def generator(self, purpose: int) -> torch.Generator:
@@ -206,10 +221,17 @@ class Stage(L.LightningModule):
         depend on how many ranks share the work."""
         return torch.Generator().manual_seed(self.step_seed(purpose))
 
+    def generators(self, purpose: int, size: int) -> list[torch.Generator]:
+        """One for each of this rank's `size` pictures, by its place in the global batch: what it draws depends neither
+        on the micro-batch nor on how many ranks share the work."""
+        first = rank() * size
+        return [torch.Generator().manual_seed(self.step_seed(purpose, first + row)) for row in range(size)]
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.score is None and not self.automatic_optimization:
             raise ValueError("this stage learns from a reward: add callbacks.RewardCallback to trainer.callbacks")
-        self.batches_seen += 1  # here, not at the end: checkpoints are written before a module's own end-of-batch hook
+        # the number of this batch, from the count of those that are over: a checkpoint after an error is of these
+        self.batches_seen.fill_(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed + 1)
 
     @contextmanager
     def timed(self, verb: str) -> Iterator[None]:
@@ -218,20 +240,65 @@ class Stage(L.LightningModule):
         self.timings[verb] = self.timings.get(verb, 0.0) + time.perf_counter() - start
 
     def advantages(self, rewards: Tensor, group_size: int, scale: AdvantageScale) -> Tensor:
-        """[N] of this rank's rewards [N]; "batch_std" is the std of the global batch. Groups never span ranks."""
+        """[N] of this rank's rewards [N]; "batch_std" is the std of the global batch. Groups never span ranks.
+
+        A group with a reward that is NaN or infinite is skipped: its advantages are 0, and others do not see it.
+        """
         everyone = gathered(rewards)
-        self.health = {"zero_variance_share": zero_variance_share(everyone, group_size).item()}
-        return own_rows(group_advantages(everyone, group_size, scale=scale))
+        sound = everyone.view(-1, group_size).isfinite().all(1).repeat_interleave(group_size)  # [R * N]
+        advantages = torch.zeros_like(everyone, dtype=torch.float32)
+        self.health = {"zero_variance_share": 1.0, "skipped_groups": int((~sound).sum()) / group_size}
+        if sound.any():
+            advantages[sound] = group_advantages(everyone[sound], group_size, scale=scale)
+            self.health["zero_variance_share"] = zero_variance_share(everyone[sound], group_size).item()
+        return own_rows(advantages)
 
     def optimizer_step_after_clipping(self) -> float:
         """One step of manual optimisation on the mean gradient of all ranks; returns its norm before clipping."""
         optimizer = self.optimizers()
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        average_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        average_gradients([p for p in self.parameters() if p.requires_grad])  # before the ranks look for overflows
+        if not isinstance(optimizer, LightningOptimizer):  # in plans and benchmarks: no Trainer calls the hook below
+            self.clip_to_norm()
         optimizer.step()
         optimizer.zero_grad()
-        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        return self.grad_norm
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradients: Lightning calls it once it has taken the loss scale of float16 out of them.
+
+        A step on gradients that overflowed in float16 is not taken: its GradScaler halves the scale and goes on.
+
+        Raises:
+            RaisedTogether: the gradients are NaN or infinite, and no loss scale is the reason.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # a fused optimizer, with which Lightning leaves it to the step
+        self.clip_to_norm()
+        overflow = not math.isfinite(self.grad_norm)
+        self.overflows = self.overflows + 1 if overflow else 0
+        if overflow and (scaler is None or self.overflows > OVERFLOWS):
+            scale = f", for {self.overflows} steps in a row, at a loss scale of {scaler.get_scale():g}" if scaler else ""
+            raise RaisedTogether(
+                f"the norm of the gradients is {self.grad_norm} at step {self.global_step}{scale}; the weights are as "
+                "they were before it. Lower the lr, or compute in a wider type (trainer.precision, `dtype` of encoder "
+                "and decoder)"
+            )
+        if scaler is not None:
+            self.log("train/skipped_step", float(overflow))
+        if overflow:
+            rank_zero_warn(
+                f"step {self.global_step} is skipped: its gradients overflow in float16 at a loss scale of "
+                f"{scaler.get_scale():g}, which is halved. A few such steps are normal, the first ones above all"
+            )
+        if self.automatic_optimization:
+            self.log("train/grad_norm", self.grad_norm)
+
+    def clip_to_norm(self) -> None:
+        """To `max_grad_norm`; `grad_norm` is the norm before."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.grad_norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def backward_of_micro_batch(self, loss: Tensor) -> None:
         """`manual_backward`, but DDP leaves the gradients to `optimizer_step_after_clipping`: one exchange a step."""
@@ -293,10 +360,14 @@ class PolicyStage(Stage):
         with self.timed("rollout"):
             rollout = self.rollout(batch)
         with self.timed("score"):
-            scores = self.score(rollout.reward_input)
-        advantages = self.advantages(scores.total, self.group_size, self.advantage_scale)
+            rewards = self.rewards(rollout, self.score(rollout.reward_input).total)
+        advantages = self.advantages(rewards, self.group_size, self.advantage_scale)
         with self.timed("update"):
             self.update(rollout, advantages)
+
+    def rewards(self, rollout: Any, scores: Tensor) -> Tensor:
+        """What is compared within the groups, [N]: the scores [N], or what a stage makes of them."""
+        return scores
 
     def micro_batches(self, size: int) -> list[Tensor]:
         return list(torch.arange(size, device=self.device).split(self.micro_batch))
@@ -316,10 +387,15 @@ def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
 
 
 def add_metrics(sums: dict[str, float], metrics: dict[str, Tensor], share: float) -> None:
-    """Gather a micro-batch: the loss and the KL are sums already, maxima stay maxima, the rest are means."""
+    """Gather a micro-batch: the loss is a sum already, maxima stay maxima, the rest are means.
+
+    Args:
+        share: of the tokens (or pictures) of the rollout that are in the micro-batch. Of several ranks' rollouts, of
+            the tokens of a rank on average: the mean over ranks is then the mean over all tokens.
+    """
     for name, value in metrics.items():
         value = float(value)
-        if name in ("loss", "kl_reference"):
+        if name == "loss":
             sums[name] = sums.get(name, 0.0) + value
         elif name.endswith("max"):
             sums[name] = float(np.maximum(sums.get(name, value), value))  # unlike max(), keeps a NaN

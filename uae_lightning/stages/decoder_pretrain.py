@@ -122,9 +122,6 @@ class DecoderPretrain(Stage):
                 "(data: uae_lightning.data.cached.CachedData, without validation_path); give model.init_args.encoder"
             )
 
-    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        self.clip_gradients(optimizer, self.max_grad_norm, "norm")
-
 
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:
     """Mean [] of an error map [B, 1, h, w]; a latent counts as much as the heaviest of its pixels [B, 1, H, W].

@@ -13,9 +13,15 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
-from uae_lightning.algorithms.flow_sde import SDEStep, normalized_log_ratio, sde_kl, sde_step, sliding_window
+from uae_lightning.algorithms.flow_sde import (
+    SDEStep,
+    draw_noise,
+    normalized_log_ratio,
+    sde_kl,
+    sde_step,
+    sliding_window,
+)
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
-from uae_lightning.parallel.collectives import own_rows, rank, ranks
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
@@ -110,15 +116,13 @@ class DecoderRL(PolicyStage):
         captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
         conditioning, unconditional = self.condition(captions.texts).repeat(self.group_size), self.unconditional(1)
         images = batch.images.repeat_interleave(self.group_size, 0)
-        generator = self.generator(1)
-        copies = 1 if self.same_noise else self.group_size
-        size = len(batch.images) * copies * ranks()
-        noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=generator))
-        noise = noise.repeat_interleave(self.group_size // copies, 0).to(images.device)
-        self.pass_over_noise(generator, rank() * len(noise))
+        generators = self.generators(1, len(images))
+        noise = draw_noise((len(images), *self.decoder.latent_shape), generators, images.device)
+        if self.same_noise:
+            noise = noise[:: self.group_size].repeat_interleave(self.group_size, 0)
         # in the micro-batches of the update: replay then repeats the very same arithmetic
         parts = [
-            self.sample_trajectory(conditioning[rows], unconditional, noise[rows], generator)
+            self.sample_trajectory(conditioning[rows], unconditional, noise[rows], [generators[row] for row in rows])
             for rows in self.micro_batches(len(noise))
         ]
         trajectory = Trajectory(
@@ -133,20 +137,17 @@ class DecoderRL(PolicyStage):
         inputs = RewardInput(images, reconstructions, texts)
         return ImageRollout(captions, conditioning, unconditional, trajectory, inputs)
 
-    def pass_over_noise(self, generator: torch.Generator, pictures: int) -> None:
-        """Draws the steps' noise of the pictures before this rank's, which other ranks use."""
-        steps = self.window[1] - self.window[0]
-        for _ in range(pictures // self.micro_batch * steps):
-            torch.randn(self.micro_batch, *self.decoder.latent_shape, generator=generator)
-
     def sample_trajectory(
         self,
         conditioning: Conditioning,
         unconditional: Conditioning | None,
         noise: Tensor,
-        generator: torch.Generator,
+        generator: list[torch.Generator],
     ) -> tuple[Trajectory, Tensor]:
-        """Sample n pictures [n, 3, H, W] from noise [n, C, h, w], keeping the steps in the window."""
+        """Sample n pictures [n, 3, H, W] from noise [n, C, h, w], keeping the steps in the window.
+
+        Each picture has a generator of its own: what is drawn does not depend on micro-batches.
+        """
         sigmas = self.decoder.schedule(self.sampling.steps)
         x, before, after, mean, logp, kept = noise, [], [], [], [], []
         for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
@@ -198,7 +199,7 @@ class DecoderRL(PolicyStage):
                 reference = self.replay(rollout, rows, column, None)
             kl = sde_kl(step.mean, reference.mean, step.std, include_dt=self.kl_includes_dt, dt=dt)
             loss = loss + self.kl_beta * kl
-            metrics["kl"] = kl.detach().mean()
+            metrics["kl_reference"] = kl.detach().mean()
         return loss, metrics
 
     def replay(self, rollout: ImageRollout, rows: Tensor, column: int, unguided: Tensor | None) -> SDEStep:
@@ -252,8 +253,6 @@ class DecoderRL(PolicyStage):
         )
 
     def report(self, rollout: ImageRollout, sums: dict[str, float]) -> None:
-        if "kl" in sums:
-            sums["kl_reference"] = sums.pop("kl")
         texts = rollout.captions.texts
         self.health |= sums | {
             "caption_tokens": rollout.captions.lengths.float().mean().item(),

@@ -35,6 +35,10 @@ class EncoderRL(PolicyStage):
         kl_beta: weight of the KL to the policy with adapters off (paper: 1e-6).
         normalization: "grpo" mean over each caption, "dr_grpo" over a constant length, "dapo" over all tokens.
         advantage_scale: "group_std", "batch_std" or "none".
+        mask_cut_captions: captions that the limit on tokens cut do not train; in the comparison of their group they
+            count (DAPO's overlong filtering, arXiv 2503.14476 section 3.4; TRL: mask_truncated_completions).
+        cut_penalty: taken off the reward of a caption that was cut, before groups are compared; the logged reward is
+            the one before. At 0 (and without the mask) cut captions are paid like whole ones.
         **parts: of `Stage`.
     """
 
@@ -51,6 +55,8 @@ class EncoderRL(PolicyStage):
         kl_beta: float = 1e-6,
         normalization: Literal["grpo", "dr_grpo", "dapo"] = "grpo",
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
+        mask_cut_captions: bool = False,
+        cut_penalty: float = 0.0,
         **parts,
     ) -> None:
         super().__init__(
@@ -63,6 +69,7 @@ class EncoderRL(PolicyStage):
         )
         self.clip_low, self.clip_high, self.kl_beta = clip_low, clip_high, kl_beta
         self.normalization = normalization
+        self.mask_cut_captions, self.cut_penalty = mask_cut_captions, cut_penalty
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> CaptionRollout:
@@ -83,14 +90,25 @@ class EncoderRL(PolicyStage):
         pictures = self.sample_images(self.condition([text for _, text in rows]), noise[groups])
         return pictures[torch.tensor(index, device=noise.device)]
 
+    def cut(self, captions: Captions) -> Tensor:
+        """[N] bool, the captions that end at the limit on tokens."""
+        at_limit = captions.lengths >= self.captioning.max_new_tokens
+        return at_limit if captions.cut is None else captions.cut
+
+    def rewards(self, rollout: CaptionRollout, scores: Tensor) -> Tensor:
+        return scores - self.cut_penalty * self.cut(rollout.captions)
+
+    def token_weights(self, captions: Captions) -> Tensor:
+        """[N, T] that sum to 1 (or less) over the whole rollout: micro-batches add up to one big batch."""
+        mask = captions.mask
+        if self.mask_cut_captions:
+            mask = mask & ~self.cut(captions)[:, None]
+        limit, tokens = self.captioning.max_new_tokens, mean_over_ranks(mask.sum().float()).item()
+        return token_weights(mask, self.normalization, max_length=limit, total_tokens=tokens)
+
     def update(self, rollout: CaptionRollout, advantages: Tensor) -> None:
-        mask = rollout.captions.mask
-        weights = token_weights(
-            mask,
-            self.normalization,
-            max_length=self.captioning.max_new_tokens,
-            total_tokens=mean_over_ranks(mask.sum().float()).item(),
-        )  # [N, T], sums to 1 (or less) over the whole rollout: micro-batches add up to one big batch
+        mask, weights = rollout.captions.mask, self.token_weights(rollout.captions)
+        tokens = mean_over_ranks(mask.sum().float()).item()
         old: list[Tensor] = []  # log-probabilities [n, T] under the policy that sampled: those of the first update
         for update in range(self.updates_per_batch):
             sums: dict[str, float] = {}
@@ -115,11 +133,11 @@ class EncoderRL(PolicyStage):
                         reference, _ = self.logprobs(seen, captions)
                     kl = kl_k3(logp, reference, captions.mask)
                     element = element + self.kl_beta * kl
-                    metrics["kl_reference"] = (kl.detach() * weights[rows]).sum()
+                    metrics["kl_reference"] = kl.detach()[captions.mask].mean()
                 metrics["entropy"] = entropy
                 loss = (element * weights[rows]).sum()
                 self.backward_of_micro_batch(loss)
-                add_metrics(sums, metrics | {"loss": loss.detach()}, len(rows) / len(mask))
+                add_metrics(sums, metrics | {"loss": loss.detach()}, captions.mask.sum().item() / tokens)
             if "first_log_ratio_max" in sums:  # of sampling against replay; on policy the update's own ratio is 1
                 self.health["first_log_ratio"] = sums.pop("first_log_ratio_max")
             sums["grad_norm"] = self.optimizer_step_after_clipping()
@@ -142,7 +160,7 @@ class EncoderRL(PolicyStage):
         self.health |= sums | {
             "caption_tokens": captions.lengths.float().mean().item(),
             "empty_captions": sum(not text for text in captions.texts) / len(captions.texts),
-            "cut_captions": (captions.lengths == captions.tokens.shape[1]).float().mean().item(),
+            "cut_captions": self.cut(captions).float().mean().item(),
         }
         self.health = self.reduced(self.health)
         self.log("train/loss", self.health.pop("loss"), prog_bar=True)
