@@ -135,7 +135,8 @@ def step_of(arm: Arm, stage: PolicyStage) -> Step:
 
     def step(batch: Batch, number: int) -> float:
         captions = stage.caption(batch.images, 1, stage.step_seed(0))
-        return plain.step(captions.texts, batch.images, stage.score, stage.generator(1))
+        generators = stage.generators(1, len(captions.texts) * stage.group_size)
+        return plain.step(captions.texts, batch.images, stage.score, generators)
 
     return step
 

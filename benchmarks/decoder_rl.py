@@ -71,13 +71,18 @@ def with_captions(stage: DecoderRL, batch: Batch) -> list[str]:
 # -------------------------------------------------------------------------------------------------------- equality
 
 
+def generators(stage: DecoderRL, captions: list[str]) -> list[torch.Generator]:
+    """Those of the stage's own rollout, one for each picture."""
+    return stage.generators(1, len(captions) * stage.group_size)
+
+
 def differences(stage: DecoderRL, plain: PlainFlowGRPO, batch: Batch, captions: list[str]) -> dict[str, float]:
     """Largest differences between the two on the same noise, relative to the largest value (loss: to its terms).
 
     Gradients first on policy, as training has them; then the policy moves, so that ratios and clipping have something
     to do.
     """
-    rollout, samples = stage.rollout(batch), plain.rollout(captions, stage.generator(1))
+    rollout, samples = stage.rollout(batch), plain.rollout(captions, generators(stage, captions))
     before = rollout.trajectory.before.transpose(0, 1)
     same = {
         "latents": difference(before, samples.latents[:, plain.settings.window[0] : plain.settings.window[1]]),
@@ -145,7 +150,7 @@ class Contest:
 
     def plain_step(self, settings: Settings) -> Callable[[], float]:
         plain = self.plain(settings)
-        return lambda: plain.step(self.captions, self.batch.images, self.reward, self.stage.generator(1))
+        return lambda: plain.step(self.captions, self.batch.images, self.reward, generators(self.stage, self.captions))
 
     def compare(self, part: str, alternatives: dict[str, Callable]) -> list[Row]:
         pictures = self.options.pictures * self.options.group
@@ -163,11 +168,12 @@ class Contest:
         configure(self.stage, settings, **self.sizes)
         plain, advantages = self.plain(settings), torch.linspace(-1, 1, self.options.pictures * self.options.group)
         advantages = advantages.to(self.device)
-        rollout, samples = self.stage.rollout(self.batch), plain.rollout(self.captions, self.stage.generator(1))
+        rollout = self.stage.rollout(self.batch)
+        samples = plain.rollout(self.captions, generators(self.stage, self.captions))
 
         def plain_rollout() -> None:
             with lora_of_peft(self.stage.decoder):
-                plain.rollout(self.captions, self.stage.generator(1))
+                plain.rollout(self.captions, generators(self.stage, self.captions))
 
         def plain_update() -> None:
             with lora_of_peft(self.stage.decoder):

@@ -18,7 +18,7 @@ published), its gradients go into one optimiser step without shuffling, and noth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -94,6 +94,14 @@ def transition(x: Tensor, velocity: Tensor, sigma: Tensor, after: Tensor, settin
     return Transition(x + drift * dt, sigma_t * (-dt).sqrt())
 
 
+Generators = list[torch.Generator]
+
+
+def normal(shape: Sequence[int], generators: Generators) -> Tensor:
+    """[n, ...], a row from each: diffusers draws so, and flow_grpo from one generator."""
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
+
+
 class PlainFlowGRPO:
     """See the head of this file.
 
@@ -116,13 +124,13 @@ class PlainFlowGRPO:
         self.optimizer = stage.optimizer(self.parameters)
         self.sigmas = self.decoder.schedule(settings.steps)
 
-    def step(self, captions: list[str], originals: Tensor, reward: Callable, generator: torch.Generator) -> float:
-        """One rollout of P captions and one optimiser step; the loss."""
+    def step(self, captions: list[str], originals: Tensor, reward: Callable, generators: Generators) -> float:
+        """One rollout of P captions and one optimiser step, with a generator for each of the N pictures; the loss."""
         with lora_of_peft(self.decoder):
-            return self._step(captions, originals, reward, generator)
+            return self._step(captions, originals, reward, generators)
 
-    def _step(self, captions: list[str], originals: Tensor, reward: Callable, generator: torch.Generator) -> float:
-        samples = self.rollout(captions, generator)
+    def _step(self, captions: list[str], originals: Tensor, reward: Callable, generators: Generators) -> float:
+        samples = self.rollout(captions, generators)
         prompts = [caption for caption in captions for _ in range(self.group_size)]
         originals = originals.repeat_interleave(self.group_size, 0)
         rewards = reward(RewardInput(originals, samples.images, prompts)).total
@@ -133,24 +141,20 @@ class PlainFlowGRPO:
     # ------------------------------------------------------------------------------------------------- sampling
 
     @torch.no_grad()
-    def rollout(self, captions: list[str], generator: torch.Generator) -> Samples:
+    def rollout(self, captions: list[str], generators: Generators) -> Samples:
         prompts = [caption for caption in captions for _ in range(self.group_size)]
-        start = self.starting_noise(len(captions), generator)
+        start = normal(self.decoder.latent_shape, generators)
+        if self.settings.same_noise:
+            start = start[:: self.group_size].repeat_interleave(self.group_size, 0)
         parts = []
         for first in range(0, len(prompts), self.micro_batch):
             rows = slice(first, first + self.micro_batch)
-            parts.append(self.sample(prompts[rows], start[rows], generator))
+            parts.append(self.sample(prompts[rows], start[rows], generators[rows]))
         return Samples(joined([part.text for part in parts]), *(
             torch.cat([getattr(part, name) for part in parts]) for name in ("latents", "log_probs", "images")
         ))  # fmt: skip
 
-    def starting_noise(self, captions: int, generator: torch.Generator) -> Tensor:
-        """[N, C, h, w]"""
-        copies = 1 if self.settings.same_noise else self.group_size
-        noise = torch.randn(captions * copies, *self.decoder.latent_shape, generator=generator)
-        return noise.repeat_interleave(self.group_size // copies, 0)
-
-    def sample(self, prompts: list[str], noise: Tensor, generator: torch.Generator) -> Samples:
+    def sample(self, prompts: list[str], noise: Tensor, generators: Generators) -> Samples:
         text = self.encode(prompts)
         x = noise.to(text.states.device)
         latents, log_probs = [x], []
@@ -158,7 +162,7 @@ class PlainFlowGRPO:
             velocity = self.velocity(x, index, text)
             if self.settings.window[0] <= index < self.settings.window[1]:
                 step = transition(x, velocity, self.sigmas[index], self.sigmas[index + 1], self.settings)
-                x = step.mean + step.std * torch.randn(x.shape, generator=generator).to(x.device)
+                x = step.mean + step.std * normal(x.shape[1:], generators).to(x.device)
                 log_probs.append(step.log_prob(x))
             else:
                 x = x + velocity * (self.sigmas[index + 1] - self.sigmas[index])

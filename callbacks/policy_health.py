@@ -17,6 +17,7 @@ class PolicyHealth(L.Callback):
       rounding: sampling and replay are the same policy. Above `max_log_ratio` the run stops.
     * `zero_variance_share`, the share of groups whose rewards are all equal and so have no gradient: one warning where
       it stays above 0.8 for 20 batches.
+    * `skipped_groups`, how many were passed over for a NaN or infinite reward (`RewardCallback.skip_bad_rewards`).
 
     Args:
         max_log_ratio: of pictures it must stay well below the clip range; sampling and replay are the same arithmetic

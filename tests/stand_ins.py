@@ -44,6 +44,7 @@ class TinyStage(Stage):
         sampling: Sampling = Sampling(),  # noqa: B008
     ) -> None:
         L.LightningModule.__init__(self)
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.encoder, self.projector, self.decoder = encoder, projector, decoder
         self.trained, self.fails_at, self.sampling = tuple(learns), fails_at, sampling
 
@@ -64,6 +65,8 @@ class TinyStage(Stage):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None: ...
 
     def on_train_batch_end(self, outputs, batch: Batch, batch_idx: int) -> None: ...
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None: ...
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
         captions, images = self.reconstruct(batch.images)

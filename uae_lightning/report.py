@@ -38,6 +38,8 @@ MEANING = {  # what a training curve says, by the last part of its name
     "grad_norm": "Gradient norm before clipping.",
     "empty_captions": "Share of captions without a word.",
     "cut_captions": "Share of captions cut at the length limit.",
+    "skipped_groups": "Groups passed over for a reward that is NaN or infinite.",
+    "skipped_step": "1 where gradients overflowed in float16 and the step was not taken.",
 }
 
 

@@ -69,7 +69,7 @@ def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_
     plain = plain_flow_grpo.PlainFlowGRPO(stage, PUBLISHED, **SIZES)
     stage.score = reward = decoder_rl.PixelSimilarity()
     steps = {
-        "theirs": lambda: plain.step(captions, two.images, reward, stage.generator(1)),
+        "theirs": lambda: plain.step(captions, two.images, reward, decoder_rl.generators(stage, captions)),
         "ours": lambda: stage.training_step(two, 0),
     }
     with decoder_rl.rows_counted(steps, own_stage.counted_modules(stage)) as (counting, rows_per_call):

@@ -5,7 +5,7 @@ import torch
 from standins import Closeness, TinyStage, fit, rows
 
 from callbacks import EMA, RewardCallback
-from callbacks.reward import append_row, evaluate
+from callbacks.reward import append_row, evaluate, not_finite
 from uae_lightning.evaluation.image_health import compared
 from uae_lightning.evaluation.unified_bench import Pixels
 from uae_lightning.rewards.unified_score import UnifiedScore
@@ -103,8 +103,20 @@ def test_a_nan_reward_stops_the_run_and_says_where(tmp_path):
     match = "Closeness: 'total' is NaN or infinite for 1 of 4 pictures.*lower the learning rate"
     with pytest.raises(FloatingPointError, match=match):
         fit(tmp_path, RewardCallback(Closeness(broken=True)), num_sanity_val_steps=0)
-    with pytest.raises(FloatingPointError, match="for 2 of 4"):
-        evaluate(Closeness(broken=True), inputs(4), micro_batch=2)
+    broken = Closeness(broken=True)
+    assert "for 2 of 4" in not_finite(broken, evaluate(broken, inputs(4), micro_batch=2))
+
+
+def test_a_nan_reward_can_be_passed_over(tmp_path):
+    # Red if `raise` stands without its condition, or finite() leaves what is not.
+    with pytest.warns(UserWarning, match="NaN or infinite for 1 of 4 pictures; their groups are skipped"):
+        _, trainer = fit(
+            tmp_path, RewardCallback(Closeness(broken=True), skip_bad_rewards=True), steps=1, limit_val_batches=0
+        )
+    logged = trainer.callback_metrics
+    assert all(torch.isfinite(logged[f"train/{name}"]) for name in ("reward", "reward_std", "reward/half"))
+    with pytest.raises(FloatingPointError, match="in validation, Closeness"):
+        fit(tmp_path, RewardCallback(Closeness(broken=True), skip_bad_rewards=True), steps=1)
 
 
 def test_micro_batches_change_nothing_but_their_size():
@@ -121,12 +133,30 @@ def test_wrong_shapes_are_refused():
         with pytest.raises(ValueError, match="pictures of one size"):
             evaluate(Closeness(), bad, 2)
 
-    class Scalar(Closeness):
-        def forward(self, inputs):
-            return RewardOutput(torch.zeros(len(inputs.captions), 1), {})
 
-    with pytest.raises(ValueError, match="one value per picture"):
-        evaluate(Scalar(), inputs(), 5)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda n: None, "returned NoneType"),
+        (lambda n: torch.rand(n), "returned Tensor"),
+        (lambda n: RewardOutput(torch.tensor(1.0), {"a": torch.rand(n)}), r"'total' has shape \(\) for 2"),
+        (lambda n: RewardOutput(torch.rand(n, 2), {}), r"'total' has shape \(2, 2\) for 2"),
+        (lambda n: RewardOutput(torch.rand(n), {"a": torch.rand(1)}), r"'a' has shape \(1,\) for 2"),
+        (lambda n: RewardOutput([0.5] * n, {"a": torch.rand(n)}), "gave list as 'total'"),
+        (lambda n: RewardOutput(torch.rand(n), {}), "named no parts"),
+        (lambda n: RewardOutput(torch.rand(n), None), "named no parts"),
+    ],
+)
+def test_what_is_no_reward_is_refused_by_name(given, said):
+    # Red if `fault` is not asked, or of the first micro-batch only.
+    class Odd(Closeness):
+        def forward(self, inputs):
+            self.sizes.append(1)
+            fine = torch.rand(len(inputs.captions))
+            return given(len(inputs.captions)) if len(self.sizes) == 2 else RewardOutput(fine, {"a": fine})
+
+    with pytest.raises(ValueError, match=f"^Odd .*{said}.*RewardOutput.total, parts. of uae_lightning.types"):
+        evaluate(Odd(), inputs(), 2)
 
 
 def test_image_statistics():

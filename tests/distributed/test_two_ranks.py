@@ -15,6 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from uae_lightning.checkpoint_io import read_checkpoint
 from uae_lightning.cli import main
 from uae_lightning.run_folder import read_rows
 
@@ -128,8 +129,8 @@ def runs(parts_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in ("fsdp", "one")
     ]
     fails = stage_yaml("encoder_rl", parts_folder, folder, fails_on_rank=1)
-    no_start = "--trainer.num_sanity_val_steps=0"
-    both += [arguments(fails, folder / "fails", 2, "--trainer.strategy=fsdp", no_start)]
+    rarely = ("--trainer.num_sanity_val_steps=0", "--checkpoint.every_n_train_steps=100")
+    both += [arguments(fails, folder / "fails", 2, "--trainer.strategy=fsdp", *rarely)]
     (folder / "codes.json").write_text(json.dumps(start(both, folder)))
     assert main(arguments(pretrain, folder / "fsdp-1", 1, f"--ckpt_path={folder / 'fsdp' / first}")) == 0
     return folder
@@ -138,8 +139,8 @@ def runs(parts_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_ranks_learn_what_one_learns_from_both_their_batches(runs: Path, parts_folder: Path, kind: str, stage: str):
-    # red with `rank` left out of _Stream's `first`, without average_gradients (ddp), without own_rows or
-    # pass_over_noise, with group_advantages on `rewards` instead of `everyone`, with mask.sum() as total_tokens
+    # red with `rank` left out of _Stream's `first`, without average_gradients (ddp), without own_rows, with `first`
+    # left out of Stage.generators, with group_advantages on `rewards` instead of `everyone`, or mask.sum() for tokens
     assert_same_update(runs / "one" / stage, runs / kind / stage, parts_folder)
 
 
@@ -154,10 +155,12 @@ def test_validation_gives_the_same_rows_once(runs: Path, kind: str):
 
 
 def test_metrics_are_those_of_the_global_batch(runs: Path):
-    # red with `self.reduced` left out of report, or gathered() out of train/reward_std
+    # red with `self.reduced` left out of report, gathered() out of train/reward_std, mean_over_ranks out of the tokens
+    # by which encoder_rl's means are taken, or out of the means of train/image
+    names = ["train/reward", "train/reward_std", "train/image/saturation", "train/grad_norm", "policy/caption_tokens"]
     for stage in ("encoder_rl", "decoder_rl"):
         one, two = (scalars(runs / name / stage) for name in ("one", "fsdp"))
-        for name in ("train/reward", "train/reward_std", "train/grad_norm", "policy/caption_tokens"):
+        for name in [*names, "policy/kl_reference", *(["policy/entropy"] if stage == "encoder_rl" else [])]:
             assert one[name] == pytest.approx(two[name], rel=1e-3), name
         assert two["policy/first_log_ratio"][0] < 1e-5
 
@@ -184,14 +187,14 @@ def test_rank_0_alone_reports(runs: Path):
     assert len(list((runs / "ddp" / "encoder_rl").glob("events.out.*"))) == 1
 
 
-def test_a_rank_that_fails_ends_all_with_the_reason(runs: Path):
-    # red without EndTogether in instantiate_trainer
+def test_a_bad_reward_on_one_rank_ends_all_with_the_reason_and_a_checkpoint(runs: Path):
+    # red with a RaisedTogether that EndTogether does not know, or with ValueError in its place
     assert json.loads((runs / "codes.json").read_text()) == [1, 1]
     for rank in range(2):
         log = (runs / f"rank-{rank}").read_text()
-        assert "'total' is NaN or infinite for 4 of 4 pictures" in log
-    assert "rank 1 failed" in (runs / "rank-0").read_text()
+        assert "'total' is NaN or infinite for 4 of 8 pictures" in log
     assert not (runs / "fails" / "weights").exists()
+    assert read_checkpoint(runs / "fails" / "checkpoints" / "step=1.ckpt")["global_step"] == 1
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:

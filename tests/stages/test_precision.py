@@ -114,14 +114,14 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_said(make_stage):
     assert trainer.precision_plugin.scaler.get_scale() == 2.0**15
 
 
-@pytest.mark.parametrize(("scaled", "said"), [(False, "step 0;"), (True, "step 2, for 3 steps in a row, at a loss")])
+@pytest.mark.parametrize(("scaled", "said"), [(False, "step 0:"), (True, "step 2, 3 steps in a row, at a loss")])
 def test_gradients_that_no_loss_scale_explains_end_the_run(make_stage, monkeypatch, scaled, said):
     # red if `scaler is None` goes, or the step is taken first: the weights would be NaN
     monkeypatch.setattr("uae_lightning.stages.common.OVERFLOWS", 2)
     stage = make_stage(EncoderRL)
     fails_in_float16(stage, 4)
     before = small.snapshot(stage)
-    with pytest.raises(FloatingPointError, match=f"the norm of the gradients is (nan|inf) at {said}.*Lower the lr"):
+    with pytest.raises(FloatingPointError, match=f"norm of the gradients is (nan|inf) at {said}.*not taken. Lower"):
         fit(stage, 4, plugins=[Scaled()] if scaled else [])
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.snapshot(stage).items())
 

@@ -50,4 +50,3 @@ def autocast(precision: str, *, gpu: bool) -> Iterator[None]:
                 for name in names:
                     stack.enter_context(patch.object(owner, name, in_float32(getattr(owner, name))))
         yield
-

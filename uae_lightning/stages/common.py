@@ -211,8 +211,7 @@ class Stage(L.LightningModule):
     # ------------------------------------------------------------------------------------------------ bookkeeping
 
     def step_seed(self, purpose: int, place: int = 0) -> int:
-        """A seed that depends on run, batch, purpose and place (a rank, a picture) alone: a resumed run draws what the
-        first would have."""
+        """Of run, batch, purpose and place (a rank, a picture) alone: a resumed run draws what the first would have."""
         entropy = [self.seed, int(self.batches_seen), place, purpose]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
@@ -222,16 +221,14 @@ class Stage(L.LightningModule):
         return torch.Generator().manual_seed(self.step_seed(purpose))
 
     def generators(self, purpose: int, size: int) -> list[torch.Generator]:
-        """One for each of this rank's `size` pictures, by its place in the global batch: what it draws depends neither
-        on the micro-batch nor on how many ranks share the work."""
+        """For each of this rank's `size` pictures one of its own: neither micro-batches nor ranks change its noise."""
         first = rank() * size
         return [torch.Generator().manual_seed(self.step_seed(purpose, first + row)) for row in range(size)]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.score is None and not self.automatic_optimization:
             raise ValueError("this stage learns from a reward: add callbacks.RewardCallback to trainer.callbacks")
-        # the number of this batch, from the count of those that are over: a checkpoint after an error is of these
-        self.batches_seen.fill_(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed + 1)
+        self.batches_seen += 1  # here, not at the end: checkpoints are written before a module's own end-of-batch hook
 
     @contextmanager
     def timed(self, verb: str) -> Iterator[None]:
@@ -242,7 +239,7 @@ class Stage(L.LightningModule):
     def advantages(self, rewards: Tensor, group_size: int, scale: AdvantageScale) -> Tensor:
         """[N] of this rank's rewards [N]; "batch_std" is the std of the global batch. Groups never span ranks.
 
-        A group with a reward that is NaN or infinite is skipped: its advantages are 0, and others do not see it.
+        Advantages are 0 in a group with a reward that is NaN or infinite, which the other groups do not see.
         """
         everyone = gathered(rewards)
         sound = everyone.view(-1, group_size).isfinite().all(1).repeat_interleave(group_size)  # [R * N]
@@ -266,7 +263,7 @@ class Stage(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips the gradients: Lightning calls it once it has taken the loss scale of float16 out of them.
 
-        A step on gradients that overflowed in float16 is not taken: its GradScaler halves the scale and goes on.
+        The GradScaler does not take a step on gradients that overflow in float16: it halves the scale and goes on.
 
         Raises:
             RaisedTogether: the gradients are NaN or infinite, and no loss scale is the reason.
@@ -278,11 +275,10 @@ class Stage(L.LightningModule):
         overflow = not math.isfinite(self.grad_norm)
         self.overflows = self.overflows + 1 if overflow else 0
         if overflow and (scaler is None or self.overflows > OVERFLOWS):
-            scale = f", for {self.overflows} steps in a row, at a loss scale of {scaler.get_scale():g}" if scaler else ""
+            scale = f", {self.overflows} steps in a row, at a loss scale of {scaler.get_scale():g}" if scaler else ""
             raise RaisedTogether(
-                f"the norm of the gradients is {self.grad_norm} at step {self.global_step}{scale}; the weights are as "
-                "they were before it. Lower the lr, or compute in a wider type (trainer.precision, `dtype` of encoder "
-                "and decoder)"
+                f"the norm of the gradients is {self.grad_norm} at step {self.global_step}{scale}: it is not taken. "
+                "Lower the lr, or compute in a wider type (trainer.precision, `dtype` of encoder and decoder)"
             )
         if scaler is not None:
             self.log("train/skipped_step", float(overflow))
@@ -316,6 +312,8 @@ class Stage(L.LightningModule):
         """What is trained, and nothing that the YAML's folders hold: a checkpoint of adapters is as small as they."""
         kept = self._trained_names() | {name for name, _ in self.named_buffers(recurse=False)}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # without one that an error broke off
+        checkpoint["state_dict"]["batches_seen"] = torch.tensor(batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if missing := sorted(self._trained_names() - checkpoint["state_dict"].keys()):
@@ -360,13 +358,13 @@ class PolicyStage(Stage):
         with self.timed("rollout"):
             rollout = self.rollout(batch)
         with self.timed("score"):
-            rewards = self.rewards(rollout, self.score(rollout.reward_input).total)
+            rewards = self.shape_rewards(rollout, self.score(rollout.reward_input).total)
         advantages = self.advantages(rewards, self.group_size, self.advantage_scale)
         with self.timed("update"):
             self.update(rollout, advantages)
 
-    def rewards(self, rollout: Any, scores: Tensor) -> Tensor:
-        """What is compared within the groups, [N]: the scores [N], or what a stage makes of them."""
+    def shape_rewards(self, rollout: Any, scores: Tensor) -> Tensor:
+        """What is compared within the groups: the scores [N], or what a stage makes of them."""
         return scores
 
     def micro_batches(self, size: int) -> list[Tensor]:
@@ -389,9 +387,8 @@ def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
 def add_metrics(sums: dict[str, float], metrics: dict[str, Tensor], share: float) -> None:
     """Gather a micro-batch: the loss is a sum already, maxima stay maxima, the rest are means.
 
-    Args:
-        share: of the tokens (or pictures) of the rollout that are in the micro-batch. Of several ranks' rollouts, of
-            the tokens of a rank on average: the mean over ranks is then the mean over all tokens.
+    `share` is that of its tokens (or pictures) in a rank's rollout, in an average one where ranks differ in tokens: the
+    mean over ranks is then that of all tokens.
     """
     for name, value in metrics.items():
         value = float(value)

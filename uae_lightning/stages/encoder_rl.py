@@ -95,7 +95,7 @@ class EncoderRL(PolicyStage):
         at_limit = captions.lengths >= self.captioning.max_new_tokens
         return at_limit if captions.cut is None else captions.cut
 
-    def rewards(self, rollout: CaptionRollout, scores: Tensor) -> Tensor:
+    def shape_rewards(self, rollout: CaptionRollout, scores: Tensor) -> Tensor:
         return scores - self.cut_penalty * self.cut(rollout.captions)
 
     def token_weights(self, captions: Captions) -> Tensor:
