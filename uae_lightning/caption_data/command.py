@@ -97,7 +97,7 @@ def main(args: list[str]) -> None:
         with claimed(folder):
             begin_or_go_on(folder, settings(options, source))
             counts = caption_data(options, source, folder).run()
-    print_end(options, source.left_out, folder, counts)
+    print_end(options, source.without(), folder, counts)
 
 
 def opened(options: argparse.Namespace):
@@ -167,10 +167,10 @@ def begin_or_go_on(folder: Path, wanted: dict[str, Any]) -> None:
     raise UsageError(f"{folder} was begun with other settings ({changes}): go on with those, or name another --to")
 
 
-def print_end(options: argparse.Namespace, left_out, folder: Path, counts) -> None:
+def print_end(options: argparse.Namespace, left_out: str, folder: Path, counts) -> None:
     print(counts.table())
     if left_out:
-        print("not looked at:", ", ".join(f".{suffix} ({count})" for suffix, count in left_out.most_common()))
+        print("not looked at:", left_out)
     print(f"\n{folder}: shards, captions.jsonl, dropped.jsonl, skipped.jsonl, report.json")
     if counts.dropped and (most := counts.dropped.most_common(1)[0])[1] > counts.seen / 2:
         print(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from uae_lightning.data import held_out
-from uae_lightning.data.images import MAX_PIXELS, BadFile, read_file, read_picture, square
+from uae_lightning.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, BadFile, read_file, read_picture, square
 from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source, open_source
 from uae_lightning.data.streams import StreamedData
@@ -48,6 +48,8 @@ class ImageTextData(StreamedData):
         validation_batch_size: pictures per validation batch and device, about: batches are made equal.
         shuffle_buffer: samples of a shard that are shuffled at a time; a worker holds as many files in memory.
         max_source_pixels: larger pictures are skipped, at most 178 million.
+        min_source_side: pictures with a shorter side, in pixels, are skipped.
+        max_aspect_ratio: pictures are skipped whose longer side is more than so many times the shorter.
         max_caption_words: longer captions are refused: a batch is as wide as its longest caption, and one of 10,000
             words makes it run out of memory.
         max_skipped: share of unusable files above which the run stops.
@@ -71,6 +73,8 @@ class ImageTextData(StreamedData):
         validation_batch_size: int = 8,
         shuffle_buffer: int = 256,
         max_source_pixels: int = MAX_PIXELS,
+        min_source_side: int = MIN_SIDE,
+        max_aspect_ratio: float = MAX_ASPECT,
         max_caption_words: int = MAX_CAPTION_WORDS,
         max_skipped: float = 0.05,
         image_column: str = "image",
@@ -89,7 +93,10 @@ class ImageTextData(StreamedData):
             raise UsageError(f"data.init_args.max_skipped must be 0 to 1, got {max_skipped}")
         self.path, self.validation_path = path, validation_path
         self.columns = Columns(image_column, caption_column, require_captions)
-        self.preparation = Preparation(resolution, max_source_pixels, require_captions, random_crop, max_caption_words)
+        self.preparation = Preparation(
+            resolution, max_source_pixels, require_captions, random_crop, max_caption_words,
+            min_source_side, max_aspect_ratio,
+        )  # fmt: skip
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self._source: Source | None = None
         self._held_out: list[Sample] | None = None
@@ -99,8 +106,7 @@ class ImageTextData(StreamedData):
     def source(self) -> Source:
         if self._source is None:
             self._source = open_source(self.path, self.columns)
-            if self._source.left_out:
-                names = ", ".join(f".{suffix} ({count})" for suffix, count in self._source.left_out.most_common())
+            if names := self._source.without():
                 warnings.warn(f"{self._source.name}: files that are no pictures are left out: {names}", stacklevel=2)
         return self._source
 
@@ -149,25 +155,30 @@ class Preparation:
     captions_needed: bool
     random_crop: bool
     max_words: int = MAX_CAPTION_WORDS  # of a caption
+    min_side: int = MIN_SIDE
+    max_aspect: float = MAX_ASPECT
 
     def __call__(self, sample: Sample, data: bytes, across: float = 0.5) -> tuple[Tensor, str, tuple[str, ...]]:
-        """([3, S, S] uint8, caption, what was converted); raises BadFile."""
+        """([3, S, S] uint8, caption, what was converted or left out); raises BadFile."""
         caption, without = self.caption(sample)  # first: it is the cheaper one
         pixels, converted = self.pixels(data, across)
         return pixels, caption, converted + without
 
     def pixels(self, data: bytes, across: float = 0.5) -> tuple[Tensor, tuple[str, ...]]:
-        picture = read_picture(data, max_pixels=self.max_pixels, at_least=self.resolution)
+        limits = {"max_pixels": self.max_pixels, "min_side": self.min_side, "max_aspect": self.max_aspect}
+        picture = read_picture(data, at_least=self.resolution, **limits)
         pixels = np.array(square(picture.image, self.resolution, across))
         return torch.from_numpy(pixels).permute(2, 0, 1), picture.converted
 
     def caption(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
+        """(caption, what the sample goes without); raises BadFile."""
+        without = ("without further pictures of its name",) if sample.others else ()
         try:
-            return read_caption(sample.caption, self.max_words), ()
+            return read_caption(sample.caption, self.max_words), without
         except BadFile as error:
             if self.captions_needed:
                 raise
-            return "", () if error.reason == "no caption" else (f"without its {error.reason}",)
+            return "", without + (() if error.reason == "no caption" else (f"without its {error.reason}",))
 
 
 @dataclass(frozen=True)
