@@ -36,16 +36,19 @@ Afterwards:
     uae fit --config conf/real/decoder_pretrain.yaml --config conf/real/cached.yaml --data.init_args.path cache
 
 (conf/real/cached.yaml says how to train without the encoder in memory). Made with other weights, another template,
-precision or resolution than the stage has, a cache is refused; `uae cache ... --overwrite` makes it again.
+precision or resolution than the stage has, a cache is refused; `uae cache ... --overwrite` makes it again. Shards hold
+checksums, which are compared whenever a sample is read.
 """
 
 
 def main(args: list[str]) -> None:
     options, fit_options = parse(args)
-    stage, data, trainer = load(fit_options)
-    data.batch_size = options.batch_size or data.batch_size
-    header = describe(stage, data, trainer, shlex.join(["uae", "cache", *fit_options, "--to", str(options.to)]))
-    with enough_space(options.to):
+    from uae_lightning.cache.folder import claimed  # imports torch, which `--help` need not wait for
+
+    with enough_space(options.to), claimed(options.to, options.part):
+        stage, data, trainer = load(fit_options)
+        data.batch_size = options.batch_size or data.batch_size
+        header = describe(stage, data, trainer, shlex.join(["uae", "cache", *fit_options, "--to", str(options.to)]))
         clear_or_check(options.to, header, options.overwrite)
         counts = fill_folder(options, stage, data, trainer, header)
     print(summary(counts, options.to, options.part, data.source.name))
@@ -65,7 +68,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--shard-mb", type=positive, default=256, metavar="MB", help="size of a shard; default: %(default)s"
     )
-    parser.add_argument("--overwrite", action="store_true", help="delete the shards that are in FOLDER first")
+    parser.add_argument("--overwrite", action="store_true", help="delete the shards of the cache in FOLDER first")
     options, rest = parser.parse_known_args(args)
     if options.to is None:
         parser.error("name the folder to write to with --to")
@@ -150,14 +153,14 @@ def describe(stage: Stage, data: ImageTextData, trainer: Trainer, command: str) 
 
 
 def clear_or_check(folder: Path, header: Header, overwrite: bool) -> None:
-    """Raises UsageError where the folder holds a cache that other parts have made."""
+    """Raises UsageError where the folder holds a cache that other parts have made, or files that no cache wrote."""
     from uae_lightning.cache.fingerprint import differences
-    from uae_lightning.cache.shards import inspect_all, shards_in
+    from uae_lightning.cache.folder import clear
+    from uae_lightning.cache.shards import inspect_all
 
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for shard in shards_in(folder):
-            shard.unlink()
+        clear(folder)
     there, _, _ = inspect_all(folder)
     if there and (differs := differences(there.made_by, header.made_by)):
         raise UsageError(
