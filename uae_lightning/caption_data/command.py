@@ -77,7 +77,8 @@ def add_model(group) -> None:
 
 def add_filters(group) -> None:
     add = group.add_argument
-    add("--min-words", type=positive, default=250, metavar="N", help="shorter captions; default: %(default)s")
+    add("--min-words", type=positive, default=250, metavar="N", help="shorter captions; in Chinese and Japanese each "
+        "character is a word; default: %(default)s")  # fmt: skip
     add("--max-words", type=positive, default=600, metavar="N", help="longer captions; default: %(default)s")
     add("--max-repetition", type=share, default=0.2, metavar="SHARE", help="captions of which more than this is runs "
         "of 4 words said before; default: %(default)s")  # fmt: skip

@@ -16,6 +16,7 @@ from uae_lightning.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, BadFile,
 from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source, open_source
 from uae_lightning.data.streams import StreamedData
+from uae_lightning.data.words import count_words
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
@@ -51,7 +52,7 @@ class ImageTextData(StreamedData):
         min_source_side: pictures with a shorter side, in pixels, are skipped.
         max_aspect_ratio: pictures are skipped whose longer side is more than so many times the shorter.
         max_caption_words: longer captions are refused: a batch is as wide as its longest caption, and one of 10,000
-            words makes it run out of memory.
+            words makes it run out of memory. In Chinese and Japanese each character is a word (`data.words`).
         max_skipped: share of unusable files above which the run stops.
         image_column, caption_column: names in a JSONL, a `datasets` data set or the .json of shards.
         num_workers: processes that decode, per device; 0 decodes in the training loop.
@@ -236,7 +237,7 @@ def read_caption(caption: bytes | str | BadFile | None, max_words: int = MAX_CAP
         raise BadFile("caption not in UTF-8", str(error)) from error
     if not text.strip():
         raise BadFile("empty caption")
-    if (words := len(text.split())) > max_words:
+    if (words := count_words(text)) > max_words:
         raise BadFile("overlong caption", f"{words:,} words, the limit is {max_words:,}")
     return text.strip()
 
