@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
 from uae_lightning.disk import enough_space
+from uae_lightning.ranges import Count
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -63,10 +64,10 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="uae cache", usage="uae cache --config YAML ... --to FOLDER [options]", description=DESCRIPTION
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the cache goes (needed)")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="pictures at a time; default: the data's")
+    parser.add_argument("--batch-size", type=Count, metavar="N", help="pictures at a time; default: the data's")
     parser.add_argument("--part", type=part, default="1/1", metavar="I/N", help="the Ith of N parts; default: all")
     parser.add_argument(
-        "--shard-mb", type=positive, default=256, metavar="MB", help="size of a shard; default: %(default)s"
+        "--shard-mb", type=Count, default=256, metavar="MB", help="size of a shard; default: %(default)s"
     )
     parser.add_argument("--overwrite", action="store_true", help="delete the shards of the cache in FOLDER first")
     options, rest = parser.parse_known_args(args)
@@ -77,12 +78,6 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.overwrite and options.part.of > 1:
         parser.error("--overwrite would delete what the other parts write: delete the folder, then start the parts")
     return options, rest
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def part(text: str) -> Part:

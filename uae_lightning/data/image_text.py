@@ -17,12 +17,14 @@ from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source, open_source
 from uae_lightning.data.streams import StreamedData
 from uae_lightning.data.words import count_words
+from uae_lightning.ranges import Count, Limit, Natural, Seed, Share, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
 MAX_CAPTION_WORDS = 1000  # some 1,400 tokens; the paper's captions have over 250 words
 
 
+@checked
 class ImageTextData(StreamedData):
     """A folder of pictures, a JSONL, WebDataset shards or a saved `datasets` data set.
 
@@ -65,33 +67,29 @@ class ImageTextData(StreamedData):
     def __init__(
         self,
         path: str | list[str],
-        resolution: int,
-        batch_size: int = 8,
+        resolution: Count,
+        batch_size: Count = 8,
         require_captions: bool = False,
         random_crop: bool = False,
         validation_path: str | list[str] | None = None,
-        validation_pictures: int = 64,
-        validation_batch_size: int = 8,
-        shuffle_buffer: int = 256,
-        max_source_pixels: int = MAX_PIXELS,
-        min_source_side: int = MIN_SIDE,
-        max_aspect_ratio: float = MAX_ASPECT,
-        max_caption_words: int = MAX_CAPTION_WORDS,
-        max_skipped: float = 0.05,
+        validation_pictures: Count = 64,
+        validation_batch_size: Count = 8,
+        shuffle_buffer: Count = 256,
+        max_source_pixels: Count = MAX_PIXELS,
+        min_source_side: Count = MIN_SIDE,
+        max_aspect_ratio: Limit = MAX_ASPECT,
+        max_caption_words: Count = MAX_CAPTION_WORDS,
+        max_skipped: Share = 0.05,
         image_column: str = "image",
         caption_column: str = "caption",
-        num_workers: int = 4,
-        seed: int = 0,
+        num_workers: Natural = 4,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(batch_size, shuffle_buffer, max_skipped, num_workers, seed)
-        counts = ("resolution", "batch_size", "validation_pictures", "validation_batch_size", "shuffle_buffer")
-        for name in (*counts, "max_caption_words"):
-            if (value := locals()[name]) < 1:
-                raise UsageError(f"data.init_args.{name} must be at least 1, got {value}")
-        if not 0 < max_source_pixels <= 2 * MAX_PIXELS:
+        if max_source_pixels > 2 * MAX_PIXELS:
             raise UsageError(f"data.init_args.max_source_pixels must be 1 to {2 * MAX_PIXELS}, got {max_source_pixels}")
-        if not 0 <= max_skipped <= 1:
-            raise UsageError(f"data.init_args.max_skipped must be 0 to 1, got {max_skipped}")
+        if max_aspect_ratio < 1:
+            raise UsageError(f"data.init_args.max_aspect_ratio must be at least 1, got {max_aspect_ratio}")
         self.path, self.validation_path = path, validation_path
         self.columns = Columns(image_column, caption_column, require_captions)
         self.preparation = Preparation(
