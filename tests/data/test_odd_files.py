@@ -172,6 +172,16 @@ def test_a_saved_data_set_that_is_cut_is_named(tmp_path: Path):
         open_source(str(folder), Columns())
 
 
+def test_a_damaged_row_of_a_saved_data_set_is_skipped(tmp_path: Path):
+    # red if what pyarrow says of a row comes through
+    folder = saved(tmp_path / "saved", image=["a.png", "b.png"], caption=["c\u00e9\u00e9", "d"])
+    [arrow] = folder.glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes().replace("\u00e9\u00e9".encode(), b"\xff\xff\xff\xff"))
+    source = open_source(str(folder), Columns())
+    first, second = (next(source.read(unit)) for unit in (0, 1))
+    assert first.image.reason == "damaged row" and second.caption == "d"
+
+
 # ---------------------------------------------------------------------------------------------------- shapes
 
 

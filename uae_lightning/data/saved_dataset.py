@@ -71,10 +71,14 @@ class SavedDataset(Indexed):
         return (f"{unit:09d}" for unit in range(len(self)))
 
     def sample(self, unit: int) -> Sample:
-        row = self.rows[unit]
+        key = f"{unit:09d}"
+        try:
+            row = self.rows[unit]
+        except Exception as error:  # of pyarrow: text that is not in UTF-8, places outside of the file
+            return Sample(key, BadFile("damaged row", str(error)), None)
         image = row[self.columns.image]
         if isinstance(image, dict):  # of an Image column: one of both is None
             image = image["path"] if image["bytes"] is None else image["bytes"]
         if image is None:
             image = BadFile("no picture", "the row is empty")
-        return Sample(f"{unit:09d}", Path(image) if isinstance(image, str) else image, row.get(self.columns.caption))
+        return Sample(key, Path(image) if isinstance(image, str) else image, row.get(self.columns.caption))
