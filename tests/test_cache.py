@@ -315,7 +315,7 @@ def test_a_folder_with_another_cache_is_refused(loaded, straight: Path, parts_fo
     [
         ([], ["--to"]),
         (["--to=x", "--part=3/2"], ["--part", "3/2"]),
-        (["--to=x", "--batch-size=0"], ["--batch-size", "at least 1"]),
+        (["--to=x", "--batch-size=0"], ["--batch-size", "from 1 to"]),
         (["--to=x", "--part=1/2", "--overwrite"], ["--overwrite", "parts"]),
         (["--to=x", "--data.init_args.path=none"], ["none", "data.init_args.path"]),
     ],

@@ -1,4 +1,4 @@
-"""What a command that goes on where it stopped says when the disk is full."""
+"""What a command that goes on where it stopped says when the disk is full, or nobody may write there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @contextmanager
@@ -16,6 +17,11 @@ def enough_space(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno in FORBIDDEN:
+            raise ValueError(
+                f"{str(error.filename or folder)[:300]}: {error.strerror}; correct the path or the permissions, or "
+                "name another folder with --to"
+            ) from error
         if error.errno not in NO_SPACE:
             raise
         raise ValueError(

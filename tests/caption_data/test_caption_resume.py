@@ -14,6 +14,8 @@ import pytest
 from caption_sets import caption_data, contents, in_child, rows, save_scenes
 
 from uae_lightning.caption_data.captioner import Captioner
+from uae_lightning.caption_data.command import begin_or_go_on
+from uae_lightning.caption_data.writer import claimed
 from uae_lightning.cli import main
 
 PICTURES = 20  # in shards of 6, batches of 4
@@ -180,14 +182,25 @@ def test_other_settings_or_other_pictures_are_refused(scenes: Path, tmp_path: Pa
 
 
 def test_two_processes_do_not_share_a_folder(scenes: Path, tmp_path: Path, capsys):
-    # red if LOCK_NB is left out (it hangs), or nothing is locked
-    import fcntl
+    # red if nothing is locked
+    with claimed(tmp_path / "set"):
+        assert main(command(scenes, tmp_path / "set")) == 1
+    assert "is being written by" in capsys.readouterr().err and not (tmp_path / "set").exists()
 
-    (tmp_path / "set").mkdir()
-    with (tmp_path / "set" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert main(command(scenes, tmp_path / "set")) == 2
-    assert "another process" in capsys.readouterr().err
+
+@pytest.mark.parametrize("file", ["settings.json", "records/000001.jsonl"])
+def test_a_damaged_record_is_named(file: str, scenes: Path, tmp_path: Path, capsys):
+    # red if json's own words come through, or a record that lost lines is believed
+    caption_data(scenes, tmp_path).run()
+    (tmp_path / "settings.json").write_text("{}")
+    whole = (tmp_path / file).read_text()
+    for text in ("", "[1, 2", "3", *(["\n".join(whole.splitlines()[:-1])] if file.startswith("records") else [])):
+        (tmp_path / file).write_text(text)
+        with pytest.raises(ValueError, match=f"{file} is damaged .*--to"):
+            if file.startswith("records"):
+                caption_data(scenes, tmp_path).run()
+            else:
+                begin_or_go_on(tmp_path, {})
 
 
 def test_a_shard_that_is_gone_is_missed(scenes: Path, tmp_path: Path):

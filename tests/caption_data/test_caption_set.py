@@ -262,7 +262,7 @@ def test_mistakes_are_named_with_the_options_of_the_command(scenes: Path, tmp_pa
         ([*call, "--min-words=9", "--max-words=8"], ["--min-words (9)", "--max-words (8)"]),
         ([*call, "--part=3/2"], ["--part", "2/8"]),
         ([*call, "--near-duplicates=16"], ["--near-duplicates", "0 to 15"]),
-        ([*call, "--max-skipped=5%"], ["--max-skipped", "between 0 and 1"]),
+        ([*call, "--max-skipped=5%"], ["--max-skipped", "from 0 to 1"]),
         ([*call, "--batch=4"], ["--batch", "--batch-size"]),
         ([*call, "--model=./none"], ["./none", "does not exist"]),
     ):

@@ -352,13 +352,6 @@ def test_bad_members_of_shards_are_skipped_and_a_cut_shard_ends_early(folder: Pa
     assert sorted(reasons.values()) == ["damaged shard", "empty shard"]
 
 
-def test_options_out_of_range_are_named(folder: Path):
-    # red if < 1 becomes < 0
-    for option, value in (("resolution", 0), ("batch_size", 0), ("max_skipped", 1.5), ("max_source_pixels", 10**9)):
-        with pytest.raises(UsageError, match=f"data.init_args.{option}"):
-            data_for(folder, **{option: value})
-
-
 def test_a_data_set_that_changed_is_mentioned(folder: Path, tmp_path: Path):
     # red if "units" is not compared
     data = data_for(folder)

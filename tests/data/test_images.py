@@ -138,8 +138,10 @@ def test_truncated_jpeg_unreadable_and_missing_files(tmp_path: Path):
             read_picture(whole[:size])
     with pytest.raises(BadFile, match="missing file"):
         read_picture(tmp_path / "none.png")
-    with pytest.raises(BadFile, match="unreadable file"):
+    with pytest.raises(BadFile, match="not a file"):
         read_picture(tmp_path)
+    with pytest.raises(BadFile, match="unreadable file"):
+        read_picture(tmp_path / "a\0b.png")
 
 
 def test_formats_whose_readers_start_programs_are_refused():

@@ -37,12 +37,13 @@ def test_pictures_of_one_file_have_keys_of_their_own(tmp_path: Path):
     ("row", "reason"),
     [
         ({"image": "none.bin", "offset": 0, "bytes": 1}, "missing file"),
-        ({"image": ".", "offset": 0, "bytes": 1}, "unreadable file"),
+        ({"image": ".", "offset": 0, "bytes": 1}, "not a file"),
+        ({"image": "a\0b", "offset": 0, "bytes": 1}, "unreadable file"),
         ({"offset": 0, "bytes": 1 << 40}, "too many bytes"),
     ],
 )
 def test_what_cannot_be_read_is_skipped(row: dict, reason: str, tmp_path: Path):
-    # red without either `except` of _read_range
+    # red without either `except` of `images.opened`
     with pytest.raises(BadFile, match=reason):
         image_bytes(written(tmp_path, row).sample(0))
 

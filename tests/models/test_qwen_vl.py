@@ -23,6 +23,17 @@ def test_patches_are_those_of_the_image_processor(make_encoder, images):
     torch.testing.assert_close(colours, wanted["pixel_values"].float(), atol=1e-5, rtol=1e-5)
 
 
+def test_resized_patches_are_those_of_the_image_processor(make_encoder):
+    # red if `patchify` resizes by `interpolate`, which cuts overshoot off only once: 20 levels here
+    encoder = make_encoder()
+    images = torch.randint(2, (1, 1, 90, 90), generator=torch.Generator().manual_seed(0)).expand(1, 3, 90, 90).float()
+    pil = Image.fromarray((images[0].permute(1, 2, 0) * 255).byte().numpy())
+    wanted = encoder.preprocessor(pil, return_tensors="pt")["pixel_values"]
+    patches, _ = encoder.patchify(images)
+    colors = patches.unflatten(1, (5, -1))[:, :3].flatten(1)
+    assert (colors - wanted).abs().max() * max(encoder.preprocessor.image_std) < 1.5 / 255
+
+
 def test_teacher_forced_logprobs_are_those_of_generation(make_encoder, images):
     # red if positions are off by one, or the prompt's last logit is left out
     encoder = make_encoder()

@@ -110,15 +110,14 @@ def test_equals_the_image_processor_and_model_used_plainly(name, tmp_path):
 @pytest.mark.parametrize("height, width", [(64, 64), (48, 80), (90, 40), (20, 20)])
 @pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
 def test_preprocessing_equals_the_image_processor(name, height, width, tmp_path):
-    # Red if `height <= width` is turned round, or bicubic becomes bilinear.
+    # Red if `height <= width` is turned round, bicubic becomes bilinear, or overshoot is cut off once only (20 x 20).
     processor = CASES[name][2]
     processor.save_pretrained(tmp_path)
     images = natural(2, height, width)
     expected = processor(as_pil(images), return_tensors="pt")["pixel_values"]
     preprocess = Preprocessing.of(str(tmp_path))
     difference = (preprocess(images) - expected) * preprocess.image_std
-    largest = 1.5 if height >= 32 else 5  # levels of 255; enlarging, PIL cuts overshoot off between its two passes
-    assert difference.abs().max() * 255 < largest
+    assert difference.abs().max() * 255 < 1.5  # levels: PIL rounds between its two passes, and after them
     assert difference.abs().mean() * 255 < 0.4
 
 

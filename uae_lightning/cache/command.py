@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
 from uae_lightning.disk import enough_space
+from uae_lightning.ranges import Count
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -36,16 +37,19 @@ Afterwards:
     uae fit --config conf/real/decoder_pretrain.yaml --config conf/real/cached.yaml --data.init_args.path cache
 
 (conf/real/cached.yaml says how to train without the encoder in memory). Made with other weights, another template,
-precision or resolution than the stage has, a cache is refused; `uae cache ... --overwrite` makes it again.
+precision or resolution than the stage has, a cache is refused; `uae cache ... --overwrite` makes it again. Shards hold
+checksums, which are compared whenever a sample is read.
 """
 
 
 def main(args: list[str]) -> None:
     options, fit_options = parse(args)
-    stage, data, trainer = load(fit_options)
-    data.batch_size = options.batch_size or data.batch_size
-    header = describe(stage, data, trainer, shlex.join(["uae", "cache", *fit_options, "--to", str(options.to)]))
-    with enough_space(options.to):
+    from uae_lightning.cache.folder import claimed  # imports torch, which `--help` need not wait for
+
+    with enough_space(options.to), claimed(options.to, options.part):
+        stage, data, trainer = load(fit_options)
+        data.batch_size = options.batch_size or data.batch_size
+        header = describe(stage, data, trainer, shlex.join(["uae", "cache", *fit_options, "--to", str(options.to)]))
         clear_or_check(options.to, header, options.overwrite)
         counts = fill_folder(options, stage, data, trainer, header)
     print(summary(counts, options.to, options.part, data.source.name))
@@ -60,12 +64,12 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="uae cache", usage="uae cache --config YAML ... --to FOLDER [options]", description=DESCRIPTION
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the cache goes (needed)")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="pictures at a time; default: the data's")
+    parser.add_argument("--batch-size", type=Count, metavar="N", help="pictures at a time; default: the data's")
     parser.add_argument("--part", type=part, default="1/1", metavar="I/N", help="the Ith of N parts; default: all")
     parser.add_argument(
-        "--shard-mb", type=positive, default=256, metavar="MB", help="size of a shard; default: %(default)s"
+        "--shard-mb", type=Count, default=256, metavar="MB", help="size of a shard; default: %(default)s"
     )
-    parser.add_argument("--overwrite", action="store_true", help="delete the shards that are in FOLDER first")
+    parser.add_argument("--overwrite", action="store_true", help="delete the shards of the cache in FOLDER first")
     options, rest = parser.parse_known_args(args)
     if options.to is None:
         parser.error("name the folder to write to with --to")
@@ -74,12 +78,6 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.overwrite and options.part.of > 1:
         parser.error("--overwrite would delete what the other parts write: delete the folder, then start the parts")
     return options, rest
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def part(text: str) -> Part:
@@ -150,14 +148,14 @@ def describe(stage: Stage, data: ImageTextData, trainer: Trainer, command: str) 
 
 
 def clear_or_check(folder: Path, header: Header, overwrite: bool) -> None:
-    """Raises UsageError where the folder holds a cache that other parts have made."""
+    """Raises UsageError where the folder holds a cache that other parts have made, or files that no cache wrote."""
     from uae_lightning.cache.fingerprint import differences
-    from uae_lightning.cache.shards import inspect_all, shards_in
+    from uae_lightning.cache.folder import clear
+    from uae_lightning.cache.shards import inspect_all
 
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for shard in shards_in(folder):
-            shard.unlink()
+        clear(folder)
     there, _, _ = inspect_all(folder)
     if there and (differs := differences(there.made_by, header.made_by)):
         raise UsageError(

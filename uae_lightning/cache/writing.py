@@ -173,7 +173,7 @@ class _Shards:
 
     def __init__(self, folder: Path, part: Part, header: Header, size: int) -> None:
         self.folder, self.stem, self.header, self.size = folder, f"cache{part.name}", header, size
-        for partial in folder.glob(f"{self._name('*')}{PARTIAL}"):  # of a killed run
+        for partial in folder.glob(f"{self._name('[0-9]' * 6)}{PARTIAL}"):  # of a killed run
             partial.unlink()
         taken = [int(path.stem[-6:]) for path in folder.glob(self._name("[0-9]" * 6))]
         self.number = max(taken, default=-1) + 1

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uae_lightning.disk import enough_space
+from uae_lightning.ranges import Count, NonNegative, Seed, Share
 from uae_lightning.usage import Parser, UsageError
 
 DESCRIPTION = """\
@@ -32,6 +33,7 @@ PROMPT = (
     "what there is and how many, where each thing stands and next to what, colors, materials, light, viewpoint and "
     "style. Transcribe text in double quotes. Say only what can be seen."
 )
+FEWEST_PIXELS = 3200  # images.MIN_SIDE squared times images.MAX_ASPECT
 FREE = {"to", "batch_size", "max_skipped"}  # may change when a folder is gone on with
 
 
@@ -43,6 +45,8 @@ def parse(args: list[str]) -> argparse.Namespace:
     options = parser.parse(args)
     if options.min_words > options.max_words:
         parser.error(f"--min-words ({options.min_words}) must not exceed --max-words ({options.max_words})")
+    if options.max_pixels < FEWEST_PIXELS:
+        parser.error(f"--max-pixels must be at least {FEWEST_PIXELS} (long pictures keep 8 pixels across)")
     return options
 
 
@@ -54,9 +58,9 @@ def add_files(group) -> None:
     add("--image-column", default="image", metavar="NAME", help="in a .jsonl or `datasets`; default: %(default)s")
     add("--part", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts, into "
         "FOLDER/part-I-of-N; duplicates are found within a part")  # fmt: skip
-    add("--shard-size", type=positive, default=1000, metavar="N", help="pictures read for a shard, which is what a "
+    add("--shard-size", type=Count, default=1000, metavar="N", help="pictures read for a shard, which is what a "
         "kill can cost; default: %(default)s")  # fmt: skip
-    add("--max-skipped", type=share, default=0.05, metavar="SHARE", help="of unusable files, above which it stops; "
+    add("--max-skipped", type=Share, default=0.05, metavar="SHARE", help="of unusable files, above which it stops; "
         "default: %(default)s")  # fmt: skip
 
 
@@ -64,22 +68,23 @@ def add_model(group) -> None:
     add = group.add_argument
     add("--model", required=True, metavar="MODEL", help="hub id, folder or shipped:NAME")
     add("--prompt", default=PROMPT, metavar="TEXT", help="default: asks for a long paragraph of what can be seen")
-    add("--batch-size", type=positive, default=8, metavar="N", help="pictures at a time; default: %(default)s")
-    add("--max-pixels", type=positive, default=1_003_520, metavar="N", help="larger pictures are scaled down for the "
+    add("--batch-size", type=Count, default=8, metavar="N", help="pictures at a time; default: %(default)s")
+    add("--max-pixels", type=Count, default=1_003_520, metavar="N", help="larger pictures are scaled down for the "
         "model; default: %(default)s, 1,280 tokens of Qwen2.5-VL")  # fmt: skip
-    add("--max-new-tokens", type=positive, default=1024, metavar="N", help="of a caption; default: %(default)s")
-    add("--temperature", type=not_negative, default=0.0, metavar="T", help="0 is greedy; default: %(default)s")
+    add("--max-new-tokens", type=Count, default=1024, metavar="N", help="of a caption; default: %(default)s")
+    add("--temperature", type=NonNegative, default=0.0, metavar="T", help="0 is greedy; default: %(default)s")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights; auto: "
         "bfloat16 on a GPU, float32 without")  # fmt: skip
     add("--quantization", choices=("none", "8bit", "4bit"), default="none", help="by bitsandbytes")
-    add("--seed", type=int, default=0, metavar="N", help="of sampled captions; default: %(default)s")
+    add("--seed", type=Seed, default=0, metavar="N", help="of sampled captions; default: %(default)s")
 
 
 def add_filters(group) -> None:
     add = group.add_argument
-    add("--min-words", type=positive, default=250, metavar="N", help="shorter captions; default: %(default)s")
-    add("--max-words", type=positive, default=600, metavar="N", help="longer captions; default: %(default)s")
-    add("--max-repetition", type=share, default=0.2, metavar="SHARE", help="captions of which more than this is runs "
+    add("--min-words", type=Count, default=250, metavar="N", help="shorter captions; in Chinese and Japanese each "
+        "character is a word; default: %(default)s")  # fmt: skip
+    add("--max-words", type=Count, default=600, metavar="N", help="longer captions; default: %(default)s")
+    add("--max-repetition", type=Share, default=0.2, metavar="SHARE", help="captions of which more than this is runs "
         "of 4 words said before; default: %(default)s")  # fmt: skip
     add("--near-duplicates", type=bits, default=3, metavar="BITS", help="pictures whose 64-bit hash differs from an "
         "earlier one's in at most BITS bits, 0 to 15; off: the same bytes only; default: %(default)s")  # fmt: skip
@@ -97,7 +102,7 @@ def main(args: list[str]) -> None:
         with claimed(folder):
             begin_or_go_on(folder, settings(options, source))
             counts = caption_data(options, source, folder).run()
-    print_end(options, source.left_out, folder, counts)
+    print_end(options, source.without(), folder, counts)
 
 
 def opened(options: argparse.Namespace):
@@ -149,7 +154,10 @@ def begin_or_go_on(folder: Path, wanted: dict[str, Any]) -> None:
     if not (folder / SETTINGS).exists() or not record_path(folder, 0).exists():  # nothing yet, or a first try failed
         write_json(folder / SETTINGS, wanted)
         return
-    earlier = json.loads((folder / SETTINGS).read_text())
+    try:
+        earlier = dict(json.loads((folder / SETTINGS).read_text()))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{folder / SETTINGS} is damaged ({error}): put it back, or name another --to") from error
     differing = [name for name in wanted if earlier.get(name) != wanted[name]]
     if not differing:
         return
@@ -167,10 +175,10 @@ def begin_or_go_on(folder: Path, wanted: dict[str, Any]) -> None:
     raise UsageError(f"{folder} was begun with other settings ({changes}): go on with those, or name another --to")
 
 
-def print_end(options: argparse.Namespace, left_out, folder: Path, counts) -> None:
+def print_end(options: argparse.Namespace, left_out: str, folder: Path, counts) -> None:
     print(counts.table())
     if left_out:
-        print("not looked at:", ", ".join(f".{suffix} ({count})" for suffix, count in left_out.most_common()))
+        print("not looked at:", left_out)
     print(f"\n{folder}: shards, captions.jsonl, dropped.jsonl, skipped.jsonl, report.json")
     if counts.dropped and (most := counts.dropped.most_common(1)[0])[1] > counts.seen / 2:
         print(
@@ -202,18 +210,6 @@ def own_option_names() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- values of options
 
 
-def positive(text: str) -> int:
-    return _checked(int(text) if text.isdecimal() else 0, lambda value: value >= 1, text, "a whole number from 1 on")
-
-
-def not_negative(text: str) -> float:
-    return _checked(_number(text), lambda value: 0 <= value < float("inf"), text, "a number from 0 on")
-
-
-def share(text: str) -> float:
-    return _checked(_number(text), lambda value: 0 <= value <= 1, text, "between 0 and 1")
-
-
 def bits(text: str) -> int | None:
     if text == "off":
         return None
@@ -224,13 +220,6 @@ def part(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     number, of = map(int, found.groups()) if found else (0, 0)
     return _checked((number, of), lambda _: 1 <= number <= of, text, "I/N with I from 1 to N, such as 2/8")
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return -1.0
 
 
 def _checked(value, right, text: str, wanted: str):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
-from uae_lightning.evaluation.language import repetition, words_of
+from uae_lightning.data.words import words_of
+from uae_lightning.evaluation.language import repetition
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Caption:
 @dataclass(frozen=True)
 class CaptionFilter:
     """Args:
-    min_words, max_words: of a caption, as blanks, stops and commas part them.
+    min_words, max_words: of a caption, as blanks, stops and commas part them; where there are none, see `data.words`.
     max_repetition: share of the runs of 4 words that came before in the same caption (`evaluation.language`).
     """
 

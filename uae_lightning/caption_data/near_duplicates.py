@@ -106,7 +106,8 @@ def _basis() -> np.ndarray:
 
 @functools.cache
 def _lowest_frequencies() -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of coefficients in the order of JPEG's zigzag, without the mean."""
+    """Rows and columns of coefficients, without the mean: by diagonals as in JPEG, but each from its top right down,
+    where JPEG's zigzag turns round at every diagonal."""
     down, across = np.indices((SIDE, SIDE)).reshape(2, -1)
     order = np.lexsort((down, down + across))[1 : LUMINANCE + 1]
     return down[order], across[order]

@@ -12,11 +12,9 @@ from PIL import Image
 
 from uae_lightning.caption_data.near_duplicates import perceptual_hash
 from uae_lightning.data.image_text import image_bytes
-from uae_lightning.data.images import BadFile, read_picture
+from uae_lightning.data.images import MAX_ASPECT, MIN_SIDE, read_picture
 from uae_lightning.data.sources import Sample
 
-SHORTEST_SIDE = 8  # pixels; of less, processors cannot tell rows, columns and channels apart
-LONGEST_TO_SHORTEST = 50  # Qwen's processor refuses more than 200 and is useless long before
 SIGNATURES = {"jpg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF....WEBP"}
 HARMLESS = {"grayscale", "palette", "color profile"}  # what every reader of pictures understands
 
@@ -33,14 +31,9 @@ class Prepared:
 
 
 def prepare(sample: Sample, max_pixels: int) -> Prepared:
-    """Raises BadFile: as `read_picture`, "too small" or "too long and thin"."""
+    """Raises BadFile as `read_picture` does."""
     data = image_bytes(sample)
-    picture = read_picture(data, at_least=math.isqrt(max_pixels))
-    short, long = sorted(picture.image.size)
-    if short < SHORTEST_SIDE:
-        raise BadFile("too small", f"{picture.image.width} x {picture.image.height}")
-    if long > LONGEST_TO_SHORTEST * short:
-        raise BadFile("too long and thin", f"{picture.image.width} x {picture.image.height}")
+    picture = read_picture(data, at_least=math.isqrt(max_pixels), min_side=MIN_SIDE, max_aspect=MAX_ASPECT)
     image = scaled_down(picture.image, max_pixels)
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return Prepared(image, data, picture.converted, perceptual_hash(image), int.from_bytes(digest))

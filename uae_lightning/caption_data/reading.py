@@ -12,7 +12,7 @@ from uae_lightning.caption_data.near_duplicates import SeenPictures
 from uae_lightning.caption_data.pictures import Prepared, prepare
 from uae_lightning.data.dealing import Place
 from uae_lightning.data.images import BadFile
-from uae_lightning.data.sources import Indexed, Sample, Source
+from uae_lightning.data.sources import Indexed, Sample, Source, key_bytes
 
 Row = dict[str, Any]  # what becomes of one picture; see `writer`
 Item = TypeVar("Item")
@@ -104,5 +104,5 @@ def fingerprint(source: Source) -> str:
     """Of the names of the pictures (of shards: of the shards), in order."""
     digest = hashlib.blake2b(digest_size=8)
     for key in source.keys() if isinstance(source, Indexed) else source.urls:
-        digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(key_bytes(key) + b"\0")
     return digest.hexdigest()

@@ -10,7 +10,6 @@ FOLDER/
 
 from __future__ import annotations
 
-import fcntl
 import io
 import itertools
 import json
@@ -24,9 +23,10 @@ from pathlib import Path
 from uae_lightning.caption_data.reading import Row
 from uae_lightning.checkpoint_io import PARTIAL, replacing
 from uae_lightning.data.dealing import Place
+from uae_lightning.locking import LOCK, locked
 from uae_lightning.usage import UsageError
 
-SETTINGS, LOCK = "settings.json", ".lock"
+SETTINGS = "settings.json"
 LISTS = {  # file -> status of the pictures in it, and what it says of each
     "captions.jsonl": ("kept", ("image", "offset", "bytes", "caption", "words", "name", "key")),
     "dropped.jsonl": ("dropped", ("key", "reason", "caption", "of", "name")),
@@ -92,16 +92,28 @@ def records(folder: Path) -> Iterator[Record]:
 
     Raises:
         FileNotFoundError: a shard is gone whose record is there.
+        ValueError: a record is damaged.
     """
     for number in itertools.count():
         path = record_path(folder, number)
         if not path.exists():
             return
-        head, *rows = map(json.loads, path.read_text().splitlines())
+        record = read_record(path)
         shard = folder / f"{number:06d}.tar"
-        if any(row["status"] == "kept" for row in rows) and not shard.exists():
+        if any(row["status"] == "kept" for row in record.rows) and not shard.exists():
             raise FileNotFoundError(f"{shard} was written and is gone: put it back, or start again in another --to")
-        yield Record(tuple(head["behind"]), head["read"], rows)
+        yield record
+
+
+def read_record(path: Path) -> Record:
+    try:
+        head, *rows = map(json.loads, path.read_text().splitlines())
+        record = Record(tuple(head["behind"]), head["read"], rows)
+        if len(rows) != record.read or not all(isinstance(row["status"], str) for row in rows):
+            raise ValueError("it does not hold as many pictures as it says")
+        return record
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): put it back, or start again in another --to") from error
 
 
 def write_lists(folder: Path, source: str) -> dict[str, int]:
@@ -126,19 +138,15 @@ def claimed(folder: Path) -> Iterator[None]:
     """The folder is there and nobody else writes to it until the block ends, however it ends.
 
     Raises:
-        UsageError: somebody does, or it holds what is not of this command.
+        UsageError: it holds what is not of this command.
+        ValueError: somebody does.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--to {folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {entry.name for entry in os.scandir(folder)}
+    names = {entry.name for entry in os.scandir(folder)} if folder.exists() else set()
     if SETTINGS not in names and names - {LOCK, SETTINGS + PARTIAL}:
         raise UsageError(f"--to {folder} holds files that `uae caption-data` did not write: name a new folder")
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when the process ends
-        except BlockingIOError as error:
-            raise UsageError(f"another process is writing to {folder}: wait for it, or name another --to") from error
+    with locked(folder, f"the set {folder}"):
         for left in itertools.chain(folder.glob("*" + PARTIAL), folder.glob("records/*" + PARTIAL)):
             left.unlink()  # of a killed process
         yield

@@ -21,10 +21,12 @@ from uae_lightning.data.images import MAX_PIXELS
 from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source, open_source
 from uae_lightning.data.streams import StreamedData
+from uae_lightning.ranges import Count, Natural, Seed, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
 
+@checked
 class CachedData(StreamedData):
     """Latents and caption states from a folder that `uae cache` wrote, for DecoderPretrain.
 
@@ -54,19 +56,16 @@ class CachedData(StreamedData):
     def __init__(
         self,
         path: str,
-        batch_size: int = 8,
+        batch_size: Count = 8,
         validation_path: str | list[str] | None = None,
-        validation_pictures: int = 64,
-        validation_batch_size: int = 8,
-        max_source_pixels: int = MAX_PIXELS,
+        validation_pictures: Count = 64,
+        validation_batch_size: Count = 8,
+        max_source_pixels: Count = MAX_PIXELS,
         image_column: str = "image",
-        num_workers: int = 2,
-        seed: int = 0,
+        num_workers: Natural = 2,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(batch_size, shuffle_buffer=1, max_skipped=0.0, num_workers=num_workers, seed=seed)
-        for name in ("batch_size", "validation_pictures", "validation_batch_size"):
-            if (value := locals()[name]) < 1:
-                raise UsageError(f"data.init_args.{name} must be at least 1, got {value}")
         self.path, self.validation_path = path, validation_path
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self.max_source_pixels, self.columns = max_source_pixels, Columns(image_column)

@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from uae_lightning.data import held_out
-from uae_lightning.data.images import MAX_PIXELS, BadFile, read_file, read_picture, square
+from uae_lightning.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, BadFile, read_file, read_picture, square
 from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source, open_source
 from uae_lightning.data.streams import StreamedData
+from uae_lightning.data.words import count_words
+from uae_lightning.ranges import Count, Limit, Natural, Seed, Share, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
 MAX_CAPTION_WORDS = 1000  # some 1,400 tokens; the paper's captions have over 250 words
 
 
+@checked
 class ImageTextData(StreamedData):
     """A folder of pictures, a JSONL, WebDataset shards or a saved `datasets` data set.
 
@@ -48,8 +51,10 @@ class ImageTextData(StreamedData):
         validation_batch_size: pictures per validation batch and device, about: batches are made equal.
         shuffle_buffer: samples of a shard that are shuffled at a time; a worker holds as many files in memory.
         max_source_pixels: larger pictures are skipped, at most 178 million.
+        min_source_side: pictures with a shorter side, in pixels, are skipped.
+        max_aspect_ratio: pictures are skipped whose longer side is more than so many times the shorter.
         max_caption_words: longer captions are refused: a batch is as wide as its longest caption, and one of 10,000
-            words makes it run out of memory.
+            words makes it run out of memory. In Chinese and Japanese each character is a word (`data.words`).
         max_skipped: share of unusable files above which the run stops.
         image_column, caption_column: names in a JSONL, a `datasets` data set or the .json of shards.
         num_workers: processes that decode, per device; 0 decodes in the training loop.
@@ -62,34 +67,35 @@ class ImageTextData(StreamedData):
     def __init__(
         self,
         path: str | list[str],
-        resolution: int,
-        batch_size: int = 8,
+        resolution: Count,
+        batch_size: Count = 8,
         require_captions: bool = False,
         random_crop: bool = False,
         validation_path: str | list[str] | None = None,
-        validation_pictures: int = 64,
-        validation_batch_size: int = 8,
-        shuffle_buffer: int = 256,
-        max_source_pixels: int = MAX_PIXELS,
-        max_caption_words: int = MAX_CAPTION_WORDS,
-        max_skipped: float = 0.05,
+        validation_pictures: Count = 64,
+        validation_batch_size: Count = 8,
+        shuffle_buffer: Count = 256,
+        max_source_pixels: Count = MAX_PIXELS,
+        min_source_side: Count = MIN_SIDE,
+        max_aspect_ratio: Limit = MAX_ASPECT,
+        max_caption_words: Count = MAX_CAPTION_WORDS,
+        max_skipped: Share = 0.05,
         image_column: str = "image",
         caption_column: str = "caption",
-        num_workers: int = 4,
-        seed: int = 0,
+        num_workers: Natural = 4,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(batch_size, shuffle_buffer, max_skipped, num_workers, seed)
-        counts = ("resolution", "batch_size", "validation_pictures", "validation_batch_size", "shuffle_buffer")
-        for name in (*counts, "max_caption_words"):
-            if (value := locals()[name]) < 1:
-                raise UsageError(f"data.init_args.{name} must be at least 1, got {value}")
-        if not 0 < max_source_pixels <= 2 * MAX_PIXELS:
+        if max_source_pixels > 2 * MAX_PIXELS:
             raise UsageError(f"data.init_args.max_source_pixels must be 1 to {2 * MAX_PIXELS}, got {max_source_pixels}")
-        if not 0 <= max_skipped <= 1:
-            raise UsageError(f"data.init_args.max_skipped must be 0 to 1, got {max_skipped}")
+        if max_aspect_ratio < 1:
+            raise UsageError(f"data.init_args.max_aspect_ratio must be at least 1, got {max_aspect_ratio}")
         self.path, self.validation_path = path, validation_path
         self.columns = Columns(image_column, caption_column, require_captions)
-        self.preparation = Preparation(resolution, max_source_pixels, require_captions, random_crop, max_caption_words)
+        self.preparation = Preparation(
+            resolution, max_source_pixels, require_captions, random_crop, max_caption_words,
+            min_source_side, max_aspect_ratio,
+        )  # fmt: skip
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self._source: Source | None = None
         self._held_out: list[Sample] | None = None
@@ -99,8 +105,7 @@ class ImageTextData(StreamedData):
     def source(self) -> Source:
         if self._source is None:
             self._source = open_source(self.path, self.columns)
-            if self._source.left_out:
-                names = ", ".join(f".{suffix} ({count})" for suffix, count in self._source.left_out.most_common())
+            if names := self._source.without():
                 warnings.warn(f"{self._source.name}: files that are no pictures are left out: {names}", stacklevel=2)
         return self._source
 
@@ -149,25 +154,30 @@ class Preparation:
     captions_needed: bool
     random_crop: bool
     max_words: int = MAX_CAPTION_WORDS  # of a caption
+    min_side: int = MIN_SIDE
+    max_aspect: float = MAX_ASPECT
 
     def __call__(self, sample: Sample, data: bytes, across: float = 0.5) -> tuple[Tensor, str, tuple[str, ...]]:
-        """([3, S, S] uint8, caption, what was converted); raises BadFile."""
+        """([3, S, S] uint8, caption, what was converted or left out); raises BadFile."""
         caption, without = self.caption(sample)  # first: it is the cheaper one
         pixels, converted = self.pixels(data, across)
         return pixels, caption, converted + without
 
     def pixels(self, data: bytes, across: float = 0.5) -> tuple[Tensor, tuple[str, ...]]:
-        picture = read_picture(data, max_pixels=self.max_pixels, at_least=self.resolution)
+        limits = {"max_pixels": self.max_pixels, "min_side": self.min_side, "max_aspect": self.max_aspect}
+        picture = read_picture(data, at_least=self.resolution, **limits)
         pixels = np.array(square(picture.image, self.resolution, across))
         return torch.from_numpy(pixels).permute(2, 0, 1), picture.converted
 
     def caption(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
+        """(caption, what the sample goes without); raises BadFile."""
+        without = ("without further pictures of its name",) if sample.others else ()
         try:
-            return read_caption(sample.caption, self.max_words), ()
+            return read_caption(sample.caption, self.max_words), without
         except BadFile as error:
             if self.captions_needed:
                 raise
-            return "", () if error.reason == "no caption" else (f"without its {error.reason}",)
+            return "", without + (() if error.reason == "no caption" else (f"without its {error.reason}",))
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ def read_caption(caption: bytes | str | BadFile | None, max_words: int = MAX_CAP
         raise BadFile("caption not in UTF-8", str(error)) from error
     if not text.strip():
         raise BadFile("empty caption")
-    if (words := len(text.split())) > max_words:
+    if (words := count_words(text)) > max_words:
         raise BadFile("overlong caption", f"{words:,} words, the limit is {max_words:,}")
     return text.strip()
 

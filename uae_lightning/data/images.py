@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -15,6 +20,8 @@ SUFFIXES = frozenset("jpg jpeg jpe jfif png webp gif bmp tif tiff avif jp2 ppm p
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own line, from which it warns of decompression bombs
 MAX_BYTES = 1 << 28
+MIN_SIDE = 8  # pixels; of less, processors cannot tell rows, columns and channels apart
+MAX_ASPECT = 50.0  # Qwen's processor refuses more than 200 and is useless long before
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,7 +48,14 @@ class Picture:
     converted: tuple[str, ...]  # what was done to make it upright RGB of 8 bits
 
 
-def read_picture(source: bytes | Path, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Picture:
+def read_picture(
+    source: bytes | Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    at_least: int | None = None,
+    min_side: int = 1,
+    max_aspect: float = float("inf"),
+) -> Picture:
     """The picture in a file: its first frame, upright, in sRGB, transparency laid over white.
 
     Args:
@@ -49,14 +63,21 @@ def read_picture(source: bytes | Path, *, max_pixels: int = MAX_PIXELS, at_least
         max_pixels: larger pictures are refused before they are decoded.
         at_least: a JPEG may be decoded at a half, a quarter or an eighth of its size as long as both sides are at
             least this long; several times faster for large photographs.
+        min_side: pictures with a shorter side are refused.
+        max_aspect: pictures are refused whose longer side is more than so many times the shorter.
 
     Raises:
-        BadFile: "missing file", "unreadable file", "empty file", "too many bytes", "not a picture", "too many pixels",
-            "damaged" (truncated too), "unknown range of values".
+        BadFile: "missing file", "unreadable file", "not a file", "empty file", "too many bytes", "not a picture",
+            "too many pixels", "too small", "too long and thin", "damaged" (truncated too), "unknown range of values".
     """
     image = _opened(source if isinstance(source, bytes) else read_file(source))
-    if image.width * image.height > max_pixels:
+    short, long = sorted(image.size)
+    if short * long > max_pixels:
         raise BadFile("too many pixels", f"{image.width} x {image.height}, the limit is {max_pixels:,}")
+    if short < min_side:
+        raise BadFile("too small", f"{image.width} x {image.height}, the limit is a side of {min_side}")
+    if long > max_aspect * short:
+        raise BadFile("too long and thin", f"{image.width} x {image.height}, the limit is {max_aspect:g} to 1")
     try:
         if at_least:
             image.draft(None, (at_least, at_least))
@@ -69,13 +90,30 @@ def read_picture(source: bytes | Path, *, max_pixels: int = MAX_PIXELS, at_least
 
 
 def read_file(path: Path) -> bytes:
+    """Raises BadFile: "too many bytes", or as `opened`."""
+    with opened(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise BadFile("too many bytes", f"{size:,}, the limit is {MAX_BYTES:,}")
+        return file.read()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read. Not a pipe or a device, which may never end.
+
+    Raises:
+        BadFile: "missing file", "unreadable file" or "not a file"; also for errors while it is read.
+    """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadFile("too many bytes", f"{path.stat().st_size:,}, the limit is {MAX_BYTES:,}")
-        return path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadFile("not a file", f"{path} is a folder, a pipe or a device")
+        with path.open("rb") as file:
+            yield file
+    except BadFile:
+        raise
     except FileNotFoundError as error:
         raise BadFile("missing file", str(path)) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: of a path that can be none
         raise BadFile("unreadable file", str(error)) from error
 
 

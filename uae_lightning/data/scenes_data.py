@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from uae_lightning.data.captions import write_caption
+from uae_lightning.data.captions import LEVELS, write_caption
 from uae_lightning.data.prompts import training_prompt
-from uae_lightning.data.scenes import object_mask, render, sample_scene
+from uae_lightning.data.scenes import OBJECT_COUNT_WEIGHTS, object_mask, render, sample_scene
+from uae_lightning.ranges import Count, Positive, Seed, Share, checked
 from uae_lightning.types import Batch
+from uae_lightning.usage import UsageError
+
+HELD_OUT_SPLITS = ("validation", "test")
 
 
 def scene_batch(
@@ -42,6 +46,7 @@ def scene_batch(
     return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices], weights)
 
 
+@checked
 class ScenesData(L.LightningDataModule):
     """Procedural scenes (`uae_lightning.data.scenes`).
 
@@ -60,23 +65,26 @@ class ScenesData(L.LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int = 8,
-        validation_pictures: int = 64,
-        validation_batch_size: int = 64,
-        max_objects: int = 3,
+        batch_size: Count = 8,
+        validation_pictures: Count = 64,
+        validation_batch_size: Count = 64,
+        max_objects: Count = 3,
         caption_level: str = "long",
-        prompt_share: float = 0.0,
-        object_weight: float = 1.0,
-        seed: int = 0,
-        validation_seed: int = 0,
+        prompt_share: Share = 0.0,
+        object_weight: Positive = 1.0,
+        seed: Seed = 0,
+        validation_seed: Seed = 0,
         split: str = "validation",
     ) -> None:
         super().__init__()
-        if not 0 <= prompt_share <= 1:
-            raise ValueError(f"data.init_args.prompt_share must be 0 to 1, got {prompt_share}")
+        if max_objects > len(OBJECT_COUNT_WEIGHTS):
+            raise UsageError(
+                f"data.init_args.max_objects must be at most {len(OBJECT_COUNT_WEIGHTS)}, got {max_objects}"
+            )
+        for name, value, known in (("caption_level", caption_level, LEVELS), ("split", split, HELD_OUT_SPLITS)):
+            if value not in known:
+                raise UsageError(f"data.init_args.{name} must be one of {', '.join(known)}, got {value!r}")
         self.batch_size, self.max_objects, self.seed = batch_size, max_objects, seed
-        if object_weight <= 0:
-            raise ValueError(f"data.init_args.object_weight must be above 0, got {object_weight}")
         self.caption_level, self.prompt_share, self.object_weight = caption_level, prompt_share, object_weight
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self.split, self.validation_seed = split, validation_seed

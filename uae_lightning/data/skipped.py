@@ -32,7 +32,7 @@ class SkippedFiles:
     """Adds up the tallies of one process's workers and appends to the list of all processes, each file once.
 
     Args:
-        limit: share of unusable files above which `add` raises, once 100 samples were read.
+        limit: share of unusable files above which `add` raises, once 100 samples were read; 0 allows none, ever.
         source: what the error calls the data set.
         file: the list, JSON lines; None keeps none.
     """
@@ -54,7 +54,7 @@ class SkippedFiles:
         self.read += tally.kept + tally.held_out + len(tally.skipped)
         self.converted += tally.converted
         self._list([row for row in tally.skipped if (row["source"], row["key"]) not in self.reasons])
-        if self.read >= JUDGED_AFTER and self.skips > self.limit * self.read:
+        if (self.read >= JUDGED_AFTER or not self.limit) and self.skips > self.limit * self.read:
             raise UsageError(
                 f"{self.skips} of {self.read} pictures read from {self.source} cannot be used, more than "
                 f"data.init_args.max_skipped ({self.limit:g}) allows: {self.by_reason()}. Repair or remove them"

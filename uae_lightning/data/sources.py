@@ -5,7 +5,6 @@ A source is a list of units: single pictures, or shards, each a run of samples t
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import heapq
 import itertools
@@ -18,11 +17,12 @@ from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from uae_lightning.data.images import MAX_BYTES, SUFFIXES, BadFile
+from uae_lightning.data.images import SUFFIXES, BadFile, opened, read_file
+from uae_lightning.data.tars import content_of, groups, is_tar, shard_names, shard_urls
 from uae_lightning.usage import UsageError
 
 ATTEMPTS = 4  # to read a shard over the network
@@ -37,6 +37,7 @@ class Sample:
     key: str  # the same for the same picture in every run
     image: bytes | Path | BadFile  # BadFile: the source itself is damaged there
     caption: bytes | str | BadFile | None
+    others: int = 0  # pictures of the same name that are left out
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Source(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.left_out: Counter[str] = Counter()  # suffixes of files that are neither pictures nor captions
+
+    def without(self) -> str:
+        """`left_out` in words."""
+        counts = self.left_out.most_common()
+        return ", ".join(f"{f'.{suffix}' if suffix else 'without suffix'} ({count})" for suffix, count in counts)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -91,11 +97,12 @@ class Folder(Indexed):
     def __init__(self, folder: Path, columns: Columns) -> None:
         super().__init__(str(folder))
         self.folder = folder
-        files = sorted(_files_below(folder))
-        self.paths = [file for file in files if _suffix(file) in SUFFIXES]
+        files = set(_files_below(folder))
+        self.paths = [file for file in sorted(files) if _suffix(file) in SUFFIXES or file.endswith("/")]
         texts = {os.path.splitext(file)[0] for file in files if _suffix(file) == "txt"}
         captions = sum(os.path.splitext(path)[0] in texts for path in self.paths)
-        self.left_out = Counter(_suffix(file) for file in files if _suffix(file) not in SUFFIXES | {"txt"})
+        others = files - set(self.paths)
+        self.left_out = Counter(_suffix(file) for file in others if _suffix(file) != "txt")
         if not self.paths:
             raise UsageError(f"{folder} has no pictures: a picture's name ends in one of {', '.join(sorted(SUFFIXES))}")
         if columns.captions_needed and not captions:
@@ -111,12 +118,14 @@ class Folder(Indexed):
         return iter(self.paths)
 
     def sample(self, unit: int) -> Sample:
-        path = self.folder / self.paths[unit]
+        key, path = self.paths[unit], self.folder / self.paths[unit]
+        if key.endswith("/"):
+            return Sample(key, BadFile("unreadable folder", str(path)), None)
         try:
-            caption = path.with_suffix(".txt").read_bytes()
-        except OSError:
-            caption = None
-        return Sample(self.paths[unit], path, caption)
+            caption = read_file(path.with_suffix(".txt"))
+        except BadFile as error:
+            caption = None if error.reason == "missing file" else error
+        return Sample(key, path, caption)
 
 
 class JsonLines(Indexed):
@@ -150,7 +159,7 @@ class JsonLines(Indexed):
         at, columns = f"{self.file}, line {number}", self.columns
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{at}: not JSON in UTF-8 ({error}); write one JSON object per line") from error
         if not isinstance(row, dict) or columns.image not in row:
             found = f"only {', '.join(map(repr, row))}" if isinstance(row, dict) and row else "no columns"
@@ -162,7 +171,7 @@ class JsonLines(Indexed):
             if not isinstance(row.get(name), kinds):
                 raise UsageError(f"{at}: {name!r} must be a string, got {json.dumps(row.get(name))[:60]}")
         for name in RANGE if row.keys() >= RANGE else ():
-            if type(row[name]) is not int or row[name] < 0:
+            if type(row[name]) is not int or not 0 <= row[name] < 2**63:
                 raise UsageError(f"{at}: {name!r} must be a number of bytes, got {json.dumps(row[name])[:60]}")
         return row
 
@@ -190,53 +199,9 @@ class JsonLines(Indexed):
         return Sample(self._key(row), image, row.get(self.columns.caption))
 
 
-class SavedDataset(Indexed):
-    """A folder that `Dataset.save_to_disk` of the package `datasets` wrote; memory-mapped."""
-
-    def __init__(self, folder: Path, columns: Columns) -> None:
-        super().__init__(str(folder))
-        try:
-            import datasets
-        except ImportError as error:
-            raise UsageError(
-                f"{folder} was saved by the package `datasets`, which is not installed: "
-                "pip install 'uae-lightning[data]'"
-            ) from error
-        self.rows = datasets.load_from_disk(str(folder))
-        if isinstance(self.rows, dict):
-            splits = " or ".join(str(folder / name) for name in self.rows)
-            raise UsageError(f"{folder} holds several data sets: name one of them, {splits}")
-        self.columns, names = columns, self.rows.column_names
-        needed = ["image", "caption"] if columns.captions_needed else ["image"]
-        for kind in needed:
-            if (name := getattr(columns, kind)) not in names:
-                raise UsageError(
-                    f"{folder} has no column {name!r}, only {', '.join(map(repr, names))}: name the right one with "
-                    f"data.init_args.{kind}_column"
-                )
-        kept = [name for name in (columns.image, columns.caption) if name in names]
-        self.rows = self.rows.select_columns(kept)
-        if isinstance(self.rows.features[columns.image], datasets.Image):
-            self.rows = self.rows.cast_column(columns.image, datasets.Image(decode=False))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def keys(self) -> Iterator[str]:
-        return (f"{unit:09d}" for unit in range(len(self)))
-
-    def sample(self, unit: int) -> Sample:
-        row = self.rows[unit]
-        image = row[self.columns.image]
-        if isinstance(image, dict):  # of an Image column: one of both is None
-            image = image["path"] if image["bytes"] is None else image["bytes"]
-        if image is None:
-            image = BadFile("no picture", "the row is empty")
-        return Sample(f"{unit:09d}", Path(image) if isinstance(image, str) else image, row.get(self.columns.caption))
-
-
 class Shards(Source):
-    """WebDataset: tar files whose members of one stem (`0001.jpg`, `0001.txt` or `0001.json`) are one sample.
+    """WebDataset: tar files whose members of one stem (`0001.jpg`, `0001.txt` or `0001.json`) are one sample; `tars`
+    says which that are where names have more dots.
 
     Read as a stream, from disk or from any URL that fsspec knows; a broken connection is taken up again.
     """
@@ -245,7 +210,7 @@ class Shards(Source):
 
     def __init__(self, urls: list[str], columns: Columns) -> None:
         super().__init__(urls[0] if len(urls) == 1 else f"{urls[0]} and {len(urls) - 1} more shards")
-        self.urls, self.columns = urls, columns
+        self.urls, self.names, self.columns = urls, shard_names(urls), columns
         for url in urls:
             if "://" not in url and not Path(url).is_file():
                 raise FileNotFoundError(f"shard {url} does not exist: correct the path in data.init_args")
@@ -254,19 +219,19 @@ class Shards(Source):
         return len(self.urls)
 
     def read(self, unit: int, part: int = 0, parts: int = 1) -> Iterator[Sample]:
-        return itertools.islice(self._samples(self.urls[unit]), part, None, parts)
+        return itertools.islice(self._samples(self.urls[unit], self.names[unit]), part, None, parts)
 
     def by_hash(self, count: int) -> Iterator[Sample]:
         every = itertools.chain.from_iterable(map(self.read, range(len(self))))
         scanned = itertools.islice(every, SCANNED * count)
         return iter(heapq.nsmallest(count, scanned, key=lambda sample: key_hash(sample.key)))
 
-    def _samples(self, url: str) -> Iterator[Sample]:
+    def _samples(self, url: str, name: str) -> Iterator[Sample]:
         done = 0
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 for sample in itertools.islice(_read_tar(url, self.columns.caption), done, None):
-                    yield sample
+                    yield replace(sample, key=f"{name}/{sample.key}")
                     done += 1
                 if not done:
                     yield Sample(url, BadFile("empty shard"), None)
@@ -278,7 +243,10 @@ class Shards(Source):
                 raise UsageError(f"shard {url} cannot be read: {error}; correct the path in data.init_args") from error
             except Exception as error:  # of the network: each file system of fsspec has its own
                 if attempt == ATTEMPTS:
-                    raise OSError(f"shard {url} cannot be read after {ATTEMPTS} attempts: {error}") from error
+                    raise ValueError(
+                        f"shard {url} cannot be read after {ATTEMPTS} attempts: {error}; start again, with --resume "
+                        "where there is one, once it can be reached"
+                    ) from error
                 time.sleep(2**attempt)
 
 
@@ -287,10 +255,25 @@ def open_source(path: str | list[str], columns: Columns, option: str = "path") -
     `{000..127}.tar` or `*.tar`, URLs or a list of them), or a folder saved by `datasets`.
 
     Raises:
-        UsageError, FileNotFoundError: there is none; `option` of the data module is named.
+        UsageError, FileNotFoundError: there is none, or nobody may read it; `option` of the data module is named.
     """
+    if not path:
+        raise UsageError(f"data.init_args.{option} is empty: name a folder of pictures, a .jsonl or .tar shards")
+    try:
+        return _opened(path, columns, option)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"{str(path)[:300]} cannot be read ({error.strerror}): correct data.init_args.{option}, or the permissions"
+        ) from error
+
+
+def _opened(path: str | list[str], columns: Columns, option: str) -> Source:
+    from uae_lightning.data.saved_dataset import SavedDataset  # is a source itself
+
     if isinstance(path, list) or "://" in path or re.search(r"[{*?]", path):
-        return Shards(_shards(path), columns)
+        return Shards(shard_urls(path), columns)
     place = Path(path)
     if place.is_dir():
         if (place / "dataset_info.json").exists() or (place / "dataset_dict.json").exists():
@@ -299,7 +282,7 @@ def open_source(path: str | list[str], columns: Columns, option: str = "path") -
         return Shards(tars, columns) if tars else Folder(place, columns)
     if not place.is_file():
         raise FileNotFoundError(f"{path} does not exist: correct data.init_args.{option}")
-    if _is_tar(path):
+    if is_tar(path):
         return Shards([path], columns)
     if place.suffix != ".jsonl":
         raise UsageError(
@@ -310,34 +293,14 @@ def open_source(path: str | list[str], columns: Columns, option: str = "path") -
 
 
 def key_hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(key_bytes(key), digest_size=8).digest())
 
 
-def expanded(pattern: str) -> list[str]:
-    """`a{00..02}b{x,y}` -> a00bx, a00by, a01bx, ...; without braces the pattern itself."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if not match:
-        return [pattern]
-    if span := re.fullmatch(r"(\d+)\.\.(\d+)", match[1]):
-        names = [str(number).zfill(len(span[1])) for number in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        names = match[1].split(",")
-    return [url for name in names for url in expanded(pattern[: match.start()] + name + pattern[match.end() :])]
-
-
-def _shards(paths: str | list[str]) -> list[str]:
-    patterns = [url for path in ([paths] if isinstance(paths, str) else paths) for url in expanded(path)]
-    urls: list[str] = []
-    for pattern in patterns:
-        local = "://" not in pattern and re.search(r"[*?]", pattern)
-        urls += sorted(glob.glob(pattern)) if local else [pattern]
-    if not urls or not all(map(_is_tar, urls)):
-        raise UsageError(f"{paths} names no .tar shards: correct the path in data.init_args")
-    return urls
-
-
-def _is_tar(url: str) -> bool:
-    return url.split("?")[0].endswith((".tar", ".tar.gz", ".tgz"))
+def key_bytes(key: str) -> bytes:
+    try:
+        return key.encode("utf-8", "surrogateescape")  # of names of files that are not in UTF-8
+    except UnicodeEncodeError:
+        return key.encode("utf-8", "surrogatepass")  # of JSON, where halves of pairs can stand
 
 
 def _suffix(file: str) -> str:
@@ -345,59 +308,47 @@ def _suffix(file: str) -> str:
 
 
 def _files_below(folder: Path, seen: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Relative POSIX paths; links to folders are followed unless in a circle; hidden files are left out."""
+    """Relative POSIX paths, those of folders that cannot be listed with a slash at the end; links to folders are
+    followed unless in a circle; hidden files are left out."""
     seen |= {os.path.realpath(folder)}
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield entry.name
         elif os.path.realpath(entry.path) not in seen:
-            for file in _files_below(Path(entry.path), seen):
-                yield f"{entry.name}/{file}"
+            try:
+                below = list(_files_below(Path(entry.path), seen))
+            except OSError:
+                below = [""]
+            yield from (f"{entry.name}/{file}" for file in below)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _read_tar(url: str, caption_column: str) -> Iterator[Sample]:
     import fsspec  # comes with torch and lightning
 
-    name = PurePosixPath(url.split("?")[0]).name
-    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-        for stem, members in itertools.groupby(_members(tar), key=lambda member: member[0]):
-            files = {suffix: content for _, suffix, content in members}
+    with fsspec.open(url, "rb") as file:
+        for stem, files, others in groups(file):
             image = next((content for suffix, content in files.items() if suffix in SUFFIXES), None)
             if image is None:
                 image = BadFile("no picture", f"only {', '.join(files)}")
-            yield Sample(f"{name}/{stem}", image, _caption(files, caption_column))
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes | BadFile]]:
-    """(stem, suffix, content) of the pictures and captions in a stream."""
-    for member in tar:
-        tar.members = []  # else every header of the shard stays in memory
-        folder, _, file = member.name.rpartition("/")
-        stem, _, suffix = file.partition(".")
-        suffix = suffix.lower()
-        if not member.isfile() or not stem or suffix not in SUFFIXES | {"txt", "json"}:
-            continue
-        content = _content(tar.extractfile(member), member.size)
-        yield (f"{folder}/{stem}" if folder else stem), suffix, content
+            yield Sample(stem, image, _caption(files, caption_column), others)
 
 
 def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             file.seek(offset)
-            return _content(file, size)
-    except FileNotFoundError:
-        return BadFile("missing file", str(path))
-    except OSError as error:
-        return BadFile("unreadable file", str(error))
-
-
-def _content(file: IO[bytes], size: int) -> bytes | BadFile:
-    if size > MAX_BYTES:
-        return BadFile("too many bytes", f"{size:,}, the limit is {MAX_BYTES:,}")
-    return file.read(size)
+            return content_of(file, size)
+    except BadFile as error:
+        return error
 
 
 def _caption(files: dict[str, bytes | BadFile], column: str) -> bytes | str | BadFile | None:
@@ -409,7 +360,7 @@ def _caption(files: dict[str, bytes | BadFile], column: str) -> bytes | str | Ba
         return record
     try:
         row = json.loads(record)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return BadFile("damaged caption", f"not JSON in UTF-8: {error}")
     value = row.get(column) if isinstance(row, dict) else None
     return value if isinstance(value, str) else None

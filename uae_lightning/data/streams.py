@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,12 +204,19 @@ class _Stream(IterableDataset):
 
     def _reports(self, stream: int) -> Iterator[_Report]:
         read, tally, fruitful = [], Tally(), self.deal.places[stream][0]
+        fruitless: dict[Any, str] = {}  # sample -> reason, since the last that was of use
         for place, seed, sample in self._samples(stream):
+            skips = len(tally.skipped)
             if (one := self.read(sample, seed, tally)) is not None:
                 read.append(one)
                 fruitful = place[0]
-            elif place[0] > fruitful + PATIENCE * len(self.source) * self.deal.parts:
-                raise UsageError(f"{self.source.name} has no picture to train on: all are held out or cannot be used")
+                fruitless.clear()
+            else:
+                reason = tally.skipped[-1]["reason"] if len(tally.skipped) > skips else "held out"
+                fruitless[getattr(sample, "key", sample)] = reason
+            if place[0] > fruitful + PATIENCE * len(self.source) * self.deal.parts:
+                reasons = ", ".join(f"{why} ({n})" for why, n in Counter(fruitless.values()).most_common())
+                raise UsageError(f"{self.source.name} has no picture to train on: {reasons}")
             full = len(read) == self.batch_size
             if full or len(tally.skipped) >= REPORTED_AT:
                 yield _Report(stream, place, self.read.batch(read) if full else None, tally)

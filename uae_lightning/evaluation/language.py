@@ -13,6 +13,7 @@ from torch import Tensor
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
 from uae_lightning.data.captions import COUNTS, PLURALS, RELATIONS, parse_caption
 from uae_lightning.data.scenes import BACKGROUNDS, COLORS, POSITIONS, SIZES
+from uae_lightning.data.words import words_of
 from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.interfaces import Encoder
 from uae_lightning.types import Captions
@@ -93,11 +94,6 @@ def _nll(captions: Captions, images: Tensor, reference: Encoder, batch_size: int
         logprobs = gather_logprobs(reference.token_logits(images[rows], chunk), chunk.tokens)
         means += (-(logprobs * chunk.mask).sum(1) / chunk.lengths.clamp(min=1)).tolist()
     return means
-
-
-def words_of(text: str) -> list[str]:
-    """In lower case, as blanks, stops and commas part them."""
-    return re.findall(r"[^\s.,]+", text.lower())
 
 
 def _clauses(text: str) -> list[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from uae_lightning.models.loading import load, weightless
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.resizing import resize
 from uae_lightning.models.token_sampling import sample_tokens
 from uae_lightning.paths import resolve
 from uae_lightning.types import Captions
@@ -276,7 +276,7 @@ class QwenVLEncoder(Encoder):
             *images.shape[-2:], factor=side * merge, min_pixels=(side * merge) ** 2, max_pixels=self.max_pixels
         )
         if (height, width) != tuple(images.shape[-2:]):
-            images = F.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+            images = resize(images, (height, width))
         mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)
         pixels = (images - mean[:, None, None]) / std[:, None, None]
         if config.in_channels == 5:
