@@ -12,7 +12,7 @@ from uae_lightning.caption_data.filters import Caption
 from uae_lightning.caption_data.processor import load_processor, with_places
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.loading import load
-from uae_lightning.models.quantization import Quantization
+from uae_lightning.models.quantization import Quantization, keep_layout
 from uae_lightning.paths import resolve
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # that are wanted of a model on the hub
@@ -113,6 +113,7 @@ def load_model(folder: Path, dtype: str, quantization: Quantization) -> PreTrain
         model = load(AutoModelForImageTextToText, folder, to_dtype(kind), **options)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be used as --model: {str(error).splitlines()[0]}") from error
+    keep_layout(model)
     if gpu and {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
         raise ValueError(f"{folder} does not fit on the GPU: try --quantization 4bit, or a smaller --model")
     return model
