@@ -29,6 +29,7 @@ from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
+from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve
 from uae_lightning.types import Captions
 
@@ -78,7 +79,7 @@ class QwenVLEncoder(Encoder):
 
     Raises:
         FileNotFoundError: `path` names no model that can be had.
-        ValueError: flash-attn is asked for and not installed.
+        ValueError: flash-attn is asked for and not installed, or `path` holds another model, or not all of its weights.
     """
 
     def __init__(
@@ -336,3 +337,4 @@ class QwenVLEncoder(Encoder):
                 {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()},
                 folder / "adapter_model.safetensors",
             )
+        seal(folder)
