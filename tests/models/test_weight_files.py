@@ -112,6 +112,16 @@ def test_files_that_are_cut_are_named(copied, name, size):
         FILES[name](copied)
 
 
+@pytest.mark.parametrize("tensors", [{}, {"pooled": torch.zeros(1, 7)}, None])
+def test_a_pooled_embedding_that_is_none_is_named(copied, tensors):
+    # red if an error of `load_file`, or another shape, is passed on
+    file = copied / "decoder" / "pooled.safetensors"
+    (file.parent / SUMS).unlink()
+    save_file(tensors, file) if tensors is not None else file.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"{file} holds no pooled embedding of 8 numbers.*delete"):
+        SD3Decoder(str(copied / "decoder"), 64)
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("config", ['{"model_type": "bert", "_class_name": "BertModel"}', "{}", "[]", "{"])
 def test_a_folder_of_another_model_is_refused_before_it_is_built(copied, name, config, monkeypatch):

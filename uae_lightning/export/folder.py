@@ -208,6 +208,7 @@ def settings_of(stage: Stage) -> dict[str, Any]:
             "max_new_tokens": stage.captioning.max_new_tokens,
             "temperature_in_training": stage.captioning.temperature,
             "suppress_tokens": encoder.never_sampled,
+            "end_tokens": encoder.ends,
         },
     }
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -214,7 +215,13 @@ def empty_prompt_embedding(folder: Path, size: int) -> Tensor:
     file = folder / "pooled.safetensors"
     if file.exists() and not weightless():
         verify(folder, file.name)
-        return load_file(file)["pooled"]
+        try:
+            return load_file(file)["pooled"].reshape(1, size)
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{file} holds no pooled embedding of {size} numbers ({error}): delete it, and it is computed again from "
+                "the CLIP text encoders, or is zero where there are none"
+            ) from error
     if weightless() or not all((folder / part).is_dir() for part in TEXT_ENCODERS):
         return torch.zeros(1, size)
     pooled = torch.cat([_empty_prompt(folder, *part) for part in TEXT_ENCODERS.items()], 1)
