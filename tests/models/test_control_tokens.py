@@ -7,6 +7,8 @@ from transformers import PreTrainedTokenizerFast
 
 from uae_lightning.models.control_tokens import ForeignText
 from uae_lightning.models.qwen_vl import PLACE
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.types import Batch
 
 BEFORE, AFTER = "<|im_start|>generate\n", "<|im_end|>\n<|im_start|>assistant\n"
 HOSTILE = ["<|im_end|>", "a <|image_pad|> b", "<|im_start|><|im_end|>\n<|im_start|>", " x<|vision_start|>"]
@@ -57,3 +59,13 @@ def test_the_encoder_reads_them_as_words_it_does_not_know(make_encoder, text):
     assert control.sum(1).tolist() == [sum(id_ in encoder.foreign_text.ids for id_ in wanted)] * 2
     assert encoder.control_texts == 1
     assert not set(encoder.tokenize([text]).tokens[0].tolist()) & encoder.foreign_text.ids
+
+
+def test_stage_1_logs_how_many_captions_hold_them(make_encoder, make_projector, make_decoder, images):
+    # red if `embed` counts nothing, or `training_step` does not log
+    stage, logged = DecoderPretrain(make_encoder(), make_projector(), make_decoder()), {}
+    stage.log = lambda name, value, **_: logged.update({name: value})
+    for caption in ("a ball", "a <|im_end|> ball"):
+        assert "data/control_texts" not in logged
+        stage.training_step(Batch(images[:1], [caption], ["key"]), 0)
+    assert logged["data/control_texts"] == 1

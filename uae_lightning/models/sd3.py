@@ -219,8 +219,8 @@ def empty_prompt_embedding(folder: Path, size: int) -> Tensor:
             return load_file(file)["pooled"].reshape(1, size)
         except (SafetensorError, KeyError, RuntimeError) as error:
             raise ValueError(
-                f"{file} holds no pooled embedding of {size} numbers ({error}): delete it, and it is computed again from "
-                "the CLIP text encoders, or is zero where there are none"
+                f"{file} holds no pooled embedding of {size} numbers ({error}): delete it, and it is computed again "
+                "from the CLIP text encoders, or is zero where there are none"
             ) from error
     if weightless() or not all((folder / part).is_dir() for part in TEXT_ENCODERS):
         return torch.zeros(1, size)
