@@ -117,7 +117,9 @@ def test_every_end_token_of_the_generation_config_ends_a_caption(tmp_path: Path)
     def encoded():
         encoder = QwenVLEncoder(str(folder), caption_system="", caption_prompt=PROMPT, max_pixels=4096)
         captions = encoder.generate(image, samples=2, temperature=0.0, max_new_tokens=48, seed=0)
-        return captions.texts[0], captions.tokens[0][captions.mask[0]].tolist()
+        tokens = captions.tokens[0][captions.mask[0]].tolist()
+        assert len(tokens) == captions.tokens.shape[1]  # nothing is drawn behind the end
+        return captions.texts[0], tokens
 
     _, whole = encoded()
     for named in ([config["eos_token_id"], whole[0]], whole[0]):
