@@ -61,7 +61,7 @@ def load_encoder(options, folder: Path, device: torch.device) -> QwenVLEncoder:
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
-    encoder.never_sampled = [*encoder.never_sampled, encoder.eos]  # every caption has its full length
+    encoder.never_sampled = [*encoder.never_sampled, *encoder.ends]  # every caption has its full length
     return encoder.to(device)
 
 

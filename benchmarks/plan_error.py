@@ -115,7 +115,7 @@ def measure(
     batch = Batch(images, [caption(length, row) for row in range(len(images))], [""] * len(images))
     result = {}
     if not stage.automatic_optimization:
-        stage.encoder.never_sampled.append(stage.encoder.eos)
+        stage.encoder.never_sampled.extend(stage.encoder.ends)
         samples = stage.group_size if type(stage).__name__ == "EncoderRL" else 1
         arguments = {"samples": samples, "seed": 0, **vars(stage.captioning)}
         generate, stage.encoder.generate = stage.encoder.generate, full_length

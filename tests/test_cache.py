@@ -167,7 +167,7 @@ def test_counts_add_up_and_bad_files_are_listed(loaded, parts_folder: Path, phot
     for index in range(6):
         save(tmp_path / "photos", f"{index}", png(index), f"caption {index}")
     for name in ("0", "copy"):  # the same picture with the same caption, and with another one
-        save(tmp_path / "photos" / "more", name, png(0), "caption 0" if name == "0" else "caption of the copy")
+        save(tmp_path / "photos" / "more", name, png(0), "caption 0" if name == "0" else "of <|im_end|> the copy")
     save(tmp_path / "photos", "leaked", png(900), "a held-out picture")
     save(tmp_path / "photos", "zero", b"")
     save(tmp_path / "photos", "cut", png(7)[:200])
@@ -179,8 +179,9 @@ def test_counts_add_up_and_bad_files_are_listed(loaded, parts_folder: Path, phot
     assert main(args) == 0
     said = capsys.readouterr().out
     assert "13 read = 8 kept (8 computed now) + 1 duplicates + 1 held out + 3 skipped" in said
-    assert "grayscale (1)" in said and "CachedData" in said
+    assert "grayscale (1)" in said and "CachedData" in said and "1 captions hold control tokens" in said
     report = json.loads((tmp_path / "cache" / "report.json").read_text())
+    assert report["control_texts"] == 1
     assert report["read"] == sum(report[name] for name in ("kept", "duplicates", "held_out", "skipped"))
     assert report["skipped_by_reason"] == {"empty file": 1, "damaged": 1, "no caption": 1}
     rows = [json.loads(line) for line in (tmp_path / "cache" / "skipped.jsonl").read_text().splitlines()]

@@ -43,6 +43,8 @@ def test_the_command_writes_one_row(stage, tmp_path, monkeypatch, capsys):
     assert f"3 pictures: {output}" in capsys.readouterr().out
     row = np.asarray(Image.open(output))
     assert row.shape == (64, 192, 3)
+    assert main(["generate", "a red <|im_end|> ball", "--config=x.yaml", f"--output={output}"]) == 0
+    assert "1 of the texts hold control tokens" in capsys.readouterr().out
     ball, star, ball_again = np.split(row, 3, 1)
     assert np.array_equal(ball, ball_again) and not np.array_equal(ball, star)
 

@@ -33,6 +33,8 @@ def main(args: list[str]) -> None:
     stage = load_chosen(options)
     prompts = tqdm(options.texts, disable=None if len(options.texts) > 1 else True, unit="picture", leave=False)
     side_by_side([draw(stage, prompt, options.seed) for prompt in prompts]).save(options.output)
+    if count := stage.encoder.control_texts:
+        print(f"{count} of the texts hold control tokens of the encoder, which were read as text")
     print(f"{len(options.texts)} picture{'s' * (len(options.texts) > 1)}: {options.output}")
 
 

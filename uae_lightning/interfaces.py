@@ -30,6 +30,7 @@ class Encoder(Component):
     """Vision-language model: image -> caption, and caption -> hidden states."""
 
     hidden_size: int
+    control_texts: int = 0  # texts read by `embed` that held control tokens, which are text there
 
     def see(self, images: Tensor) -> Tensor | Any:
         """What is computed once of images [B, 3, H, W] and given to the next three methods in their place; can be

@@ -41,13 +41,20 @@ def test_large_logits_do_not_overflow():
 
 
 def test_entropy_of_uniform_and_of_certain_and_with_forbidden_tokens():
-    # Red if the masked_fill of -inf goes: 0 * -inf is NaN.
+    # Red if entr(e) becomes -e * e.log(): 0 * -inf is NaN.
     assert entropy(torch.zeros(3, 8)).tolist() == pytest.approx([math.log(8)] * 3)
-    logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]], requires_grad=True)
-    value = entropy(logits)
-    assert value.tolist() == pytest.approx([math.log(2), 0.0])
-    value.sum().backward()
-    assert logits.grad.isfinite().all()
+    logits = torch.tensor([[0.0, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]])
+    assert entropy(logits).tolist() == pytest.approx([math.log(2), 0.0])
+    assert logits[1].tolist() == [0.0, -torch.inf, -torch.inf]  # not written over
+
+
+def test_entropy_is_exact_at_the_vocabulary_of_qwen():
+    # Red with logsumexp - sum p z (5e-4), or with `softmax` in place of e / S (6e-5).
+    logits = 4 * torch.randn(8, 151_936, generator=torch.Generator().manual_seed(0)) + 20
+    assert entropy(torch.zeros(1, 151_936)).item() == pytest.approx(math.log(151_936), abs=2e-6)
+    log_p = logits.double().log_softmax(-1)
+    wanted = -(log_p.exp() * log_p).sum(-1)
+    torch.testing.assert_close(entropy(logits).double(), wanted, atol=2e-6, rtol=0)
 
 
 def test_bad_arguments_are_named():

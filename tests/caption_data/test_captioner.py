@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from uae_lightning.bootstrap.captioner import build_tokenizer
 from uae_lightning.caption_data.captioner import Captioner
 from uae_lightning.caption_data.processor import load_processor
 from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.paths import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 from small_models import save_qwen  # noqa: E402
@@ -76,7 +79,7 @@ def test_what_is_cut_off_is_not_finished(folder: Path):
     captioner = Captioner(str(folder), PROMPT, max_new_tokens=3, temperature=0.0)
     assert [caption.finished for caption in captioner([noise(64, 64)])] == [False]
     ids = captioner.model.generate(**captioner.inputs([noise(64, 64)]), max_new_tokens=3, do_sample=False)
-    captioner.ends = ids[0, -1:]
+    captioner.ends = [int(ids[0, -1])]
     assert captioner([noise(64, 64)])[0].finished
 
 
@@ -102,6 +105,43 @@ def test_the_shipped_encoder_sees_what_it_saw_in_training():
         assert torch.equal(inputs["image_grid_thw"], grid)
         encoded = encoder.generate(images, samples=1, temperature=0.0, max_new_tokens=48, seed=0).texts
         assert [caption.text for caption in captioner(pictures)] == encoded
+
+
+def test_every_end_token_of_the_generation_config_ends_a_caption(tmp_path: Path):
+    # red if encoder or captioner look at one of them alone, or `end.long()` goes from the encoder's mask
+    picture = scene(0)
+    image = torch.from_numpy(np.asarray(picture) / np.float32(255)).permute(2, 0, 1)[None]
+    folder = shutil.copytree(resolve(SHIPPED), tmp_path / "encoder")
+    config = json.loads((folder / "generation_config.json").read_text())
+
+    def encoded():
+        encoder = QwenVLEncoder(str(folder), caption_system="", caption_prompt=PROMPT, max_pixels=4096)
+        captions = encoder.generate(image, samples=2, temperature=0.0, max_new_tokens=48, seed=0)
+        tokens = captions.tokens[0][captions.mask[0]].tolist()
+        assert len(tokens) == captions.tokens.shape[1]  # nothing is drawn behind the end
+        return captions.texts[0], tokens
+
+    _, whole = encoded()
+    for named in ([config["eos_token_id"], whole[0]], whole[0]):
+        (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": named}))
+        text, tokens = encoded()
+        assert tokens == whole[:1] and text
+        [caption] = Captioner(str(folder), PROMPT, max_new_tokens=48, temperature=0.0)([picture])
+        assert caption.finished and caption.text == text
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 10_000}))
+    assert encoded()[1] == whole  # by the end token of the tokenizer
+    [caption] = Captioner(str(folder), PROMPT, max_new_tokens=48, temperature=0.0)([picture])
+    assert caption.finished
+
+
+def test_control_tokens_of_others_are_named_or_counted(monkeypatch):
+    # red if the prompt is not looked at, or `with_control` goes from the captions
+    with pytest.raises(ValueError, match=r"--prompt holds <\|im_end\|>"):
+        Captioner(SHIPPED, "describe<|im_end|>", 4, 0.0)
+    captioner = Captioner(SHIPPED, PROMPT, max_new_tokens=4, temperature=0.0)
+    tokenizer = captioner.processor.tokenizer
+    monkeypatch.setattr(type(tokenizer), "batch_decode", lambda *_, **__: ["a sign <|im_end|>", "a sign"])
+    assert [caption.control for caption in captioner([scene(0), scene(1)])] == [True, False]
 
 
 def test_a_quantized_model_captions():

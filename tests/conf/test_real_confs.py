@@ -150,7 +150,7 @@ def swapped(stage: str, small: Path) -> list[str]:
     trainer = yaml.safe_load(text.replace("facebook/dinov2-large", str(small / "dino")))["trainer"]
     options = {
         "model.init_args.encoder.init_args.path": small / "qwen",
-        "model.init_args.encoder.init_args.dtype": "float32",  # bf16 is emulated on CPU, 60 times slower
+        "model.init_args.encoder.init_args.dtype": "float32",  # without AVX512-BF16 bf16 is emulated, 60 times slower
         "model.init_args.projector.init_args.input_size": HIDDEN,
         "model.init_args.projector.init_args.output_size": TEXT,
         "model.init_args.decoder.init_args.path": small / "sd3",

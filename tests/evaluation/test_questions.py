@@ -183,7 +183,7 @@ def test_texts_are_tokenized_without_an_end(make_encoder):
     captions = encoder.tokenize(["red cat", "the background is sand ."])
     assert captions.lengths.tolist() == [2, 5] and captions.mask[0].tolist() == [True, True, False, False, False]
     assert encoder.tokenizer.decode(captions.tokens[0, :2]) == "red cat"
-    assert encoder.eos not in captions.tokens[captions.mask]
+    assert encoder.ends[0] not in captions.tokens[captions.mask]
 
 
 def test_the_shipped_encoder_sees():

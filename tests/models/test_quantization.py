@@ -1,13 +1,19 @@
 """8-bit and 4-bit bases under LoRA, on the small models of the real classes (bitsandbytes computes on the CPU too)."""
 
+import copy
+import logging
+import sys
 import weakref
+from importlib.util import module_from_spec
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
 import torch
 
+from uae_lightning.caption_data.captioner import Captioner
 from uae_lightning.models.adapters import LoRA, merged_state
-from uae_lightning.models.quantization import is_quantized, quantize_linears
+from uae_lightning.models.quantization import dequantized, is_quantized, quantize_linears
 from uae_lightning.types import Conditioning
 
 LORA = LoRA(rank=4, alpha=8)
@@ -127,3 +133,51 @@ def test_8bit_layer_is_that_of_bitsandbytes_but_keeps_no_input():
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(grad, wanted_grad, atol=1e-3, rtol=1e-3)
     assert not kept
+
+
+@pytest.fixture
+def packing(monkeypatch):
+    """bitsandbytes takes this CPU for one with AVX512-BF16."""
+    for module in (bnb.nn.modules, bnb.functional):
+        monkeypatch.setattr(module, "has_avx512bf16", lambda: True)
+
+
+@pytest.mark.parametrize("width", [30, 48, 64, 192])
+def test_4bit_layer_computes_the_same_in_every_mode(width, packing):
+    # red if `keep_layout` goes: `shape is invalid` at 30 and 48, another number in eval mode at 64 and 192
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(width, 10)
+    holder = torch.nn.Sequential(linear).requires_grad_(False)
+    quantize_linears(holder, [holder], "4bit")
+    layer, x = holder[0], torch.randn(3, width)
+    assert layer.train().support_avx512bf16_for_cpu is False
+    with_gradient = layer(x.clone().requires_grad_())
+    stored = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    with torch.no_grad():
+        training, evaluating = layer(x), layer.eval()(x)
+    assert torch.equal(evaluating, training) and torch.equal(evaluating, with_gradient)
+    torch.testing.assert_close(evaluating, torch.nn.functional.linear(x, dequantized(layer), linear.bias))
+    assert relative(dequantized(layer), linear.weight) < 0.15
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in layer.state_dict().items())
+    assert torch.equal(copy.deepcopy(layer)(x), evaluating)
+
+
+def test_a_4bit_captioner_keeps_its_layout(packing):
+    # red if `keep_layout` goes from `captioner.load_model`
+    model = Captioner("shipped:scenes/encoder", "", max_new_tokens=1, temperature=0.0, quantization="4bit").model
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_bitsandbytes_is_imported_without_the_hub(packing, monkeypatch, caplog):
+    # red if `sys.modules["kernels"] = None` or the logger's level goes
+    asked = []
+    kernels = SimpleNamespace(get_kernel=lambda *args, **options: asked.append(args))
+    monkeypatch.setitem(sys.modules, "kernels", kernels)
+    monkeypatch.setattr("bitsandbytes._ops.register_kernel", lambda *_: lambda function: function)
+    with caplog.at_level(logging.WARNING):
+        spec = sys.modules["bitsandbytes.backends.cpu.ops"].__spec__
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    assert module.gemm_4bit_forward_kernel is None and not asked and not caplog.records
+    assert sys.modules["kernels"] is kernels

@@ -403,7 +403,7 @@ def test_empty_captions_are_counted_and_do_no_harm(make_stage):
 
     def mostly_empty(images, **options):
         captions = original(images, **options)
-        captions.tokens[1:, 0] = stage.encoder.eos
+        captions.tokens[1:, 0] = stage.encoder.ends[0]
         captions.mask[1:, 1:] = False
         return type(captions)([captions.texts[0]] + [""] * (len(captions.texts) - 1), captions.tokens, captions.mask)
 

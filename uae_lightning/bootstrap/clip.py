@@ -29,6 +29,7 @@ from uae_lightning.data.faults import FAULTS, faulty_scenes
 from uae_lightning.data.scenes import IMAGE_SIZE, Scene, sample_scene, split_of
 from uae_lightning.evaluation.detector import NAMES, OF_A_CELL, scene_targets
 from uae_lightning.evaluation.judges import fault_ranking
+from uae_lightning.models.weight_files import seal
 from uae_lightning.rewards.clip_similarity import ClipSimilarity
 
 RIVALS = 3  # faulty copies of each scene
@@ -87,6 +88,7 @@ def save(model: CLIPModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> 
     CLIPImageProcessorPil(
         size={"shortest_edge": IMAGE_SIZE}, crop_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)
+    seal(folder)
 
 
 class _ClipTask(nn.Module):

@@ -181,6 +181,7 @@ def fill_folder(options, stage: Stage, data: ImageTextData, trainer: Trainer, he
             return entries(stage, pictures, plugin.convert_input, device)
 
     counts = fill(options.to, data, options.part, header, compute, options.shard_mb * 2**20)
+    counts.control_texts = stage.encoder.control_texts
     run_folder.write_json(options.to / f"report{options.part.name}.json", vars(counts))
     return counts
 
@@ -223,6 +224,8 @@ def summary(counts: Counts, folder: Path, part: Part, source: str) -> str:
     if counts.skipped:
         reasons = ", ".join(f"{reason} ({n})" for reason, n in counts.skipped_by_reason.most_common())
         lines.append(f"Skipped: {reasons}; listed in {folder / f'skipped{part.name}.jsonl'}")
+    if counts.control_texts:
+        lines.append(f"{counts.control_texts} captions hold control tokens of the encoder, which were read as text")
     if counts.left_over:
         lines.append(
             f"{counts.left_over} samples of the cache are not, or no longer, in {source} (other data, pictures "

@@ -51,6 +51,7 @@ class Counts:
     skipped: int = 0
     skipped_by_reason: Counter[str] = field(default_factory=Counter)
     converted: Counter[str] = field(default_factory=Counter)
+    control_texts: int = 0  # captions computed now that hold control tokens, which were read as text
     left_over: int = 0  # samples in the cache that the pass has not met: removed from the data, or changed since
 
     def add(self, tally: Tally) -> None:

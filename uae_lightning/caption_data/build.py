@@ -130,6 +130,7 @@ class CaptionData:
             place = {"image": shard.path.name, "offset": offset, "bytes": size}
         return row | place | {
             "status": "kept", "words": words, "rewritten": rewritten, "converted": picture.converted,
+            "control": caption.control,
         }  # fmt: skip
 
     def _settle(self, shard: Shard, row: Row) -> None:

@@ -11,8 +11,10 @@ from transformers import AutoModelForImageTextToText, BatchFeature, BitsAndBytes
 from uae_lightning.caption_data.filters import Caption
 from uae_lightning.caption_data.processor import load_processor, with_places
 from uae_lightning.models.adapters import to_dtype
+from uae_lightning.models.control_tokens import ForeignText
 from uae_lightning.models.loading import load
-from uae_lightning.models.quantization import Quantization
+from uae_lightning.models.quantization import Quantization, keep_layout
+from uae_lightning.models.token_sampling import end_tokens, is_end
 from uae_lightning.paths import resolve
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # that are wanted of a model on the hub
@@ -31,7 +33,7 @@ class Captioner:
 
     Raises:
         FileNotFoundError: `model` names none that can be had.
-        ValueError: it is no image-text-to-text model, or does not fit on the GPUs.
+        ValueError: it is no image-text-to-text model, or does not fit on the GPUs; `prompt` holds control tokens.
     """
 
     def __init__(
@@ -45,18 +47,16 @@ class Captioner:
     ) -> None:
         folder = resolve(model, FILES)
         self.processor = load_processor(folder)
+        self.foreign_text = ForeignText(self.processor.tokenizer)
+        if found := self.foreign_text.control.search(prompt):
+            raise ValueError(f"--prompt holds {found[0]}, which {model} takes for a control token: leave it out")
         self.model = load_model(folder, dtype, quantization)
         self.prompt = prompt
         self.sampling = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         greedy = dict.fromkeys(("temperature", "top_p", "top_k"))  # None: what the model's settings say does not apply
         self.sampling |= {"temperature": temperature} if temperature else greedy
-        self.ends = self._ends()
-
-    def _ends(self) -> torch.Tensor:
-        """Tokens after which a caption is finished."""
-        ids = self.model.generation_config.eos_token_id
-        ids = self.processor.tokenizer.eos_token_id if ids is None else ids
-        return torch.tensor([ids] if isinstance(ids, int) else ids)
+        self.ends = end_tokens(self.model.generation_config, self.processor.tokenizer)
+        self.sampling["eos_token_id"] = self.ends
 
     @torch.no_grad()
     def __call__(self, pictures: list[Image.Image]) -> list[Caption]:
@@ -76,9 +76,10 @@ class Captioner:
             ) from error
         if tokens.shape[1] > prompt.shape[1] and torch.equal(tokens[:, : prompt.shape[1]], prompt):
             tokens = tokens[:, prompt.shape[1] :]  # else the model gave back the new tokens alone
-        finished = torch.isin(tokens.cpu(), self.ends).any(1).tolist()
+        finished = is_end(tokens, self.ends).any(1).tolist()
         texts = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [Caption(text.strip(), end) for text, end in zip(texts, finished, strict=True)]
+        held = [self.foreign_text.with_control([text]) > 0 for text in texts]
+        return [Caption(text.strip(), *facts) for text, *facts in zip(texts, finished, held, strict=True)]
 
     def inputs(self, pictures: list[Image.Image]) -> BatchFeature:
         """What the model takes, on its device, padded on the left."""
@@ -113,6 +114,7 @@ def load_model(folder: Path, dtype: str, quantization: Quantization) -> PreTrain
         model = load(AutoModelForImageTextToText, folder, to_dtype(kind), **options)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be used as --model: {str(error).splitlines()[0]}") from error
+    keep_layout(model)
     if gpu and {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
         raise ValueError(f"{folder} does not fit on the GPU: try --quantization 4bit, or a smaller --model")
     return model

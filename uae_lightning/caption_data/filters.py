@@ -13,6 +13,7 @@ from uae_lightning.evaluation.language import repetition
 class Caption:
     text: str
     finished: bool  # the model came to an end by itself
+    control: bool = False  # it holds, as text, what is a control token for the model
 
 
 @dataclass(frozen=True)

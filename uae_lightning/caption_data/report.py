@@ -19,6 +19,7 @@ class Counts:
     skipped: Counter[str] = field(default_factory=Counter)  # by reason
     converted: Counter[str] = field(default_factory=Counter)  # by what was done; one picture can have several
     rewritten: int = 0  # pictures whose file is not the original
+    control: int = 0  # captions that hold control tokens of the captioner, as text
     words: Counter[int] = field(default_factory=Counter)  # captions by their length
 
     def add(self, row: Row) -> None:
@@ -26,6 +27,7 @@ class Counts:
             self.kept += 1
             self.converted.update(row.get("converted", ()))
             self.rewritten += row.get("rewritten", False)
+            self.control += row.get("control", False)
             self.words[row["words"]] += 1
         else:
             (self.dropped if row["status"] == "dropped" else self.skipped)[row["reason"]] += 1
@@ -49,6 +51,7 @@ class Counts:
             "skipped": dict(self.skipped.most_common()),
             "converted": dict(self.converted.most_common()),
             "rewritten": self.rewritten,
+            "control_tokens": self.control,
             "words": self.length_of_captions(),
         }
 
@@ -68,6 +71,8 @@ class Counts:
         for name, reasons in (("dropped", self.dropped), ("skipped", self.skipped)):
             lines.append((f"  {name}", reasons.total()))
             lines += [(f"    {reason}", count) for reason, count in reasons.most_common()]
+        if self.control:
+            lines.append(("kept with control tokens as text", self.control))
         if self.rewritten:
             lines.append(("kept as a converted file", self.rewritten))
         lines += [(f"  {what}", count) for what, count in self.converted.most_common()]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uae_lightning.data.scenes import BACKGROUNDS, CLASSES, COLORS, IMAGE_SIZE, SIZES, Scene
+from uae_lightning.models.weight_files import seal, verify
 
 NAMES = {"class": CLASSES, "color": tuple(COLORS), "size": tuple(SIZES), "background": tuple(BACKGROUNDS)}
 OF_A_CELL = ("class", "color", "size")
@@ -67,6 +68,7 @@ class SceneDetector(nn.Module):
         weights = {name: value.to("cpu", torch.bfloat16).contiguous() for name, value in state.items()}
         save_file(weights, folder / "model.safetensors.tmp")
         os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
+        seal(folder)
         names = {kind: list(values) for kind, values in NAMES.items()}
         (folder / "config.json").write_text(json.dumps({"width": self.width, "names": names}, indent=1) + "\n")
 
@@ -76,11 +78,13 @@ class SceneDetector(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: it was trained on other classes, colours, sizes or backgrounds than those of `data.scenes`.
+            ValueError: its weights are damaged, or it was trained on other classes, colours, sizes or backgrounds than
+                those of `data.scenes`.
         """
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no scene detector in {folder}: {name} is missing; `uae bootstrap` makes it")
+        verify(folder)
         config = json.loads((folder / "config.json").read_text())
         if config["names"] != {kind: list(values) for kind, values in NAMES.items()}:
             raise ValueError(f"the detector in {folder} knows other scenes than data/scenes.py: run `uae bootstrap`")

@@ -111,7 +111,7 @@ def caption(picture):
         repetition_penalty=1.0,  # Qwen's own setting is not what was trained
         max_new_tokens=settings["captions"]["max_new_tokens"],
         suppress_tokens=settings["captions"]["suppress_tokens"],
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=settings["captions"]["end_tokens"],
         pad_token_id=tokenizer.pad_token_id,
     )
     return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

@@ -24,6 +24,7 @@ from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
+from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import HUB_ID, SHIPPED, resolve
 from uae_lightning.provenance import versions
 from uae_lightning.stage_loading import last_config, load_stage
@@ -64,6 +65,7 @@ def write_export(folder: Path, options) -> None:
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     quantized = [part for part in parts if lora.part_settings(config, part).get("quantization", "none") != "none"]
     (folder / "README.md").write_text(card(Facts(folder, settings, stage, parts, dtype, quantized)))
+    seal(folder)
 
 
 def check_classes(config: Path) -> None:
@@ -206,6 +208,7 @@ def settings_of(stage: Stage) -> dict[str, Any]:
             "max_new_tokens": stage.captioning.max_new_tokens,
             "temperature_in_training": stage.captioning.temperature,
             "suppress_tokens": encoder.never_sampled,
+            "end_tokens": encoder.ends,
         },
     }
 

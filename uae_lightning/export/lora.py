@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from uae_lightning.models.adapters import LoRA
+from uae_lightning.models.weight_files import verify
 from uae_lightning.stage_loading import last_config
 
 FILES = {"encoder": "adapter_model.safetensors", "decoder": "pytorch_lora_weights.safetensors"}  # of `Component.save`
@@ -111,6 +112,7 @@ def read_adapter(file: Path, settings: dict[str, Any]) -> Adapter:
     """One round: its tensors, and the alpha that only the stage's YAML knows."""
     if not file.is_file():
         raise ValueError(f"{file} is missing: its stage trained a LoRA; run that stage again, or restore the file")
+    verify(file.parent, file.name)
     state = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
     down = {name.removesuffix(DOWN): tensor for name, tensor in state.items() if name.endswith(DOWN)}
     up = {name.removesuffix(UP): tensor for name, tensor in state.items() if name.endswith(UP)}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
+
+from uae_lightning.models.weight_files import verify
 
 
 def weightless() -> bool:
@@ -16,7 +21,9 @@ def weightless() -> bool:
     return torch.get_default_device().type == "meta"
 
 
-def load(kind: type, folder: Path, dtype: torch.dtype, subfolder: str = "", **options: Any) -> nn.Module:
+def load(
+    kind: type, folder: Path, dtype: torch.dtype, subfolder: str = "", unread: str = r"(?!)", **options: Any
+) -> nn.Module:
     """A model of transformers or diffusers, in eval mode.
 
     Args:
@@ -24,15 +31,24 @@ def load(kind: type, folder: Path, dtype: torch.dtype, subfolder: str = "", **op
         folder: in the layout of its library; weightless, it needs the config alone.
         dtype: of the weights.
         subfolder: of `folder`.
+        unread: a regular expression on the names of tensors that nobody reads: files may lack them.
         **options: of `from_pretrained`, or of a transformers model's config.
 
     Raises:
         FileNotFoundError: config or weights are missing.
+        ValueError: they are of another kind of model, lack tensors, or are damaged.
     """
+    check_kind(kind, folder / subfolder)
     name = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
     try:
         if not weightless():
-            model = kind.from_pretrained(folder, subfolder=subfolder, **{name: dtype}, **options)
+            verify(folder, subfolder)
+            if not issubclass(kind, ModelMixin):  # transformers prints which ones, and does not say so in its error
+                options["ignore_mismatched_sizes"] = True
+            model, found = kind.from_pretrained(
+                folder, subfolder=subfolder, output_loading_info=True, **{name: dtype}, **options
+            )
+            check_tensors(found, folder / subfolder, unread)
         elif issubclass(kind, ModelMixin):
             model = kind.from_config(kind.load_config(folder, subfolder=subfolder))
             nn.Module.to(model, dtype)  # the library's own `to` warns of rounding, and there is nothing to round
@@ -42,4 +58,44 @@ def load(kind: type, folder: Path, dtype: torch.dtype, subfolder: str = "", **op
             model = from_config(config, dtype=dtype, **options)
     except OSError as error:  # what both libraries raise for a missing config or weight file
         raise FileNotFoundError(f"no {kind.__name__} in {folder / subfolder}: {error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"the weights in {folder / subfolder} are damaged: copy them again ({error})") from error
+    except ValueError as error:
+        if not str(error).startswith("Cannot load "):  # what diffusers says of a tensor of another shape
+            raise
+        reason = str(error).partition("because ")[2].partition(". If you")[0]
+        raise ValueError(f"the weights in {folder / subfolder} do not fit its config.json: {reason}") from error
     return model.eval()
+
+
+def check_kind(kind: type, folder: Path) -> None:
+    """Raises ValueError where config.json is of another model: both libraries fill what it lacks with defaults."""
+    config = folder / "config.json"
+    if issubclass(kind, ModelMixin):
+        key, wanted = "_class_name", kind.__name__
+    elif issubclass(kind, PreTrainedModel):
+        key, wanted = "model_type", kind.config_class.model_type
+    else:  # an Auto class, which goes by it
+        return
+    if not config.is_file():  # said when it is read
+        return
+    try:
+        found = json.loads(config.read_text())[key]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{config} is no config of a {kind.__name__}: it has no {key} that can be read") from error
+    if found != wanted:
+        raise ValueError(
+            f"{folder} is no {kind.__name__}: its config.json has {key} {found!r} where {wanted!r} is needed; name the "
+            "folder of such a model"
+        )
+
+
+def check_tensors(found: dict[str, Any], folder: Path, unread: str) -> None:
+    """Raises ValueError where weights did not come from the files, which the libraries then draw at random."""
+    other_shapes = {name if isinstance(name, str) else name[0] for name in found["mismatched_keys"]}
+    random = {name for name in {*found["missing_keys"]} | other_shapes if not re.search(unread, name)}
+    if random:
+        raise ValueError(
+            f"the weights in {folder} lack {len(random)} tensors, or have them in other shapes than config.json says, "
+            f"such as {min(random)}: they would be random; copy the folder again"
+        )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uae_lightning.interfaces import Projector
+from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.paths import resolve
 
 
@@ -22,6 +25,10 @@ class MLPProjector(Projector):
         hidden_size: width between the two layers.
         output_size: text width of the decoder (`joint_attention_dim`).
         normalize: LayerNorm in front; small encoders need it, the release has none.
+
+    Raises:
+        FileNotFoundError: `path` holds no projector.
+        ValueError: what it holds is damaged, incomplete, or of another model.
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class MLPProjector(Projector):
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size}
         folder = resolve(path) if path is not None else None
-        self.config = json.loads((folder / "config.json").read_text()) if folder else {**sizes, "normalize": normalize}
+        self.config = read_config(folder) if folder else {**sizes, "normalize": normalize}
         self.input_size, self.output_size = self.config["input_size"], self.config["output_size"]
         self.layers = nn.Sequential(
             nn.LayerNorm(self.config["input_size"]) if self.config["normalize"] else nn.Identity(),
@@ -44,7 +51,15 @@ class MLPProjector(Projector):
             nn.Linear(self.config["hidden_size"], self.config["output_size"]),
         )
         if folder:
+            self._read(folder)
+
+    def _read(self, folder: Path) -> None:
+        verify(folder)
+        try:
             self.load_state_dict(load_file(folder / "model.safetensors"))
+        except (SafetensorError, RuntimeError) as error:  # tensors are missing, unknown, or of another shape
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{folder} holds no whole projector: copy the folder again ({reason})") from error
 
     def forward(self, states: Tensor) -> Tensor:
         return self.layers(states.to(self.layers[1].weight.dtype))
@@ -54,3 +69,21 @@ class MLPProjector(Projector):
         (folder / "config.json").write_text(json.dumps(self.config, indent=1))
         state = {name: tensor.detach().cpu().to(dtype or tensor.dtype) for name, tensor in self.state_dict().items()}
         save_file(state, folder / "model.safetensors")
+        seal(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Sizes and `normalize` of a saved projector.
+
+    Raises:
+        FileNotFoundError: there is no config.json.
+        ValueError: it is that of another model.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no projector in {folder}: {file} is missing, name the folder that a stage saved")
+    try:
+        config = json.loads(file.read_text())
+        return {key: config[key] for key in ("input_size", "hidden_size", "output_size", "normalize")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no config of a projector: name the folder that a stage saved ({error})") from error

@@ -58,7 +58,20 @@ def _quantized(linear: nn.Linear, quantization: Quantization) -> nn.Linear:
     )
     layer.weight = kind(linear.weight.data, requires_grad=False, **options)
     layer.bias, layer.weight_dtype = linear.bias, linear.weight.dtype
+    keep_layout(layer)
     return layer.to(linear.weight.device).eval()  # moving is what quantises
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Lets the 4-bit layers of `model` keep the layout of their weights, in place.
+
+    On CPUs with AVX512-BF16 bitsandbytes 0.50 packs them for another kernel, once a layer runs in eval mode: it then
+    computes in bfloat16, cannot be differentiated, and raises where the input width is no multiple of the block size
+    (64). A policy would sample other numbers than it replays, and train other ones again.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 class FrozenLinear8bit(bnb.nn.Linear8bitLt):

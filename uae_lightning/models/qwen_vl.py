@@ -12,6 +12,7 @@ import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -21,12 +22,14 @@ from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.control_tokens import ForeignText
 from uae_lightning.models.loading import load, weightless
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.resizing import resize
-from uae_lightning.models.token_sampling import sample_tokens
+from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
+from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve
 from uae_lightning.types import Captions
 
@@ -37,6 +40,7 @@ CAPTION_PROMPT = (
     "transcribe it inside double quotes. Now, carefully analyze the input image and output the full description."
 )
 GENERATE_SYSTEM = "You are a helpful assistant."
+PLACE = "\N{OBJECT REPLACEMENT CHARACTER}"  # of the text in the "generate" template
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # that are wanted of a model on the hub
 LOGITS = 2**25  # that are held at a time: 128 MB in float32, where 512 tokens of Qwen's vocabulary would take 311
@@ -75,7 +79,7 @@ class QwenVLEncoder(Encoder):
 
     Raises:
         FileNotFoundError: `path` names no model that can be had.
-        ValueError: flash-attn is asked for and not installed.
+        ValueError: flash-attn is asked for and not installed, or `path` holds another model, or not all of its weights.
     """
 
     def __init__(
@@ -121,13 +125,15 @@ class QwenVLEncoder(Encoder):
 
     def _load_text(self, folder: Path, caption_system: str, caption_prompt: str, generate_system: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.foreign_text = ForeignText(self.tokenizer)
         self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.generate_system = generate_system
         system = [{"role": "system", "content": caption_system}] if caption_system else []
         content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
         messages = [*system, {"role": "user", "content": content}]
         self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        self.eos, self.pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        self.pad = self.tokenizer.pad_token_id
+        self.ends = end_tokens(self.model.generation_config, self.tokenizer)
         # Qwen's own has a repetition penalty: its captions would come from another policy than the one that is trained
         self.saved_generation_config, self.model.generation_config = self.model.generation_config, GenerationConfig()
 
@@ -162,14 +168,14 @@ class QwenVLEncoder(Encoder):
             torch.manual_seed(seed)
             tokens, logp = sample_tokens(
                 logits_after, count=len(images) * copies, temperature=temperature, length=max_new_tokens,
-                eos=self.eos, pad=self.pad,
+                ends=self.ends, pad=self.pad,
             )  # fmt: skip
         # all greedy captions of a picture are the same
         tokens, logp = (values.repeat_interleave(samples // copies, 0) for values in (tokens, logp))
-        ended = (tokens == self.eos).cumsum(1)
-        mask = (ended == 0) | ((ended == 1) & (tokens == self.eos))
+        end = is_end(tokens, self.ends)
+        mask = end.cumsum(1) - end.long() == 0  # up to the first end, which is part of the caption
         texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
-        return Captions([text.strip() for text in texts], tokens, mask, logp, cut=ended[:, -1] == 0)
+        return Captions([text.strip() for text in texts], tokens, mask, logp, cut=~end.any(1))
 
     def read_prompt(self, images: Tensor | Seen) -> tuple[PromptReader, Tensor, int]:
         """The caption prompt with each picture, read once: keys and values, last states [B, D], the next position."""
@@ -230,10 +236,13 @@ class QwenVLEncoder(Encoder):
         return gather_logprobs(logits, tokens, temperature=temperature), entropies
 
     def tokenize(self, texts: list[str]) -> Captions:
-        batch = self.tokenizer(
-            texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
-        ).to(self.model.device)
-        return Captions(texts, batch["input_ids"], batch["attention_mask"].bool())
+        return Captions(texts, *self.padded(self.foreign_text.encode(texts)))
+
+    def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Token ids [N, T], filled up on the right, and where they are [N, T] bool."""
+        parts = [torch.tensor(ids, dtype=torch.long, device=self.model.device) for ids in rows]
+        ids = pad_sequence(parts, batch_first=True, padding_value=self.pad)
+        return ids, pad_sequence([torch.ones_like(part).bool() for part in parts], batch_first=True)
 
     def see(self, images: Tensor) -> Seen:
         patches, grid = self.patchify(images)
@@ -293,15 +302,14 @@ class QwenVLEncoder(Encoder):
     # ----------------------------------------------------------------- caption -> states
 
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        prompts = [self.generate_prompt(text) for text in texts]
-        batch = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="right")
-        input_ids = batch["input_ids"].to(self.model.device)
-        mask = batch["attention_mask"].to(self.model.device)
+        self.control_texts += self.foreign_text.with_control(texts)
+        before, after = self.generate_prompt(PLACE).split(PLACE)
+        input_ids, mask = self.padded(self.foreign_text.encode(texts, before, after))
         positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
         states = self.model.model.language_model(
-            input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False
+            input_ids=input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state
-        return states, mask.bool()
+        return states, mask
 
     def generate_prompt(self, text: str) -> str:
         system = [{"role": "system", "content": self.generate_system}] if self.generate_system else []
@@ -329,3 +337,4 @@ class QwenVLEncoder(Encoder):
                 {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()},
                 folder / "adapter_model.safetensors",
             )
+        seal(folder)

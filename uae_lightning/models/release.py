@@ -37,6 +37,7 @@ from uae_lightning.models import sd3
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.release_weights import Part, listed, plain_name, qwen_name, written_dtype
+from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve
 from uae_lightning.usage import Parser, UsageError
 
@@ -154,9 +155,12 @@ def import_release(
         projector.save(folder / "projector", dtype)
         llm.write(encoder, "model", report)
         dit.write(transformer, "diffusion_pytorch_model", report)
+        for part in ("encoder", "decoder"):
+            seal(folder / part)
         if lora:
             llm.write_adapter(folder / "adapters" / "encoder")
             dit.write_adapter(folder / "adapters" / "decoder")
+            seal(folder / "adapters")
             report(f"merged: LoRA of {len(llm.layers)} layers of the encoder, {len(dit.layers)} of the decoder")
 
 

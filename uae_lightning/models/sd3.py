@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from diffusers.models.modeling_utils import ModelMixin
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -24,6 +26,7 @@ from uae_lightning.models.attention import use_masked_attention
 from uae_lightning.models.loading import load, weightless
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.paths import resolve
 from uae_lightning.types import Conditioning
 
@@ -31,6 +34,8 @@ TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  
 FOLDERS = ("transformer", "vae", "scheduler", *TEXT_ENCODERS, *TEXT_ENCODERS.values())
 FILES = ["pooled.safetensors", *(f"{folder}/*" for folder in FOLDERS)]  # that are wanted of a model on the hub
 
+# of scheduler_config.json: what `schedule` uses, and what has a meaning under dynamic shifting alone
+OBEYED = {"shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"}
 ATTENTION_PROJECTIONS = [  # Flow-GRPO code: LoRA targets of SD3
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
@@ -58,7 +63,8 @@ class SD3Decoder(Decoder):
 
     Raises:
         FileNotFoundError: `path` names no model that can be had.
-        ValueError: the attention backend cannot be used.
+        ValueError: the attention backend cannot be used, weights are damaged or incomplete, or a config is of another
+            model or asks for what is not computed here.
     """
 
     def __init__(
@@ -90,7 +96,7 @@ class SD3Decoder(Decoder):
             for block in self.blocks():  # graphs serve all blocks that are alike; a whole transformer takes minutes
                 block.compile()
         self.vae = _load_vae(folder, to_dtype(dtype)).requires_grad_(False)
-        self.scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.scheduler = load_scheduler(folder)
         self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing
         self.register_buffer("pooled", empty_prompt_embedding(folder, self.transformer.config.pooled_projection_dim))
         self.conditioning_size = self.transformer.config.joint_attention_dim
@@ -155,18 +161,49 @@ class SD3Decoder(Decoder):
             StableDiffusion3Pipeline.save_lora_weights(
                 folder, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
             )
+        seal(folder)
 
 
 def _load_vae(folder: Path, dtype: torch.dtype) -> ModelMixin:
     kinds = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
-    config = folder / "vae" / "config.json"
-    name = json.loads(config.read_text())["_class_name"] if config.exists() else "AutoencoderKL"
+    try:
+        name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):  # `load` says what is wrong
+        name = "AutoencoderKL"
     if name not in kinds:
         raise ValueError(f"{folder}/vae: class {name!r} is not one of {sorted(kinds)}")
     vae = load(kinds[name], folder, dtype, "vae")
     if name == "AutoencoderKL":
         vae.enable_slicing()  # one picture at a time: at 512 px each takes about a gigabyte
     return vae
+
+
+def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
+    """Of its settings `schedule` obeys `shift`; others that would change the noise levels are refused.
+
+    Raises:
+        FileNotFoundError: there is no scheduler_config.json.
+        ValueError: it asks for another class, or for what is not computed here.
+    """
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no scheduler in {folder}: {file} is missing, copy it from the model")
+    try:
+        settings = json.loads(file.read_text())
+        name = settings.pop("_class_name", FlowMatchEulerDiscreteScheduler.__name__)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: copy it again ({error})") from error
+    if name != FlowMatchEulerDiscreteScheduler.__name__:
+        raise ValueError(f"{file}: {name} is not known here, only FlowMatchEulerDiscreteScheduler")
+    defaults = {key: field.default for key, field in signature(FlowMatchEulerDiscreteScheduler).parameters.items()}
+    others = {key: value for key, value in settings.items() if key not in OBEYED and not key.startswith("_")}
+    if refused := {key: value for key, value in others.items() if key not in defaults or value != defaults[key]}:
+        listed = ", ".join(f"{key}: {json.dumps(value)}" for key, value in refused.items())
+        raise ValueError(f"{file} asks for {listed}, which is not computed here: remove it, and set `shift` instead")
+    shift = settings.get("shift", defaults["shift"])
+    if not isinstance(shift, int | float) or not 0 < shift < float("inf"):
+        raise ValueError(f"{file}: shift must be a positive number, got {json.dumps(shift)}")
+    return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
 def _downsampling(vae: ModelMixin) -> int:
@@ -177,13 +214,20 @@ def empty_prompt_embedding(folder: Path, size: int) -> Tensor:
     """Pooled text embedding [1, size] of the empty prompt: read, or computed and written for the next time."""
     file = folder / "pooled.safetensors"
     if file.exists() and not weightless():
-        return load_file(file)["pooled"]
+        verify(folder, file.name)
+        try:
+            return load_file(file)["pooled"].reshape(1, size)
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise ValueError(
+                f"{file} holds no pooled embedding of {size} numbers ({error}): delete it, and it is computed again "
+                "from the CLIP text encoders, or is zero where there are none"
+            ) from error
     if weightless() or not all((folder / part).is_dir() for part in TEXT_ENCODERS):
         return torch.zeros(1, size)
     pooled = torch.cat([_empty_prompt(folder, *part) for part in TEXT_ENCODERS.items()], 1)
     try:
         with replacing(file) as partial:
-            save_file({"pooled": pooled}, partial)
+            partial.write_bytes(save({"pooled": pooled}))  # `save_file` would make it unreadable for others
     except OSError:  # a folder that nobody may write to: computed each time
         pass
     return pooled

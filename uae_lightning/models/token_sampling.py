@@ -6,10 +6,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
 
 LEAVE = 0.75  # finished captions leave once no more than this share still runs: leaving copies the cache
+
+
+def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens after which a caption is finished: all that generation_config.json names, and the tokenizer's own."""
+    named = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    return sorted({*named, tokenizer.eos_token_id} - {None})
+
+
+def is_end(tokens: Tensor, ends: list[int]) -> Tensor:
+    return torch.isin(tokens, torch.tensor(ends, device=tokens.device))
 
 
 def sample_tokens(
@@ -18,10 +29,10 @@ def sample_tokens(
     count: int,
     temperature: float,
     length: int,
-    eos: int,
+    ends: list[int],
     pad: int,
 ) -> tuple[Tensor, Tensor]:
-    """Captions [count, T <= length], each ended by `eos` and filled up with `pad`, and their log-probabilities.
+    """Captions [count, T <= length], each ended by one of `ends` and filled up with `pad`, and their log-probabilities.
 
     They are those of `torch.multinomial`, row by row, whichever rows have left: the noise of all rows is drawn for
     every token.
@@ -40,7 +51,7 @@ def sample_tokens(
         chosen = choose(logits, running, count, temperature).masked_fill(done, pad)
         tokens[running, index] = chosen
         logp[running, index] = gather_logprobs(logits, chosen, temperature=temperature or 1.0)
-        done = done | (chosen == eos)
+        done = done | is_end(chosen, ends)
         left = int((~done).sum())
         if left == 0 or index == length - 1:
             return tokens[:, : index + 1], logp[:, : index + 1]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
+from uae_lightning.models.control_tokens import ForeignText
 from uae_lightning.models.qwen_vl import CAPTION_PROMPT, CAPTION_SYSTEM, GENERATE_SYSTEM, QwenVLEncoder
 
 LETTERS_PER_TOKEN = 4  # of English prose; the prompts are all that is estimated by it
@@ -26,7 +27,8 @@ class Tokens(dict):
 class StandInTokenizer:
     """One token per four letters, and one per picture placeholder; markup as in Qwen's chat template."""
 
-    eos_token_id = pad_token_id = 0
+    eos_token_id = pad_token_id = unk_token_id = 0
+    added_tokens_decoder: dict = {}
 
     def __init__(self, picture_id: int) -> None:
         self.picture_id = picture_id
@@ -44,6 +46,8 @@ class StandInTokenizer:
 
     def __call__(self, texts: str | list[str], **options: object) -> Tokens:
         rows = [self._encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        if "return_tensors" not in options:
+            return Tokens(input_ids=rows)
         length = max(map(len, rows))
         mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
         ids = [row + [0] * (length - len(row)) for row in rows]
@@ -71,4 +75,5 @@ def give_text(encoder: QwenVLEncoder, options: dict) -> None:
     turns = [{"content": system}] if system else []
     encoder.prompt = encoder.tokenizer.apply_chat_template([*turns, {"content": content}])
     encoder.generate_system = options.get("generate_system", GENERATE_SYSTEM)
-    encoder.eos = encoder.pad = 0
+    encoder.ends, encoder.pad = [0], 0
+    encoder.foreign_text = ForeignText(encoder.tokenizer)

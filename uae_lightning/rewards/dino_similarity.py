@@ -24,7 +24,7 @@ class DinoSimilarity(EmbeddingSimilarity):
     def __init__(self, model: str = "facebook/dinov2-large", micro_batch: int = 32) -> None:
         super().__init__(micro_batch)
         folder = vision_folder(model, type(self).__name__)
-        self.network = load(AutoModel, folder, torch.float32)
+        self.network = load(AutoModel, folder, torch.float32, unread=r"^pooler\.")
         self.preprocess = Preprocessing.of(folder)
         self.freeze()
 

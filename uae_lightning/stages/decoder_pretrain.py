@@ -77,6 +77,8 @@ class DecoderPretrain(Stage):
                 f"the flow-matching loss is {loss.item()} at step {self.global_step}: lower the lr"
             )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        if self.encoder is not None and self.encoder.control_texts:  # since the start or the last resume, on this rank
+            self.log("data/control_texts", float(self.encoder.control_texts))
         return loss
 
     def condition_of(self, batch: Batch) -> Conditioning:

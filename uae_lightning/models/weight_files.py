@@ -1,0 +1,49 @@
+"""What our own weight files promise: they are as they were written, and readable by whom the umask says."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+SUMS = "SHA256SUMS"  # in the format of sha256sum: `sha256sum -c SHA256SUMS` checks them too
+
+
+def seal(folder: Path) -> None:
+    """Ends a `save`: SHA256SUMS lists every safetensors file under `folder`, and all have its mode.
+
+    safetensors 0.8 and the libraries on it write files that their owner alone can read (mode 0600).
+    """
+    files = sorted(folder.rglob("*.safetensors"))
+    sums = folder / SUMS
+    sums.unlink(missing_ok=True)  # one that is written over would keep its mode
+    sums.write_text("".join(f"{digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files))
+    for file in files:
+        shutil.copymode(sums, file)
+
+
+def verify(folder: Path, part: str = "") -> None:
+    """Compares the files that SHA256SUMS of `folder` lists and that are there; without such a list nothing is known.
+
+    Args:
+        folder: that `seal` was called with.
+        part: of the files, those in this sub-folder, or one file.
+
+    Raises:
+        ValueError: a file is not what was written.
+    """
+    if not (folder / SUMS).is_file():
+        return
+    for line in (folder / SUMS).read_text(errors="replace").splitlines():
+        wanted, _, name = line.partition("  ")
+        file = folder / name
+        if Path(name).is_relative_to(part) and file.is_file() and digest(file) != wanted:
+            raise ValueError(
+                f"{file} is not what was written there: it is damaged, or was replaced. Copy it again or repeat the "
+                f"stage that wrote it; if it was replaced on purpose, delete {folder / SUMS}"
+            )
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
