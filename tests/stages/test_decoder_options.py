@@ -1,4 +1,4 @@
-"""Named variants of DecoderRL: the window of MixGRPO that slides, and the ratios of GRPO-Guard."""
+"""Named variants of the decoder's stages: noise levels and weights, windows, guidance, the ratios of GRPO-Guard."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from benchmarks.own_stage import without_trainer
+from uae_lightning.algorithms import flow
 from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.common import Captioning, Sampling
+from uae_lightning.stages.decoder_matching import DecoderMatching
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
 
 
@@ -99,6 +102,30 @@ def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage,
     without_trainer(stage)
     stage.update(rollout, torch.linspace(-1, 1, 8))
     assert len(computed) == 2  # of two updates with two steps each
+
+
+def test_the_loss_is_that_of_diffusers_sd3_scripts(make_encoder, make_projector, make_decoder, batch):
+    # red if an option does not reach `sample_sigma`, or the weight multiplies another picture's error: the loss of the
+    # scripts' defaults, the squared error of x0 at levels around .75
+    options = {"sigma_mean": 1.0986, "sigma_std": 0.5, "precondition_outputs": True, "condition_dropout": 0.0}
+    stage = DecoderPretrain(make_encoder(), make_projector(), make_decoder(train="all"), **options)
+    without_trainer(stage)
+    seen, velocity = [], stage.decoder.velocity
+    stage.decoder.velocity = lambda *args: seen.append((*args[:2], velocity(*args))) or seen[-1][-1]
+    loss = stage.training_step(batch, 0)
+    ((x, sigma, found),) = seen
+    clean = x - sigma.view(-1, 1, 1, 1) * found
+    torch.testing.assert_close(loss, (clean - stage.latents_of(batch)).square().mean())
+    many = flow.sample_sigma(9999, **stage.levels, generator=torch.Generator().manual_seed(0)).logit()
+    assert many.mean() == pytest.approx(1.0986, abs=0.02) and many.std() == pytest.approx(0.5, abs=0.02)
+
+
+def test_levels_that_cannot_be_are_refused_before_training(make_encoder, make_projector, make_decoder):
+    # red if `sigma_levels` does not draw
+    for kind in (DecoderPretrain, DecoderMatching):
+        with pytest.raises(ValueError, match="mode_scale"):
+            kind(make_encoder(), make_projector(), make_decoder(train="lora"), sigma_distribution="mode",
+                 sigma_mode_scale=3.0)  # fmt: skip
 
 
 def test_ratio_norm_needs_densities(make_stage):

@@ -39,7 +39,7 @@ class DecoderMatching(PolicyStage):
         micro_batch: pictures per forward and backward pass; must divide P * G.
         updates_per_batch: optimiser steps on one rollout; 1 is on policy.
         draws: of (sigma, noise) per picture, K.
-        sigma_distribution, sigma_shift: of the draws, as in DecoderPretrain.
+        sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale: of the draws, as in DecoderPretrain.
         strength: of "nft", how far the compared policies lie on either side of the one that sampled.
         clip: of "awm", the ratio is clipped to [1 - clip, 1 + clip].
         kl_beta: weight of the squared distance to the velocity with adapters off.
@@ -60,6 +60,9 @@ class DecoderMatching(PolicyStage):
         draws: int = 2,
         sigma_distribution: flow.SigmaDistribution = "uniform",
         sigma_shift: float = 3.0,
+        sigma_mean: float = 0.0,
+        sigma_std: float = 1.0,
+        sigma_mode_scale: float = 1.29,
         strength: float = 1.0,
         clip: float = 1e-4,
         kl_beta: float = 0.0,
@@ -78,7 +81,7 @@ class DecoderMatching(PolicyStage):
         if draws < 1 or strength <= 0:
             raise ValueError(f"draws must be at least 1 and strength above 0, got draws={draws}, strength={strength}")
         self.objective, self.draws, self.strength, self.clip, self.kl_beta = objective, draws, strength, clip, kl_beta
-        self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
+        self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
         self.advantage_clip = advantage_clip
 
     @torch.no_grad()
@@ -90,9 +93,7 @@ class DecoderMatching(PolicyStage):
         shape = self.decoder.latent_shape
         noise = own_rows(torch.randn(size, *shape, generator=generator)).to(device)
         noises = own_rows(torch.randn(size, self.draws, *shape, generator=generator)).to(device)
-        sigmas = flow.sample_sigma(
-            size * self.draws, distribution=self.sigma_distribution, shift=self.sigma_shift, generator=generator
-        )
+        sigmas = flow.sample_sigma(size * self.draws, **self.levels, generator=generator)
         latents = torch.cat(
             [self.sample_latents(conditioning[rows], noise[rows]) for rows in self.micro_batches(len(noise))]
         )
@@ -130,7 +131,9 @@ class DecoderMatching(PolicyStage):
         metrics = {"matching_error": (velocity.detach() - target).square().mean()}
         if self.objective == "nft":
             good = optimality(advantages, self.advantage_clip)
-            loss = nft_loss(velocity, old, target, sigma, good, strength=self.strength)
+            loss = nft_loss(
+                velocity, old, target, sigma, good, strength=self.strength, limit=self.advantage_clip
+            )  # fmt: skip
         else:
             logp, old_logp = (matching_logp(v, target)[:, None] for v in (velocity, old))
             loss, ratios = clipped_surrogate(
