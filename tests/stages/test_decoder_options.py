@@ -9,12 +9,14 @@ import torch
 
 from benchmarks.own_stage import without_trainer
 from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.flow_sde import sde_step
 from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.common import Captioning, Sampling
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
-from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout
+from uae_lightning.types import Conditioning
 
 
 @pytest.fixture
@@ -91,7 +93,8 @@ def test_ratio_norm_is_exactly_one_on_policy_and_not_after(make_stage, batch):
 def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage, batch, same_noise):
     # red if `unguided` is that of another step or not taken `[::copies]`; if `on_policy` is always True (the second
     # update would take what the policy before it said) or always False (nothing would be saved)
-    stage = make_stage(sampling=Sampling(4, guidance=2.0), updates_per_batch=2, same_noise=same_noise)
+    options = {"updates_per_batch": 2, "same_noise": same_noise, "guidance_gradient": "conditional"}
+    stage = make_stage(sampling=Sampling(4, guidance=2.0), **options)
     rollout, columns = stage.rollout(batch), [0, 1]
     reused = gradients(stage, rollout, columns)
     again = replace(rollout, trajectory=replace(rollout.trajectory, unguided=None))
@@ -102,6 +105,46 @@ def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage,
     without_trainer(stage)
     stage.update(rollout, torch.linspace(-1, 1, 8))
     assert len(computed) == 2  # of two updates with two steps each
+
+
+def toy(stage):
+    """(weight t, rollout of 100,000 pictures, rewards): a decoder of one weight, v_cond = t (x + 1), v_uncond = t x."""
+    t, pictures, generator = torch.tensor(0.3, requires_grad=True), 100_000, torch.Generator().manual_seed(0)
+    stage.decoder.velocity = lambda x, sigma, conditioning: t * (x + (conditioning is not None))
+    stage.decoder.decode_latents = lambda latents: latents
+    conditioning = Conditioning(torch.zeros(pictures, 1, 1), torch.ones(pictures, 1, dtype=torch.bool))
+    noise = torch.randn(pictures, 1, 1, 1, generator=generator)
+    with torch.no_grad():
+        path, _ = stage.sample_trajectory(conditioning, None, noise, generator)
+    return t, ImageRollout(None, conditioning, None, path, None), -(path.after[0].flatten() - 1).square()
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.02], ids=["on policy", "off policy"])
+@pytest.mark.parametrize("branches", ["both", "conditional"])
+def test_the_gradient_of_guided_steps_is_exact(make_stage, branches, moved):
+    # red if the unguided velocity is detached under "both", or not under "conditional", or reused under "both". In the
+    # toy the guided v is t (x + g), the step is a Gaussian, and the gradients of its density and of the expected reward
+    # are closed forms
+    guidance = 5.0
+    options = {"sampling": Sampling(3, guidance), "window": (1, 2), "same_noise": False, "clip": 100.0}
+    stage = make_stage(guidance_gradient=branches, **options)
+    t, rollout, rewards = toy(stage)
+    path, advantages, rows = rollout.trajectory, rewards - rewards.mean(), torch.arange(len(rewards))
+    with torch.no_grad():
+        t += moved
+    loss, _ = stage.step_loss(rollout, rows, 0, advantages, on_policy=not moved)
+    (found,) = torch.autograd.grad(-loss.mean(), t)
+
+    x, sigmas = path.before[0], stage.decoder.schedule(3)
+    velocity = (t * (x + guidance)).detach().requires_grad_()
+    step = sde_step(x, velocity, sigmas[1], sigmas[2], 0.7, prev=path.after[0])
+    (by_velocity,) = torch.autograd.grad(step.mean.sum(), velocity)  # mean is linear in v
+    slope = by_velocity * {"both": x + guidance, "conditional": guidance * (x + 1)}[branches]  # d mean / dt
+    score = ((path.after[0] - step.mean) / step.std**2 * slope).flatten()
+    ratio = (step.mean_log_prob - path.logp[:, 0]).exp()
+    torch.testing.assert_close(found, (ratio * score * advantages).mean().detach(), rtol=1e-4, atol=1e-5)
+    exact = (-2 * (step.mean - 1) * by_velocity * (x + guidance)).mean().item()  # of the expected reward
+    assert (found.item() == pytest.approx(exact, rel=0.05)) == (branches == "both")
 
 
 def test_the_loss_is_that_of_diffusers_sd3_scripts(make_encoder, make_projector, make_decoder, batch):

@@ -199,7 +199,9 @@ def euler_step(x: Tensor, velocity: Tensor, sigma: float | Tensor, sigma_next: f
 def guide(v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: v_uncond + guidance (v_cond - v_uncond); guidance 1 leaves the conditional velocity.
 
-    All [B, C, h, w]. Take the unconditional branch without gradient for what Flow-GRPO's code trains.
+    All [B, C, h, w]. What samples depends on the weights through both branches, so the gradient of its log-probability
+    does, too. Flow-GRPO's code detaches v_uncond up to 2025-08-18, and no longer from yifan123/flow_grpo@a482878 of
+    2025-08-19 ("fix cfg gradient detach") on.
     """
     return v_uncond + guidance * (v_cond - v_uncond)
 

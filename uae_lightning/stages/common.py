@@ -156,9 +156,8 @@ class Stage(L.LightningModule):
         velocity = self.decoder.velocity(x, sigma.to(x).expand(len(x)), conditioning)
         return velocity if unguided is None else flow.guide(velocity, unguided, self.sampling.guidance)
 
-    @torch.no_grad()
     def unguided_velocity(self, x: Tensor, sigma: Tensor, unconditional: Conditioning | None) -> Tensor | None:
-        """Velocity [N, C, h, w] of the guidance branch, which is never trained; None where nothing is guided."""
+        """Velocity [N, C, h, w] of the guidance branch; None where nothing is guided."""
         if self.sampling.guidance == 1:
             return None
         return self.decoder.velocity(x, sigma.to(x).expand(len(x)), unconditional)

@@ -28,7 +28,7 @@ class Trajectory:
     after: Tensor  # [W, N, C, h, w] float32
     mean: Tensor  # [W, N, C, h, w] float32, what `after` is drawn around
     logp: Tensor  # [N, W] mean log-probability of each trained step
-    unguided: Tensor | None  # [W, N, C, h, w] velocities of the guidance branch at `before`; None without guidance
+    unguided: Tensor | None  # [W, N, C, h, w] velocities of the guidance branch at `before`, where they can be reused
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,10 @@ class DecoderRL(PolicyStage):
         log_prob: "normal" is the density; "squared_error" as published CPS code has it.
         clip: the ratio is clipped to [1 - clip, 1 + clip] (Flow-GRPO: 1e-4, because log-probabilities are means).
         ratio_norm: GRPO-Guard: ratios of the same spread at every step, whose losses are divided by |dt|.
+        guidance_gradient: "both" is the gradient of the policy that samples: through the conditional and the unguided
+            velocity (Flow-GRPO since a482878 of 2025-08-19). "conditional" takes the unguided one as a constant (its
+            code until then): another direction, but an update is half as long and takes half of the activations; on
+            policy that velocity is the one that sampling has computed.
         kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01).
         kl_includes_dt: True is the KL of the paper, False that of its code.
         same_noise: start a group from one noise (False: Flow-GRPO's code); what its pictures share is computed once
@@ -78,6 +82,7 @@ class DecoderRL(PolicyStage):
         log_prob: Literal["normal", "squared_error"] = "normal",
         clip: float = 1e-4,
         ratio_norm: bool = False,
+        guidance_gradient: Literal["both", "conditional"] = "both",
         kl_beta: float = 0.04,
         kl_includes_dt: bool = True,
         same_noise: bool = False,
@@ -100,6 +105,7 @@ class DecoderRL(PolicyStage):
         self.window, self.first_window, self.slide_every = window, window, slide_every
         self.noise_level, self.sde, self.log_prob, self.ratio_norm = noise_level, sde, log_prob, ratio_norm
         self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
+        self.guidance_gradient = guidance_gradient
         self.same_noise, self.advantage_clip = same_noise, advantage_clip
 
     @torch.no_grad()
@@ -126,7 +132,7 @@ class DecoderRL(PolicyStage):
             torch.cat([part.after for part, _ in parts], 1),
             torch.cat([part.mean for part, _ in parts], 1),
             torch.cat([part.logp for part, _ in parts]),
-            None if self.sampling.guidance == 1 else torch.cat([part.unguided for part, _ in parts], 1),
+            torch.cat([part.unguided for part, _ in parts], 1) if self.unguided_is_constant else None,
         )
         reconstructions = torch.cat([pictures for _, pictures in parts])
         texts = [text for text in captions.texts for _ in range(self.group_size)]
@@ -157,9 +163,14 @@ class DecoderRL(PolicyStage):
                 x, logp = step.prev, [*logp, step.mean_log_prob]
             else:
                 x = flow.euler_step(x, velocity, sigma, sigma_next)
-        kept = None if self.sampling.guidance == 1 else torch.stack(kept)
+        kept = torch.stack(kept) if self.unguided_is_constant else None
         path = Trajectory(torch.stack(before), torch.stack(after), torch.stack(mean), torch.stack(logp, 1), kept)
         return path, self.decoder.decode_latents(x)
+
+    @property
+    def unguided_is_constant(self) -> bool:
+        """On policy, replay then takes the guidance branch from sampling."""
+        return self.sampling.guidance != 1 and self.guidance_gradient == "conditional"
 
     def update(self, rollout: ImageRollout, advantages: Tensor) -> None:
         advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
@@ -226,7 +237,8 @@ class DecoderRL(PolicyStage):
         sigma, states = self.decoder.schedule(self.sampling.steps)[index], x[::copies]
         if unguided is None:
             null = unconditional if unconditional is None else unconditional.repeat(len(states))
-            unguided = self.unguided_velocity(states, sigma, null)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.guidance_gradient == "both"):
+                unguided = self.unguided_velocity(states, sigma, null)
         else:
             unguided = unguided[::copies]
         velocity = self.guided_velocity(states, sigma, conditioning[::copies], unguided)
