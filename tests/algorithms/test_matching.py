@@ -1,6 +1,6 @@
 import torch
 
-from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality
+from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality, policy_decay
 
 
 def draw(seed: int) -> torch.Tensor:
@@ -59,6 +59,13 @@ def test_the_loss_is_the_published_one_so_that_a_published_kl_weight_holds():
     published = limit * (good * branch(strength) / strength + (1 - good) * branch(-strength) / strength)
     found = nft_loss(velocity, old, target, sigma, optimality(advantages, limit), strength=strength, limit=limit)
     torch.testing.assert_close(found, published)
+
+
+def test_the_lag_of_the_sampling_policy_is_diffusion_nfts():
+    # red if `step - flat` becomes `step`, min becomes max, or the flat part is negative
+    ocr = [policy_decay(step, flat=75, rate=0.0075, limit=0.999) for step in (0, 74, 75, 95, 500)]
+    assert ocr == [0, 0, 0, 0.15, 0.999]
+    assert [policy_decay(step, flat=0, rate=0.001, limit=0.5) for step in (100, 900)] == [0.1, 0.5]
 
 
 def test_matching_logp_is_the_flow_matching_error():

@@ -27,6 +27,11 @@ def optimality(advantages: Tensor, limit: float) -> Tensor:
     return 0.5 + advantages.clamp(-limit, limit) / (2 * limit)
 
 
+def policy_decay(step: int, *, flat: int, rate: float, limit: float) -> float:
+    """Share that the policy that samples keeps of itself: 0 for `flat` steps, then rate a step, up to limit."""
+    return min(max(step - flat, 0) * rate, limit)
+
+
 def nft_loss(
     velocity: Tensor,
     old_velocity: Tensor,

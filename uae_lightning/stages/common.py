@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
+from uae_lightning.algorithms.policy_loss import disjoint_parts
 from uae_lightning.interfaces import Decoder, Encoder, Projector
 from uae_lightning.parallel.collectives import average_gradients, gathered, own_rows, rank, ranks, reduce_metrics
 from uae_lightning.parallel.sharding import shard, whole
@@ -271,6 +272,8 @@ class PolicyStage(Stage):
         *args, **parts: of `Stage`.
     """
 
+    update_parts = 1  # disjoint parts of a rollout, with an optimiser step on each; an option of the decoder's stages
+
     def __init__(
         self,
         *args,
@@ -288,7 +291,7 @@ class PolicyStage(Stage):
         self.projector.requires_grad_(False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        check_group(len(batch.images), self.group_size, self.micro_batch)
+        check_group(len(batch.images), self.group_size, self.micro_batch, self.update_parts)
         with self.timed("rollout"):
             rollout = self.rollout(batch)
         with self.timed("score"):
@@ -300,8 +303,15 @@ class PolicyStage(Stage):
     def micro_batches(self, size: int) -> list[Tensor]:
         return list(torch.arange(size, device=self.device).split(self.micro_batch))
 
+    def optimizer_steps(self, size: int) -> Iterator[list[Tensor]]:
+        """The micro-batches of each optimiser step on a rollout of `size` samples."""
+        batches = self.micro_batches(size)
+        for update in range(self.updates_per_batch):
+            for part in disjoint_parts(len(batches), self.update_parts, self.step_seed(3 + update)):
+                yield [batches[place] for place in part]
 
-def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
+
+def check_group(batch_pictures: int, group_size: int, micro_batch: int, parts: int = 1) -> None:
     """Raises ValueError where a rollout cannot be cut into groups and micro-batches."""
     if group_size < 2:
         raise ValueError(
@@ -311,6 +321,11 @@ def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
         raise ValueError(
             f"micro_batch ({micro_batch}) must divide pictures x group_size ({batch_pictures} x {group_size}): "
             "change model.init_args.micro_batch, model.init_args.group_size or data.init_args.batch_size"
+        )
+    if parts < 1 or (batches := batch_pictures * group_size // micro_batch) % parts:
+        raise ValueError(
+            f"update_parts ({parts}) must divide the micro-batches of a rollout ({batches}): change "
+            "model.init_args.update_parts, model.init_args.micro_batch or data.init_args.batch_size"
         )
 
 

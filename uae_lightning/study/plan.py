@@ -181,7 +181,8 @@ def decoder_forwards(stage: StageSpec) -> int:
         trained_branches = branches if args["guidance_gradient"] == "both" else 1
         of_step = branches + 2 * trained_branches + branches * (args["kl_beta"] > 0)
         of_each += args["updates_per_batch"] * trained * of_step
-    return -(-steps // args["updates_per_batch"]) * pictures * args["group_size"] * of_each
+    steps_per_batch = args["updates_per_batch"] * args.get("update_parts", 1)
+    return -(-steps // steps_per_batch) * pictures * args["group_size"] * of_each
 
 
 def settings_of(stage: StageSpec) -> dict[str, Any]:
