@@ -69,8 +69,8 @@ class DecoderRL(PolicyStage):
         ratio_norm: GRPO-Guard: ratios of the same spread at every step, whose losses are divided by |dt|.
         guidance_gradient: "both" is the gradient of the policy that samples: through the conditional and the unguided
             velocity (Flow-GRPO since a482878 of 2025-08-19). "conditional" takes the unguided one as a constant (its
-            code until then): another direction, but an update is half as long and takes half of the activations; on
-            policy that velocity is the one that sampling has computed.
+            code until then): another direction, but a trained step takes 3 passes of the decoder in place of 6 (back is
+            2; with a KL 5 in place of 8) and half of the activations, as sampling has computed it on policy.
         kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01).
         kl_includes_dt: True is the KL of the paper, False that of its code.
         same_noise: start a group from one noise (False: Flow-GRPO's code); what its pictures share is computed once
