@@ -42,8 +42,10 @@ from uae_lightning.usage import Parser
 CONFIG = Path("conf/scenes/decoder_rl.yaml")
 PLAIN, OURS = "plain loop", "DecoderRL"
 PARTS = ["demo", "published", "ladder"]
+ONE_BRANCH = replace(PUBLISHED, guidance_gradient="conditional")
 LADDER = {  # each is the one above it with one thing less
-    "no KL": replace(PUBLISHED, kl_beta=0.0),
+    "one branch": ONE_BRANCH,
+    "no KL": replace(ONE_BRANCH, kl_beta=0.0),
     "no guidance": replace(PUBLISHED, kl_beta=0.0, guidance=1.0),
     "window of 3": replace(PUBLISHED, kl_beta=0.0, guidance=1.0, window=(0, 3)),
     "window of 2": replace(PUBLISHED, kl_beta=0.0, guidance=1.0, window=(0, 2)),

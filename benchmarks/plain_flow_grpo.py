@@ -5,7 +5,7 @@ As there:
 
   * every copy of a prompt is encoded, G times per caption, in the batches in which pictures are sampled;
   * guidance is one batch of 2n, unconditional and conditional, in sampling and in training, where the backward pass
-    runs through both halves although the unconditional one is detached;
+    runs through both halves, also where the unconditional one is detached (as in its code until 2025-08-18);
   * all states of the sampler and all conditions are kept, one row per picture;
   * each trained step is a pass of its own with its backward pass, and one more with adapters off for the KL.
 
@@ -43,6 +43,7 @@ class Settings:
     noise_level: float = 0.7
     clip: float = 1e-4
     kl_beta: float = 0.04
+    guidance_gradient: str = "both"
     same_noise: bool = False
     advantage_scale: str = "batch_std"
 
@@ -53,7 +54,7 @@ class Settings:
 
 
 PUBLISHED = Settings()
-DEMO = Settings(3, 1.0, (0, 2), "cps", 0.5, 1e-3, 0.0, True, "group_std")  # conf/scenes/decoder_rl.yaml
+DEMO = Settings(3, 1.0, (0, 2), "cps", 0.5, 1e-3, 0.0, "both", True, "group_std")  # conf/scenes/decoder_rl.yaml
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ class PlainFlowGRPO:
         null = text.drop(torch.ones(len(x), dtype=torch.bool, device=x.device))
         both = self.decoder.velocity(torch.cat([x, x]), sigma.expand(2 * len(x)), joined([null, text]))
         unconditional, conditional = both.chunk(2)
-        unconditional = unconditional.detach()
+        if self.settings.guidance_gradient == "conditional":
+            unconditional = unconditional.detach()
         return unconditional + guidance * (conditional - unconditional)
 
     # ------------------------------------------------------------------------------------------------- training

@@ -16,7 +16,10 @@ from torch import Tensor
 class EMA(L.Callback):
     """Exponential moving average of the trainable parameters, in float32 copies.
 
-        average <- d * average + (1 - d) * parameter,   d = min(decay, (1 + n) / (10 + n)) at the n-th update, n from 0
+        average <- d * average + (1 - d) * parameter,   d = min(decay, (1 + t) / (10 + t)) after step t, from 0
+
+    The warm-up of d counts optimiser steps and not updates, as in Flow-GRPO's code (ema.py of yifan123/flow_grpo,
+    ac4c86e, 2025-07-18; its updates come a step earlier): with `every: 8` it reaches .9 after 80 steps.
 
     When which weights are in the module:
 
@@ -38,7 +41,7 @@ class EMA(L.Callback):
         if not 0 <= decay < 1 or every < 1:
             raise ValueError(f"EMA needs 0 <= decay < 1 and every >= 1, got decay={decay}, every={every}")
         self.decay, self.every = decay, every
-        self.updates, self.last_step = 0, 0
+        self.last_step = 0  # optimiser steps at the last update
         self.average: dict[str, Tensor] = {}
         self.raw: dict[str, Tensor] = {}  # set aside while the average is in the module
 
@@ -62,10 +65,10 @@ class EMA(L.Callback):
         if trainer.global_step - self.last_step < self.every:
             return
         parameters = dict(pl_module.named_parameters())
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, trainer.global_step / (9 + trainer.global_step))  # t = global_step - 1
         for name, average in self.average.items():
             average.lerp_(parameters[name].detach().float(), 1 - decay)
-        self.updates, self.last_step = self.updates + 1, trainer.global_step
+        self.last_step = trainer.global_step
 
     # ------------------------------------------------------------------------------------------------ swapping
 
@@ -82,7 +85,7 @@ class EMA(L.Callback):
         self._use_average(pl_module)
 
     def _use_average(self, pl_module: L.LightningModule) -> None:
-        if not self.updates:
+        if not self.last_step:
             return
         parameters = dict(pl_module.named_parameters())
         self.raw = {name: parameters[name].detach().clone() for name in self.average}
@@ -96,11 +99,10 @@ class EMA(L.Callback):
         checkpoint["state_dict"].update(self.raw)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "last_step": self.last_step, "average": self.average}
+        return {"last_step": self.last_step, "average": self.average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates, self.last_step = state_dict["updates"], state_dict["last_step"]
-        self.average = state_dict["average"]
+        self.last_step, self.average = state_dict["last_step"], state_dict["average"]
 
     def _difference(self, trained: dict[str, Tensor]) -> str:
         missing, extra = sorted(trained.keys() - self.average.keys()), sorted(self.average.keys() - trained.keys())

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
 from uae_lightning.algorithms import flow
 
@@ -84,7 +85,7 @@ def test_sampled_sigmas_follow_their_distribution():
     torch.testing.assert_close(cumulative(sigma), normal.cdf(levels.logit()), rtol=0, atol=0.015)
 
 
-@pytest.mark.parametrize("distribution", ["logit_normal", "shifted_uniform", "uniform"])
+@pytest.mark.parametrize("distribution", ["logit_normal", "mode", "shifted_uniform", "uniform"])
 def test_sampled_sigmas_lie_above_zero_and_repeat_with_their_generator(distribution):
     # Red if 1 - rand becomes rand + 1, or the generator is not handed on.
     sigma = draw(distribution)
@@ -92,8 +93,46 @@ def test_sampled_sigmas_lie_above_zero_and_repeat_with_their_generator(distribut
     assert torch.equal(sigma, draw(distribution))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "theirs", "ours"),
+    [
+        ("logit_normal", {"logit_mean": 0.0, "logit_std": 1.0}, {"distribution": "logit_normal", "mean": math.log(3)}),
+        ("logit_normal", {"logit_mean": 0.5, "logit_std": 0.7},
+         {"distribution": "logit_normal", "mean": math.log(3) - 0.5, "std": 0.7}),
+        ("mode", {"mode_scale": 1.29}, {"distribution": "mode"}),
+        ("mode", {"mode_scale": -0.7}, {"distribution": "mode", "mode_scale": -0.7}),
+        ("sigma_sqrt", {}, {"distribution": "shifted_uniform"}),
+        ("cosmap", {}, {"distribution": "shifted_uniform"}),
+    ],
+)  # fmt: skip
+def test_levels_and_weights_of_diffusers_sd3_scripts(scheme, theirs, ours):
+    # Red if the mean of "logit_normal" turns its sign, sin becomes cos, "mode" is not shifted, or a weight is another.
+    # As in the scripts: a place u in the schedule, which is shifted by 3 and begins with noise; their default adds
+    # sigma^2 to the weight, as the error is that of x0.
+    generator = torch.Generator().manual_seed(1)
+    u = compute_density_for_timestep_sampling(scheme, 40_000, generator=generator, **theirs)
+    expected = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas[(u * 1000).long()]
+    sigma, at = draw(count=40_000, **ours), torch.linspace(0.02, 0.98, 25)
+    torch.testing.assert_close(sigma.quantile(at), expected.quantile(at), rtol=0, atol=0.012)
+    weighting = scheme if scheme in ("sigma_sqrt", "cosmap") else "none"
+    weight = compute_loss_weighting_for_sd3(scheme, sigmas=expected)
+    torch.testing.assert_close(flow.velocity_weight(expected, weighting), weight)
+    both = flow.velocity_weight(expected, weighting, precondition_outputs=True)
+    torch.testing.assert_close(both, weight * expected.square())
+
+
+def test_the_default_of_diffusers_is_about_noisy_states():
+    # Red if log 3 is left out of the YAML's mean: half of the levels lie above .75, not above .5
+    assert draw("logit_normal", mean=1.0986).median() == pytest.approx(0.75, abs=0.01)
+
+
+def test_no_weight_is_infinite():
+    # Red if the clamp goes: uniform levels come as close to 0 as floats do
+    assert flow.velocity_weight(torch.tensor([1e-20]), "sigma_sqrt").item() == pytest.approx(1e6)
+
+
 def test_a_shift_of_logit_normal_levels_is_a_mean():
-    # Red if shift - 1 becomes shift + 1: the docstring tells users to set mean = log 3 for the SD3 training script.
+    # Red if shift - 1 becomes shift + 1: the docstring tells users to add log(k) to the mean.
     torch.testing.assert_close(
         flow.shift_sigma(draw("logit_normal"), 3.0), draw("logit_normal", mean=math.log(3.0)), rtol=1e-5, atol=1e-6
     )
@@ -111,3 +150,8 @@ def test_bad_arguments_are_named():
         flow.sigma_schedule(4, shift=0.0)
     with pytest.raises(ValueError, match="distribution"):
         flow.sample_sigma(4, distribution="normal")
+    for options in ({"std": 0.0}, {"mean": math.nan}, {"shift": math.nan}, {"mode_scale": 1.8}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            flow.sample_sigma(4, **options)
+    with pytest.raises(ValueError, match="weighting"):
+        flow.velocity_weight(torch.ones(1), "mode")

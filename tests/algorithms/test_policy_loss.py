@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
+from uae_lightning.algorithms.policy_loss import clipped_surrogate, disjoint_parts, kl_k3, token_weights
 
 LENGTHS = [5, 2, 7, 1]
 
@@ -197,3 +197,13 @@ def test_bad_arguments_are_named():
         token_weights(mask, "dr_grpo")
     with pytest.raises(ValueError, match="normalization"):
         token_weights(mask, "mean")
+
+
+def test_parts_of_a_rollout_are_disjoint_equal_and_drawn():
+    # Red if `part::parts` becomes `part:`, or the seed is not used; one part keeps its order, so nothing changes there
+    parts = disjoint_parts(12, 3, seed=0)
+    assert sorted(sum(parts, [])) == list(range(12)) and [len(part) for part in parts] == [4, 4, 4]
+    assert parts == disjoint_parts(12, 3, seed=0) != disjoint_parts(12, 3, seed=1)
+    assert disjoint_parts(4, 1, seed=5) == [[0, 1, 2, 3]]
+    with pytest.raises(ValueError, match="divide"):
+        disjoint_parts(5, 2, seed=0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from uae_lightning.algorithms.flow_sde import normalized_log_ratio, sde_step, sliding_window
+from uae_lightning.algorithms.flow_sde import drawn_window, normalized_log_ratio, sde_step, sliding_window
 
 
 def step_of(velocity, sigma, sigma_next, kind, prev=None):
@@ -50,3 +50,18 @@ def test_the_window_slides_to_the_last_step_but_one_and_stays():
     assert places == [(0, 2)] * 3 + [(1, 3)] * 3 + [(2, 4)] * 3
     assert sliding_window((0, 2), 1000, every=3, steps=5) == (2, 4)
     assert sliding_window((3, 5), 1000, every=3, steps=5) == (3, 5)  # a window that starts later is left there
+
+
+def test_a_window_that_rolls_back_begins_again_where_it_began():
+    # Red if % becomes //, or the places are one too many or too few
+    places = [sliding_window((1, 3), batches, every=2, steps=6, roll_back=True) for batches in range(10)]
+    assert places == [(1, 3)] * 2 + [(2, 4)] * 2 + [(3, 5)] * 2 + [(1, 3)] * 2 + [(2, 4)] * 2
+    assert sliding_window((3, 5), 7, every=1, steps=5, roll_back=True) == (3, 5)  # one place is all there is
+
+
+def test_windows_are_drawn_from_all_places_and_by_their_seed():
+    # Red if `- width` goes, or randint becomes randrange: the last place is as likely as the others
+    windows = [drawn_window((1, 5), 3, seed) for seed in range(600)]
+    assert windows == [drawn_window((1, 5), 3, seed) for seed in range(600)]
+    counts = [windows.count(place) for place in ((1, 4), (2, 5))]
+    assert sum(counts) == 600 and min(counts) > 250

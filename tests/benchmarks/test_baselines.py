@@ -20,6 +20,7 @@ SIZES = {"group_size": 2, "micro_batch": 2}
 SMALL = {"train": "lora", "lora": LoRA(rank=4, alpha=8)}
 CLOSE = own_stage.TOLERANCE["float32"]  # sums in another order; a wrong factor is 1e-2 and more
 PUBLISHED = replace(plain_flow_grpo.PUBLISHED, steps=3, window=(0, 2), clip=1e-2)
+ONE_BRANCH = replace(PUBLISHED, guidance_gradient="conditional")
 DEMO = plain_flow_grpo.DEMO
 
 
@@ -41,13 +42,19 @@ def batch(images):
 
 @pytest.mark.parametrize(
     ("settings", "text_length"),
-    [(PUBLISHED, 0), (PUBLISHED, 40), (DEMO, 0), (replace(PUBLISHED, window=(1, 2), sde="cps", guidance=1.0), 0)],
-    ids=["published", "padded as published", "demo", "another window"],
+    [
+        (PUBLISHED, 0),
+        (ONE_BRANCH, 0),
+        (PUBLISHED, 40),
+        (DEMO, 0),
+        (replace(PUBLISHED, window=(1, 2), sde="cps", guidance=1.0), 0),
+    ],
+    ids=["published", "one branch", "padded as published", "demo", "another window"],
 )
 def test_the_plain_flow_grpo_does_the_same_as_decoder_rl(make_stage, batch, settings, text_length):
     # red if, in `transition`, `(-dt).sqrt()` becomes `-dt`, or `sigma == 1` is not looked at; if `velocity` forgets the
-    # unconditional half, or does not detach it; if `loss` takes the minimum; if the KL is left out, or `reference()`;
-    # if `passes` forgets the steps; if `advantages` takes the unbiased std of the batch
+    # unconditional half, or detaches it where both are trained; if `loss` takes the minimum; if the KL is left out, or
+    # `reference()`; if `passes` forgets the steps; if `advantages` takes the unbiased std of the batch
     stage = make_stage(DecoderRL, SMALL)
     decoder_rl.configure(stage, settings, **SIZES)
     own_stage.disturb(stage, 0.05)
@@ -58,15 +65,16 @@ def test_the_plain_flow_grpo_does_the_same_as_decoder_rl(make_stage, batch, sett
     assert max(found.values()) < CLOSE, found
 
 
-def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_stage, batch):
+@pytest.mark.parametrize(("settings", "saved"), [(PUBLISHED, 0), (ONE_BRANCH, 2)], ids=["both", "conditional"])
+def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_stage, batch, settings, saved):
     # red if the baseline is made to encode a prompt once, or to leave the unconditional half out: it would then be
     # another loop than the published one, or ours would be counted wrongly
     stage = make_stage(DecoderRL, SMALL)
-    decoder_rl.configure(stage, PUBLISHED, **SIZES)
+    decoder_rl.configure(stage, settings, **SIZES)
     own_stage.without_trainer(stage)
     two = Batch(batch.images[:2], batch.captions[:2], batch.keys[:2])
     captions = decoder_rl.with_captions(stage, two)
-    plain = plain_flow_grpo.PlainFlowGRPO(stage, PUBLISHED, **SIZES)
+    plain = plain_flow_grpo.PlainFlowGRPO(stage, settings, **SIZES)
     stage.score = reward = decoder_rl.PixelSimilarity()
     steps = {
         "theirs": lambda: plain.step(captions, two.images, reward, decoder_rl.generators(stage, captions)),
@@ -78,7 +86,7 @@ def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_
     theirs, ours = (decoder_rl.per_picture(rows_per_call(name), 4) for name in steps)
     passes = 2 * (3 + 2 + 2)  # two branches: sampling, training, reference
     assert theirs == {"decoder/picture": passes, "encoder/picture": 1}
-    assert ours == {"decoder/picture": passes - 2, "encoder/picture": 0.5}  # on policy, sampling knows one in training
+    assert ours == {"decoder/picture": passes - saved, "encoder/picture": 0.5}  # on policy, sampling knows a constant
 
 
 @pytest.mark.parametrize(("trained", "text_length"), [(SMALL, 0), ({"train": "all"}, 40)], ids=["lora", "all"])

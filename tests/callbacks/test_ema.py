@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -26,25 +28,42 @@ def weights(stage):
 
 def expected_average(start, raw, decay, every=1):
     average = start.clone()
-    for n, weight in enumerate(raw[every - 1 :: every]):
-        d = min(decay, (1 + n) / (10 + n))
+    for t, weight in list(enumerate(raw))[every - 1 :: every]:
+        d = min(decay, (1 + t) / (10 + t))
         average = d * average + (1 - d) * weight
     return average
 
 
 def test_the_average_against_a_loop_of_its_own(tmp_path):
-    # Red if (10 + n) becomes (9 + n), 1 - decay becomes decay, or < self.every becomes <=.
+    # Red if 9 + becomes 10 +, 1 - decay becomes decay, < self.every becomes <=, or updates are counted, not steps.
     for every in (1, 2):
-        recorder, ema = Recorder(), EMA(decay=0.2, every=every)
+        recorder, ema = Recorder(), EMA(decay=0.35, every=every)
         stage, _ = fit(tmp_path / str(every), ema, recorder, steps=6)
-        average = expected_average(weights(TinyStage()), recorder.raw, 0.2, every)
+        average = expected_average(weights(TinyStage()), recorder.raw, 0.35, every)
         torch.testing.assert_close(ema.average["projector.mix.weight"], average)
         torch.testing.assert_close(weights(stage), average)
         assert not torch.equal(average, recorder.raw[-1])
 
 
+def test_the_warm_up_counts_optimiser_steps():
+    # Red if it counts updates of the average: after 200 steps the decay would be .735, the lag 20. A weight that grows
+    # by 1 a step; the right values are those of a loop in the form of Flow-GRPO's code.
+    model, trainer, ema = torch.nn.Linear(1, 1, bias=False), SimpleNamespace(global_step=0), EMA(0.9, every=8)
+    model.weight.data.fill_(right := 0.0)
+    ema.on_train_start(trainer, model)
+    for step in range(200):
+        model.weight.data += 1
+        if (step + 1) % 8 == 0:
+            decay = min(0.9, (1 + step) / (10 + step))
+            right = decay * right + (1 - decay) * (step + 1)
+        trainer.global_step += 1
+        ema.on_train_batch_end(trainer, model, None, None, step)
+    assert ema.average["weight"].item() == pytest.approx(right, abs=1e-3)
+    assert 200 - right == pytest.approx(64.9, abs=0.1)
+
+
 def test_validation_sees_the_average_and_training_goes_on_with_the_raw_weights(tmp_path):
-    # Red if on_validation_end does not copy back, or `if not self.updates` becomes `if self.updates`.
+    # Red if on_validation_end does not copy back, or `if not self.last_step` becomes `if self.last_step`.
     recorder = Recorder()
     fit(tmp_path / "a", EMA(decay=0.9), recorder, steps=4)
     plain = Recorder()
@@ -66,12 +85,12 @@ def test_only_trainable_parameters_are_copied(tmp_path):
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path, step):
-    # Red if "updates", "last_step" or "average" goes from the state. Step 5 is the end: nothing is left to train.
+    # Red if "last_step" or "average" goes from the state. Step 5 is the end: nothing is left to train.
     whole, _ = fit(tmp_path / "whole", EMA(0.9, every=2), steps=5)
     fit(tmp_path / "killed", EMA(0.9, every=2), steps=step)
     ema = EMA(0.9, every=2)
     resumed, _ = fit(tmp_path / "resumed", ema, steps=5, resume=tmp_path / f"killed/checkpoints/step={step}.ckpt")
-    assert ema.updates == 2
+    assert ema.last_step == 4
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 

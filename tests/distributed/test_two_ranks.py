@@ -38,6 +38,8 @@ def stage_yaml(stage: str, parts: Path, folder: Path, fails_on_rank: int = -1) -
     options |= {"captioning": {"temperature": 1.0, "max_new_tokens": 4}, "max_grad_norm": 0.1}
     if stage != "decoder_pretrain":
         options |= {"group_size": 2, "micro_batch": 2, "kl_beta": 0.01}
+    if stage == "decoder_rl":  # gradients through both branches, and noise in steps that are not trained
+        options |= {"sampling": {"steps": 3, "guidance": 2.0}, "window": [0, 2], "untrained_steps": "sde"}
     if stage == "encoder_rl":
         options |= {"normalization": "dapo", "advantage_scale": "batch_std"}
     config["data"]["init_args"] |= {"validation_pictures": 4, "validation_batch_size": 2}

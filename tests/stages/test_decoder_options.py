@@ -1,4 +1,4 @@
-"""Named variants of DecoderRL: the window of MixGRPO that slides, and the ratios of GRPO-Guard."""
+"""Named variants of the decoder's stages: noise levels and weights, windows, guidance, the ratios of GRPO-Guard."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import pytest
 import torch
 
 from benchmarks.own_stage import without_trainer
+from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.flow_sde import sde_step
 from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
-from uae_lightning.stages.common import Captioning, Sampling
-from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.stages.common import Captioning, PolicyStage, Sampling
+from uae_lightning.stages.decoder_matching import DecoderMatching, PolicyLag
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout, Trajectory
+from uae_lightning.types import Conditioning
 
 
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
-    def make(**options) -> DecoderRL:
-        defaults = {"group_size": 4, "micro_batch": 8, "window": (0, 2), "kl_beta": 0.0, "sampling": Sampling(4)}
+    def make(kind: type[PolicyStage] = DecoderRL, **options) -> PolicyStage:
+        defaults = {"group_size": 4, "micro_batch": 8, "kl_beta": 0.0, "sampling": Sampling(4), "clip": 1.0}
         decoder = make_decoder(train="lora", lora=LoRA(rank=4, alpha=8))
-        defaults |= {"captioning": Captioning(1.0, 10), "same_noise": True, "clip": 1.0}
-        stage = DecoderRL(make_encoder(), make_projector(), decoder, **(defaults | options))
+        defaults |= {"captioning": Captioning(1.0, 10)}
+        defaults |= {"window": (0, 2), "same_noise": True} if kind is DecoderRL else {}
+        stage = kind(make_encoder(), make_projector(), decoder, **(defaults | options))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():  # a LoRA that starts at zero has no gradient of its first factor
             for parameter in stage.parameters():
@@ -56,6 +62,149 @@ def test_the_window_slides_with_the_batches_of_the_run(make_stage, batch):
     assert places == [(0, 1)] * 2 + [(1, 2)] * 2 + [(2, 3)] * 2
 
 
+def test_the_window_begins_again_where_it_began(make_stage, batch):
+    # red if `roll_back` does not reach `sliding_window`
+    stage, places = make_stage(window=(0, 1), slide_every=1, roll_back=True), []
+    for number in range(1, 6):
+        stage.batches_seen.fill_(number)
+        places.append(stage.next_window())
+    assert places == [(0, 1), (1, 2), (2, 3), (0, 1), (1, 2)]
+
+
+def test_windows_are_drawn_anew_for_every_batch(make_stage, batch):
+    # red if the seed of the draw is that of the run, or the rollout does not take the window it drew
+    stage, windows = make_stage(window=(0, 1), window_within=(1, 4)), []
+    for number in range(40):
+        stage.batches_seen.fill_(number)
+        windows.append(stage.next_window())
+    assert set(windows) == {(1, 2), (2, 3), (3, 4)} and windows[:5] != windows[5:10]
+    stage.batches_seen.fill_(windows.index((2, 3)))
+    assert stage.next_window() == (2, 3)  # of the number of the batch: a resumed run draws the same
+    rollout = stage.rollout(batch)
+    assert stage.window == (2, 3) and len(rollout.trajectory.before) == 1
+    assert torch.equal(stage.replay(rollout, torch.arange(8), 0, None).mean_log_prob, rollout.trajectory.logp[:, 0])
+
+
+@pytest.mark.parametrize(("untrained", "spread"), [("ode", 0.0), ("sde", 1.0)])
+def test_the_last_step_is_noisy_where_flow_grpo_has_it(make_stage, batch, untrained, spread):
+    # red if `is_stochastic` looks at the window alone, or the noisy step is trained: as in flow_grpo's
+    # sd3_pipeline_with_logprob.py all steps are stochastic and the last one, outside of the window, is kept nowhere
+    stage, decoded = make_stage(window=(1, 3), untrained_steps=untrained, same_noise=False), []
+    stage.decoder.decode_latents = lambda latents: decoded.append(latents) or torch.zeros(len(latents), 3, 64, 64)
+    rollout = stage.rollout(batch)
+    path, rows = rollout.trajectory, torch.arange(8)
+    assert len(path.before) == len(path.after) == 2 and path.logp.shape == (8, 2)
+    last = path.after[-1]
+    velocity, _ = stage.velocity_at(3, last, rollout.conditioning, None)
+    step = stage.sde_step(last, velocity, 3, prev=decoded[0])
+    sigmas = stage.decoder.schedule(4)
+    ode = flow.euler_step(last, velocity, sigmas[3], sigmas[4])
+    center = step.mean if untrained == "sde" else ode
+    assert ((decoded[0] - center) / step.std).std().item() == pytest.approx(spread, abs=0.05)
+    loss, metrics = stage.step_loss(rollout, rows, 1, torch.ones(8), on_policy=True)
+    assert metrics["log_ratio_abs_max"] == 0
+
+
+def test_noise_before_the_window_is_no_shared_state(make_stage, batch):
+    # red if `velocity_at` shares up to the window although steps before it are stochastic
+    stage = make_stage(window=(1, 2), untrained_steps="sde")
+    rollout, seen, velocity = stage.rollout(batch), [], stage.decoder.velocity
+    stage.decoder.velocity = lambda x, *rest: seen.append(len(x)) or velocity(x, *rest)
+    states = rollout.trajectory.before[0].unflatten(0, (2, 4))
+    assert not torch.equal(states[:, 0], states[:, 1])
+    assert stage.replay(rollout, torch.arange(8), 0, None).mean_log_prob.equal(rollout.trajectory.logp[:, 0])
+    assert seen == [8]
+
+
+@pytest.mark.parametrize("kind", [DecoderRL, DecoderMatching])
+def test_steps_on_disjoint_parts_of_a_rollout(make_stage, batch, kind):
+    # red if a part is trained on twice, its gradient is divided by the size of the whole, or only the first of the old
+    # policies is the one that sampled: 8 pictures in 4 micro-batches, 2 optimiser steps on half of them each
+    options = {"window": (1, 2), "same_noise": False} if kind is DecoderRL else {"objective": "awm", "draws": 1}
+    stage = make_stage(kind, micro_batch=2, update_parts=2, **options)
+    without_trainer(stage)
+    name = "step_loss" if kind is DecoderRL else "draw_loss"
+    loss_of, step, taken, norms = getattr(stage, name), stage.optimizer_step_after_clipping, [], []
+
+    def watched(rollout, rows, *args, **keywords):
+        loss, metrics = loss_of(rollout, rows, *args, **keywords)
+        taken.append((len(norms), rows.tolist(), float(metrics["log_ratio_abs_max"])))
+        return loss, metrics
+
+    setattr(stage, name, watched)
+    stage.optimizer_step_after_clipping = lambda: norms.append(step()) or norms[-1]
+    stage.update(stage.rollout(batch), torch.ones(8))
+    assert [place for place, _, _ in taken] == [0, 0, 1, 1] and len(norms) == 2
+    assert sorted(sum((rows for _, rows, _ in taken), [])) == list(range(8))
+    ratios = [ratio for *_, ratio in taken]
+    assert max(ratios[:2]) < 1e-6 < 1e-5 < min(ratios[2:]), ratios
+
+
+def test_a_part_counts_as_a_whole_rollout_does(make_stage, batch):
+    # red if the gradients of a part are divided by the size of the whole rollout: of equal parts, their mean is its own
+    stage, found = make_stage(micro_batch=2, same_noise=False), []
+    without_trainer(stage)
+
+    def step():
+        found.append(torch.cat([p.grad.flatten() for p in stage.parameters() if p.requires_grad]))
+        stage.zero_grad()
+        return 0.0
+
+    stage.optimizer_step_after_clipping = step
+    for stage.update_parts in (1, 2):
+        stage.update(stage.rollout(batch), torch.linspace(-1, 1, 8))
+    whole, *parts = found
+    torch.testing.assert_close(torch.stack(parts).mean(0), whole, atol=1e-6, rtol=1e-3)
+
+
+def test_the_policy_that_samples_lags_behind(make_stage, batch):
+    # red if pictures are drawn by the policy in training, its velocities are those compared with, the trained weights
+    # do not come back, or the lagging ones are not in the checkpoint
+    lag = PolicyLag(flat=0, rate=1.0, limit=0.75)
+    stage = make_stage(DecoderMatching, objective="awm", policy_lag=lag)
+    without_trainer(stage)
+    trained = {name: p for name, p in stage.named_parameters() if p.requires_grad}
+    start = {name: p.detach().clone() for name, p in trained.items()}
+    first = stage.rollout(batch)
+    stage.update(first, torch.linspace(-1, 1, 8))  # at step 0 of a stage without a Trainer nothing lags
+    assert all(torch.equal(stage.lagging.weights[name], p) for name, p in trained.items())
+    stage.lagging.weights = dict(start)
+    second = stage.rollout(batch)  # of the same seed: drawn by the same weights, the same pictures
+    assert torch.equal(second.latents, first.latents) and torch.equal(second.old, first.old)
+    _, metrics = stage.draw_loss(second, torch.arange(8), 0, torch.ones(8))
+    assert metrics["log_ratio_abs_max"] > 0 and not any(torch.equal(start[name], p) for name, p in trained.items())
+
+    stage.lagging.follow(0.75)
+    for name, weight in stage.lagging.weights.items():
+        torch.testing.assert_close(weight, 0.75 * start[name] + 0.25 * trained[name])
+    checkpoint = {"state_dict": stage.state_dict()}
+    stage.on_save_checkpoint(checkpoint)
+    other = make_stage(DecoderMatching, policy_lag=lag)
+    other.on_load_checkpoint(checkpoint)
+    assert all(torch.equal(other.lagging.weights[name], weight) for name, weight in stage.lagging.weights.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window_within": (3, 4)}, "room for a window of 2"),
+        ({"window_within": (2, 5)}, "within the 4 sampling steps"),
+        ({"window_within": (0, 3), "slide_every": 1}, "leave one of them out"),
+        ({"roll_back": True}, "set slide_every"),
+    ],
+)
+def test_windows_that_do_not_fit_are_refused(make_stage, options, message):
+    # red if a check goes
+    with pytest.raises(ValueError, match=message):
+        make_stage(**options)
+
+
+def test_parts_that_do_not_divide_are_refused(make_stage, batch):
+    # red if check_group is not told of the parts
+    with pytest.raises(ValueError, match="update_parts"):
+        make_stage(update_parts=2).training_step(batch, 0)
+
+
 def test_ratio_norm_weighs_each_step_by_its_noise_over_its_length(make_stage, batch):
     # red if `/ dt` goes, or if the loss is multiplied by it: on policy, RatioNorm turns the gradient of a step with
     # deviation std and length dt into std / dt times itself
@@ -88,7 +237,8 @@ def test_ratio_norm_is_exactly_one_on_policy_and_not_after(make_stage, batch):
 def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage, batch, same_noise):
     # red if `unguided` is that of another step or not taken `[::copies]`; if `on_policy` is always True (the second
     # update would take what the policy before it said) or always False (nothing would be saved)
-    stage = make_stage(sampling=Sampling(4, guidance=2.0), updates_per_batch=2, same_noise=same_noise)
+    options = {"updates_per_batch": 2, "same_noise": same_noise, "guidance_gradient": "conditional"}
+    stage = make_stage(sampling=Sampling(4, guidance=2.0), **options)
     rollout, columns = stage.rollout(batch), [0, 1]
     reused = gradients(stage, rollout, columns)
     again = replace(rollout, trajectory=replace(rollout.trajectory, unguided=None))
@@ -99,6 +249,77 @@ def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage,
     without_trainer(stage)
     stage.update(rollout, torch.linspace(-1, 1, 8))
     assert len(computed) == 2  # of two updates with two steps each
+    stage.guidance_gradient = "both"
+    assert stage.rollout(batch).trajectory.unguided is None  # it takes memory, and has no gradient
+
+
+def toy(stage):
+    """(weight t, rollout of 100,000 pictures, rewards): a decoder of one weight, v_cond = t (x + 1), v_uncond = t x."""
+    t, pictures, generator = torch.tensor(0.3, requires_grad=True), 100_000, torch.Generator().manual_seed(0)
+    stage.decoder.velocity = lambda x, sigma, conditioning: t * (x + (conditioning is not None))
+    conditioning = Conditioning(torch.zeros(pictures, 1, 1), torch.ones(pictures, 1, dtype=torch.bool))
+    x, noise = torch.randn(2, pictures, 1, 1, 1, generator=generator)
+    with torch.no_grad():
+        velocity, unguided = stage.velocity_at(1, x, conditioning, None)
+        step = stage.sde_step(x, velocity, 1, prev=x)
+        after = step.mean + step.std * noise
+        logp = stage.sde_step(x, velocity, 1, prev=after).mean_log_prob
+    path = Trajectory(x[None], after[None], step.mean[None], logp[:, None], unguided[None])
+    return t, ImageRollout(None, conditioning, None, path, None), -(after.flatten() - 1).square()
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.02], ids=["on policy", "off policy"])
+@pytest.mark.parametrize("branches", ["both", "conditional"])
+def test_the_gradient_of_guided_steps_is_exact(make_stage, branches, moved):
+    # red if the unguided velocity is detached under "both", or not under "conditional", or reused under "both". In the
+    # toy the guided v is t (x + g), the step is a Gaussian, and the gradients of its density and of the expected reward
+    # are closed forms
+    guidance = 5.0
+    options = {"sampling": Sampling(3, guidance), "window": (1, 2), "same_noise": False, "clip": 100.0}
+    stage = make_stage(guidance_gradient=branches, **options)
+    t, rollout, rewards = toy(stage)
+    path, advantages, rows = rollout.trajectory, rewards - rewards.mean(), torch.arange(len(rewards))
+    with torch.no_grad():
+        t += moved
+    if not stage.unguided_is_constant:
+        rollout = replace(rollout, trajectory=replace(path, unguided=None))
+    loss, _ = stage.step_loss(rollout, rows, 0, advantages, on_policy=not moved)
+    (found,) = torch.autograd.grad(-loss.mean(), t)
+
+    x, sigmas = path.before[0], stage.decoder.schedule(3)
+    velocity = (t * (x + guidance)).detach().requires_grad_()
+    step = sde_step(x, velocity, sigmas[1], sigmas[2], 0.7, prev=path.after[0])
+    (by_velocity,) = torch.autograd.grad(step.mean.sum(), velocity)  # mean is linear in v
+    slope = by_velocity * {"both": x + guidance, "conditional": guidance * (x + 1)}[branches]  # d mean / dt
+    score = ((path.after[0] - step.mean) / step.std**2 * slope).flatten()
+    ratio = (step.mean_log_prob - path.logp[:, 0]).exp()
+    torch.testing.assert_close(found, (ratio * score * advantages).mean().detach(), rtol=1e-4, atol=1e-5)
+    exact = (-2 * (step.mean - 1) * by_velocity * (x + guidance)).mean().item()  # of the expected reward
+    assert (found.item() == pytest.approx(exact, rel=0.05)) == (branches == "both")
+
+
+def test_the_loss_is_that_of_diffusers_sd3_scripts(make_encoder, make_projector, make_decoder, batch):
+    # red if an option does not reach `sample_sigma`, or the weight multiplies another picture's error: the loss of the
+    # scripts' defaults, the squared error of x0 at levels around .75
+    options = {"sigma_mean": 1.0986, "sigma_std": 0.5, "precondition_outputs": True, "condition_dropout": 0.0}
+    stage = DecoderPretrain(make_encoder(), make_projector(), make_decoder(train="all"), **options)
+    without_trainer(stage)
+    seen, velocity = [], stage.decoder.velocity
+    stage.decoder.velocity = lambda *args: seen.append((*args[:2], velocity(*args))) or seen[-1][-1]
+    loss = stage.training_step(batch, 0)
+    ((x, sigma, found),) = seen
+    clean = x - sigma.view(-1, 1, 1, 1) * found
+    torch.testing.assert_close(loss, (clean - stage.latents_of(batch)).square().mean())
+    many = flow.sample_sigma(9999, **stage.levels, generator=torch.Generator().manual_seed(0)).logit()
+    assert many.mean() == pytest.approx(1.0986, abs=0.02) and many.std() == pytest.approx(0.5, abs=0.02)
+
+
+def test_levels_that_cannot_be_are_refused_before_training(make_encoder, make_projector, make_decoder):
+    # red if `sigma_levels` does not draw
+    for kind in (DecoderPretrain, DecoderMatching):
+        with pytest.raises(ValueError, match="mode_scale"):
+            kind(make_encoder(), make_projector(), make_decoder(train="lora"), sigma_distribution="mode",
+                 sigma_mode_scale=3.0)  # fmt: skip
 
 
 def test_ratio_norm_needs_densities(make_stage):

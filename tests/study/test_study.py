@@ -184,7 +184,9 @@ def test_mistakes_in_a_study(tiny, change, words):
         ("decoder_rl", {"model.init_args.group_size": 16}, 6 * 16 * (3 + 2 * 3) * 5),
         ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.kl_beta": 0.1}, 6 * 16 * (3 + 2 * 4) * 5),
         ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.sampling.guidance": 2.0},
-         6 * 16 * (6 + 2 * 4) * 5),
+         6 * 16 * (6 + 2 * 6) * 5),
+        ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.sampling.guidance": 2.0,
+                        "model.init_args.guidance_gradient": "conditional"}, 6 * 16 * (6 + 2 * 4) * 5),
     ],
 )  # fmt: skip
 def test_decoder_forwards(stage, options, forwards):

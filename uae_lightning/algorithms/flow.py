@@ -10,19 +10,22 @@
     v           = dx / dsigma = n - x0         [B, C, h, w]
 
     Rectified flow             Liu et al., arXiv 2209.03003; Lipman et al., arXiv 2210.02747
-    Logit-normal and shift     Stable Diffusion 3, arXiv 2403.03206, section 3.1 and eq. 23
+    Logit-normal, mode, shift  Stable Diffusion 3, arXiv 2403.03206, section 3.1 and eq. 23
+    Weights of the loss        the same, and the SD3 training scripts of diffusers: see `velocity_weight`
     Guidance                   Ho and Salimans, arXiv 2207.12598
 
 Sigmas are held in fp32 and enter as tensors with dimensions, so half-precision latents are promoted: arithmetic is
 never below fp32. The caller casts for the network.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-SigmaDistribution = Literal["logit_normal", "shifted_uniform", "uniform"]
+SigmaDistribution = Literal["logit_normal", "mode", "shifted_uniform", "uniform"]
+LossWeighting = Literal["none", "sigma_sqrt", "cosmap"]
 
 TRAIN_LEVELS = 1000  # num_train_timesteps of SD3's scheduler: its lowest noise level is the shifted 1/1000
 
@@ -73,6 +76,7 @@ def sample_sigma(
     shift: float = 3.0,
     mean: float = 0.0,
     std: float = 1.0,
+    mode_scale: float = 1.29,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
@@ -82,32 +86,81 @@ def sample_sigma(
         batch_size: B.
         distribution:
             ``"logit_normal"``     sigmoid(mean + std * N(0, 1)): mostly the middle, where the task is hard (SD3).
+            ``"mode"``             SD3's density with heavy tails (arXiv 2403.03206 eq. 20), then shifted.
             ``"shifted_uniform"``  uniform, then shifted: the levels an evenly spaced sampler with this shift visits.
             ``"uniform"``          uniform.
-        shift: of "shifted_uniform" alone.
-        mean, std: of "logit_normal" alone. A shift k of logit-normal levels is the same as mean + log(k): the SD3
-            training script of diffusers (logit-normal index into a schedule shifted by 3) is mean = log 3 = 1.0986.
+        shift: of "shifted_uniform" and "mode" alone.
+        mean, std: of "logit_normal" alone. A shift k of its levels is the same as mean + log(k).
+        mode_scale: s of "mode" alone; 0 is uniform.
         generator: where the randomness comes from.
         device: where the result goes; the numbers are drawn on the generator's device.
 
     Returns:
         [B] fp32 in (0, 1].
 
+    The SD3 scripts of diffusers (train_dreambooth_lora_sd3.py at 58eb52c0) draw a place in a schedule that runs
+    from noise to picture and is shifted by k = 3 already:
+
+        weighting_scheme logit_normal (the default)   "logit_normal", mean = log(k) - logit_mean: 1.0986 by default
+        weighting_scheme mode                         "mode", shift = k
+        weighting_scheme sigma_sqrt, cosmap           "shifted_uniform", shift = k
+
     Raises:
-        ValueError: unknown `distribution`, or `shift` not positive.
+        ValueError: unknown `distribution`, `shift` or `std` not positive, `mean` not finite, or `mode_scale` outside
+            [-1, 2 / (pi - 2)].
     """
-    if shift <= 0:
-        raise ValueError(f"shift must be positive, got {shift}")
+    if not (0 < shift < math.inf and 0 < std < math.inf and math.isfinite(mean)):
+        raise ValueError(f"shift and std must be positive and mean finite, got {shift}, {std} and {mean}")
+    if not -1 <= mode_scale <= 2 / (math.pi - 2):
+        raise ValueError(f"mode_scale must lie in [-1, 1.75], else the levels leave [0, 1]; got {mode_scale}")
     draw = {"generator": generator, "device": generator.device if generator is not None else device}
     if distribution == "logit_normal":
         sigma = torch.sigmoid(mean + std * torch.randn(batch_size, **draw))
-    elif distribution in ("uniform", "shifted_uniform"):
+    elif distribution in ("mode", "uniform", "shifted_uniform"):
         sigma = 1 - torch.rand(batch_size, **draw)  # rand is in [0, 1): turned round, 0 cannot occur
-        if distribution == "shifted_uniform":
+        if distribution == "mode":  # of 1 - u, which for this density is 1 less that of u
+            sigma = sigma + mode_scale * (sigma - (math.pi / 2 * sigma).sin().square())
+        if distribution != "uniform":
             sigma = shift_sigma(sigma, shift)
     else:
-        raise ValueError(f"distribution must be 'logit_normal', 'shifted_uniform' or 'uniform', got {distribution!r}")
+        names = "'logit_normal', 'mode', 'shifted_uniform' or 'uniform'"
+        raise ValueError(f"distribution must be {names}, got {distribution!r}")
     return sigma.to(device) if device is not None else sigma
+
+
+def sigma_levels(distribution: SigmaDistribution, shift: float, mean: float, std: float, mode_scale: float) -> dict:
+    """Options of `sample_sigma`, checked before any training (ValueError)."""
+    options = {"distribution": distribution, "shift": shift, "mean": mean, "std": std, "mode_scale": mode_scale}
+    sample_sigma(1, **options, generator=torch.Generator())
+    return options
+
+
+def velocity_weight(sigma: Tensor, weighting: LossWeighting = "none", *, precondition_outputs: bool = False) -> Tensor:
+    """What |v - u|^2 is multiplied by in the flow-matching loss, by the names of diffusers' SD3 scripts.
+
+    Args:
+        sigma: [B] in (0, 1].
+        weighting:
+            ``"none"``        1: every level counts the same.
+            ``"sigma_sqrt"``  1 / sigma^2; where sigma is below 1/1000, the weight of that.
+            ``"cosmap"``      2 / (pi (1 - 2 sigma + 2 sigma^2)) (arXiv 2403.03206 eq. 21).
+        precondition_outputs: the error is that of the predicted x0 = x - sigma v: sigma^2 more. The scripts' default.
+
+    Returns:
+        [B] fp32.
+
+    Raises:
+        ValueError: unknown `weighting`.
+    """
+    sigma = sigma.float()
+    if weighting not in ("none", "sigma_sqrt", "cosmap"):
+        raise ValueError(f"weighting must be 'none', 'sigma_sqrt' or 'cosmap', got {weighting!r}")
+    weight = torch.ones_like(sigma)
+    if weighting == "sigma_sqrt":
+        weight = sigma.clamp(min=1 / TRAIN_LEVELS) ** -2
+    elif weighting == "cosmap":
+        weight = 2 / (math.pi * (1 - 2 * sigma + 2 * sigma.square()))
+    return weight * sigma.square() if precondition_outputs else weight
 
 
 def sigma_schedule(steps: int, *, shift: float = 1.0, device: torch.device | str | None = None) -> Tensor:
@@ -146,7 +199,9 @@ def euler_step(x: Tensor, velocity: Tensor, sigma: float | Tensor, sigma_next: f
 def guide(v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: v_uncond + guidance (v_cond - v_uncond); guidance 1 leaves the conditional velocity.
 
-    All [B, C, h, w]. Take the unconditional branch without gradient for what Flow-GRPO's code trains.
+    All [B, C, h, w]. What samples depends on the weights through both branches, so the gradient of its log-probability
+    does, too. Flow-GRPO's code detaches v_uncond up to 2025-08-18, and no longer from yifan123/flow_grpo@a482878 of
+    2025-08-19 ("fix cfg gradient detach") on.
     """
     return v_uncond + guidance * (v_cond - v_uncond)
 

@@ -12,6 +12,7 @@
     Flow-GRPO    arXiv 2505.05470, and its code where it differs: see `sde_step`
     CPS          arXiv 2509.05952, coefficients-preserving sampling
     MixGRPO      arXiv 2507.21802, a window of stochastic steps that slides: `sliding_window`
+    Fast         Flow-GRPO-Fast, a window drawn for every batch: `drawn_window`
     GRPO-Guard   arXiv 2510.22319, ratios that mean the same at every step: `normalized_log_ratio`
 
 Both samplers are one idea, an Euler step that takes some of the believed noise out and puts fresh noise in:
@@ -25,6 +26,7 @@ Both samplers are one idea, an Euler step that takes some of the believed noise 
 """
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -158,13 +160,29 @@ def normalized_log_ratio(log_ratio: Tensor, mean: Tensor, old_mean: Tensor, std:
     return log_ratio * std + drift / (2 * std.masked_fill(std == 0, torch.inf))
 
 
-def sliding_window(first: tuple[int, int], batches: int, *, every: int, steps: int) -> tuple[int, int]:
+def sliding_window(
+    first: tuple[int, int], batches: int, *, every: int, steps: int, roll_back: bool = False
+) -> tuple[int, int]:
     """MixGRPO: `first` moved on by one step for every `every` batches, up to the last step but one of the sampler.
 
+    There it stays, or with `roll_back` begins again at `first`, as the script of MixGRPO does (Tencent-Hunyuan/MixGRPO
+    e5cdd6a of 2025-08-08, which trains cut windows, and one without steps, before it begins again; here all are whole).
     The last step ends at sigma 0, where CPS has no noise to learn from; Flow-GRPO leaves it out as well.
     """
-    start = max(first[0], min(first[0] + batches // every, steps - 1 - (first[1] - first[0])))
-    return start, start + first[1] - first[0]
+    width, moved = first[1] - first[0], batches // every
+    places = max(1, steps - width - first[0])
+    start = first[0] + (moved % places if roll_back else min(moved, places - 1))
+    return start, start + width
+
+
+def drawn_window(within: tuple[int, int], width: int, seed: int) -> tuple[int, int]:
+    """Flow-GRPO-Fast: `width` steps anywhere in [first, last + 1], all places equally likely.
+
+    As sd3_pipeline_with_logprob_fast.py of flow_grpo (9745241, 2025-11-04) draws it, there once for each batch of each
+    device.
+    """
+    start = random.Random(seed).randint(within[0], within[1] - width)
+    return start, start + width
 
 
 def sde_kl(

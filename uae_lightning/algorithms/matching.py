@@ -13,7 +13,7 @@ Symbols
 
 Sources
 
-    DiffusionNFT                  arXiv 2509.16117
+    DiffusionNFT                  arXiv 2509.16117; its code, NVlabs/DiffusionNFT 24af555 of 2025-09-22
     Advantage Weighted Matching   arXiv 2509.25050
 """
 
@@ -27,13 +27,28 @@ def optimality(advantages: Tensor, limit: float) -> Tensor:
     return 0.5 + advantages.clamp(-limit, limit) / (2 * limit)
 
 
+def policy_decay(step: int, *, flat: int, rate: float, limit: float) -> float:
+    """Share that the policy that samples keeps of itself: 0 for `flat` steps, then rate a step, up to limit."""
+    return min(max(step - flat, 0) * rate, limit)
+
+
 def nft_loss(
-    velocity: Tensor, old_velocity: Tensor, target: Tensor, sigma: Tensor, good: Tensor, *, strength: float
+    velocity: Tensor,
+    old_velocity: Tensor,
+    target: Tensor,
+    sigma: Tensor,
+    good: Tensor,
+    *,
+    strength: float,
+    limit: float,
 ) -> Tensor:
-    """[N] r |v+ - u|^2 + (1 - r) |v- - u|^2,  v+ = (1 - b) v_old + b v,  v- = (1 + b) v_old - b v.
+    """[N] (limit / b) (r |v+ - u|^2 + (1 - r) |v- - u|^2),  v+ = (1 - b) v_old + b v,  v- = (1 + b) v_old - b v.
 
     The negative branch is implicit: what the policy should move away from is its own mirror image about v_old. The
     squares are of the predicted x0, divided by their mean size as a constant, so that no sigma drowns the others.
+
+    The factor is that of the published code, to which its KL weights belong. With it the gradient where v is v_old is
+    that of flow matching times the clipped advantage, whatever strength and limit are.
 
     Args:
         velocity: v, with gradient.
@@ -42,11 +57,12 @@ def nft_loss(
         sigma: [N].
         good: r [N] in [0, 1].
         strength: b, above 0.
+        limit: of `optimality`.
     """
     old = old_velocity.detach()
     step = strength * (velocity - old)
     positive, negative = (_x0_error(old + way * step, target, sigma) for way in (1, -1))
-    return good * positive + (1 - good) * negative
+    return limit / strength * (good * positive + (1 - good) * negative)
 
 
 def _x0_error(velocity: Tensor, target: Tensor, sigma: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ class Step:
         micro_batches, batches = stage.micro_batches, -(-size // stage.micro_batch)
         if batches * columns > 1:
             self._make_gradients()
-        first = {"micro_batches": lambda rows: micro_batches(rows)[:1], "updates_per_batch": 1}
+        first = {"micro_batches": lambda rows: micro_batches(rows)[:1], "updates_per_batch": 1, "update_parts": 1}
         if columns > 1:
             first["window"] = (stage.window[0], stage.window[0] + 1)
         with replaced(stage, first):

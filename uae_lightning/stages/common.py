@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
+from uae_lightning.algorithms.policy_loss import disjoint_parts
 from uae_lightning.interfaces import Decoder, Encoder, Projector
 from uae_lightning.parallel.collectives import (
     RaisedTogether,
@@ -170,9 +171,8 @@ class Stage(L.LightningModule):
         velocity = self.decoder.velocity(x, sigma.to(x).expand(len(x)), conditioning)
         return velocity if unguided is None else flow.guide(velocity, unguided, self.sampling.guidance)
 
-    @torch.no_grad()
     def unguided_velocity(self, x: Tensor, sigma: Tensor, unconditional: Conditioning | None) -> Tensor | None:
-        """Velocity [N, C, h, w] of the guidance branch, which is never trained; None where nothing is guided."""
+        """Velocity [N, C, h, w] of the guidance branch; None where nothing is guided."""
         if self.sampling.guidance == 1:
             return None
         return self.decoder.velocity(x, sigma.to(x).expand(len(x)), unconditional)
@@ -337,6 +337,8 @@ class PolicyStage(Stage):
         *args, **parts: of `Stage`.
     """
 
+    update_parts = 1  # disjoint parts of a rollout, with an optimiser step on each; an option of the decoder's stages
+
     def __init__(
         self,
         *args,
@@ -354,7 +356,7 @@ class PolicyStage(Stage):
         self.projector.requires_grad_(False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        check_group(len(batch.images), self.group_size, self.micro_batch)
+        check_group(len(batch.images), self.group_size, self.micro_batch, self.update_parts)
         with self.timed("rollout"):
             rollout = self.rollout(batch)
         with self.timed("score"):
@@ -370,8 +372,15 @@ class PolicyStage(Stage):
     def micro_batches(self, size: int) -> list[Tensor]:
         return list(torch.arange(size, device=self.device).split(self.micro_batch))
 
+    def optimizer_steps(self, size: int) -> Iterator[list[Tensor]]:
+        """The micro-batches of each optimiser step on a rollout of `size` samples."""
+        batches = self.micro_batches(size)
+        for update in range(self.updates_per_batch):
+            for part in disjoint_parts(len(batches), self.update_parts, self.step_seed(3 + update)):
+                yield [batches[place] for place in part]
 
-def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
+
+def check_group(batch_pictures: int, group_size: int, micro_batch: int, parts: int = 1) -> None:
     """Raises ValueError where a rollout cannot be cut into groups and micro-batches."""
     if group_size < 2:
         raise ValueError(
@@ -381,6 +390,11 @@ def check_group(batch_pictures: int, group_size: int, micro_batch: int) -> None:
         raise ValueError(
             f"micro_batch ({micro_batch}) must divide pictures x group_size ({batch_pictures} x {group_size}): "
             "change model.init_args.micro_batch, model.init_args.group_size or data.init_args.batch_size"
+        )
+    if parts < 1 or (batches := batch_pictures * group_size // micro_batch) % parts:
+        raise ValueError(
+            f"update_parts ({parts}) must divide the micro-batches of a rollout ({batches}): change "
+            "model.init_args.update_parts, model.init_args.micro_batch or data.init_args.batch_size"
         )
 
 

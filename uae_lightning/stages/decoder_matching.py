@@ -6,17 +6,19 @@ K draws of (sigma, noise) for each picture, on which the policy that sampled and
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
-from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality
+from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality, policy_decay
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.stages.common import PolicyStage, add_metrics
+from uae_lightning.stages.lagging_policy import LaggingPolicy
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
 
@@ -27,7 +29,21 @@ class LatentRollout:
     latents: Tensor  # [N, C, h, w] clean
     sigmas: Tensor  # [N, K] where the policy is trained
     noises: Tensor  # [N, K, C, h, w]
+    old: Tensor | None  # [N, K, C, h, w] velocities of the policy that sampled; None: it is the one in training
     reward_input: RewardInput
+
+
+@dataclass
+class PolicyLag:
+    """How the policy that samples follows the one in training (DiffusionNFT).
+
+    After each batch it keeps a share d of itself and takes 1 - d of the other: d = min(rate (step - flat), limit) at
+    optimiser step `step`, 0 before `flat`. DiffusionNFT's code has (0, 0.001, 0.5), and (75, 0.0075, 0.999) for OCR.
+    """
+
+    flat: int = 0
+    rate: float = 0.001
+    limit: float = 0.5
 
 
 class DecoderMatching(PolicyStage):
@@ -37,12 +53,17 @@ class DecoderMatching(PolicyStage):
         objective: "nft" (DiffusionNFT, arXiv 2509.16117) or "awm" (Advantage Weighted Matching, arXiv 2509.25050).
         group_size: pictures per caption, G; they differ in the noise they start from.
         micro_batch: pictures per forward and backward pass; must divide P * G.
-        updates_per_batch: optimiser steps on one rollout; 1 is on policy.
+        updates_per_batch: passes over one rollout; 1, with update_parts 1 and no policy_lag, is on policy.
+        update_parts: disjoint parts of a rollout, drawn anew for each pass, with an optimiser step on each
+            (DiffusionNFT: 1, and 2 for OCR).
+        policy_lag: pictures are drawn by an average of the policies so far, with which the one in training is compared
+            (DiffusionNFT); None: by the policy in training.
         draws: of (sigma, noise) per picture, K.
-        sigma_distribution, sigma_shift: of the draws, as in DecoderPretrain.
-        strength: of "nft", how far the compared policies lie on either side of the one that sampled.
+        sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale: of the draws, as in DecoderPretrain.
+        strength: of "nft", how far the compared policies lie on either side of the one that sampled; on policy it has
+            no effect (DiffusionNFT: 1, and 0.1 for OCR).
         clip: of "awm", the ratio is clipped to [1 - clip, 1 + clip].
-        kl_beta: weight of the squared distance to the velocity with adapters off.
+        kl_beta: weight of the squared distance to the velocity with adapters off (DiffusionNFT: 1e-4).
         advantage_scale: "group_std", "batch_std" or "none".
         advantage_clip: advantages are clipped to this size.
         **parts: of `Stage`.
@@ -57,9 +78,14 @@ class DecoderMatching(PolicyStage):
         group_size: int = 24,
         micro_batch: int = 24,
         updates_per_batch: int = 1,
+        update_parts: int = 1,
+        policy_lag: PolicyLag | None = None,
         draws: int = 2,
         sigma_distribution: flow.SigmaDistribution = "uniform",
         sigma_shift: float = 3.0,
+        sigma_mean: float = 0.0,
+        sigma_std: float = 1.0,
+        sigma_mode_scale: float = 1.29,
         strength: float = 1.0,
         clip: float = 1e-4,
         kl_beta: float = 0.0,
@@ -78,7 +104,8 @@ class DecoderMatching(PolicyStage):
         if draws < 1 or strength <= 0:
             raise ValueError(f"draws must be at least 1 and strength above 0, got draws={draws}, strength={strength}")
         self.objective, self.draws, self.strength, self.clip, self.kl_beta = objective, draws, strength, clip, kl_beta
-        self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
+        self.update_parts, self.policy_lag, self.lagging = update_parts, policy_lag, LaggingPolicy(self)
+        self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
         self.advantage_clip = advantage_clip
 
     @torch.no_grad()
@@ -90,47 +117,64 @@ class DecoderMatching(PolicyStage):
         shape = self.decoder.latent_shape
         noise = own_rows(torch.randn(size, *shape, generator=generator)).to(device)
         noises = own_rows(torch.randn(size, self.draws, *shape, generator=generator)).to(device)
-        sigmas = flow.sample_sigma(
-            size * self.draws, distribution=self.sigma_distribution, shift=self.sigma_shift, generator=generator
-        )
-        latents = torch.cat(
-            [self.sample_latents(conditioning[rows], noise[rows]) for rows in self.micro_batches(len(noise))]
-        )
+        sigmas = flow.sample_sigma(size * self.draws, **self.levels, generator=generator)
+        sigmas = own_rows(sigmas.view(size, self.draws)).to(device)
+        with self.sampling_policy():
+            latents = torch.cat(
+                [self.sample_latents(conditioning[rows], noise[rows]) for rows in self.micro_batches(len(noise))]
+            )
+            old = self.velocities(latents, noises, sigmas, conditioning) if self.is_off_policy else None
         texts = [text for text in captions.texts for _ in range(self.group_size)]
         reward_input = RewardInput(images, self.decoder.decode_latents(latents), texts)
-        sigmas = own_rows(sigmas.view(size, self.draws)).to(device)
-        return LatentRollout(captions, conditioning, latents, sigmas, noises, reward_input)
+        return LatentRollout(captions, conditioning, latents, sigmas, noises, old, reward_input)
+
+    def sampling_policy(self) -> AbstractContextManager:
+        return nullcontext() if self.policy_lag is None else self.lagging.acting()
+
+    @property
+    def is_off_policy(self) -> bool:
+        return self.policy_lag is not None or self.updates_per_batch * self.update_parts > 1
+
+    def velocities(self, latents: Tensor, noises: Tensor, sigmas: Tensor, conditioning: Conditioning) -> Tensor:
+        """[N, K, C, h, w] at every draw."""
+        found = torch.empty_like(noises)
+        for rows in self.micro_batches(len(latents)):
+            for draw in range(self.draws):
+                sigma = sigmas[rows, draw]
+                x, _ = flow.interpolate(latents[rows], noises[rows, draw], sigma)
+                found[rows, draw] = self.decoder.velocity(x, sigma, conditioning[rows]).to(found)
+        return found
 
     def update(self, rollout: LatentRollout, advantages: Tensor) -> None:
         advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
-        size, old = len(advantages), {}  # velocities of the policy that sampled: those of the first update
-        for update in range(self.updates_per_batch):
+        size = len(advantages) // self.update_parts
+        for batches in self.optimizer_steps(len(advantages)):
             sums: dict[str, float] = {}
-            for start, rows in enumerate(self.micro_batches(size)):
+            for rows in batches:
                 for draw in range(self.draws):
-                    loss, velocity, metrics = self.draw_loss(
-                        rollout, rows, draw, advantages[rows], old.get((start, draw))
-                    )
+                    loss, metrics = self.draw_loss(rollout, rows, draw, advantages[rows])
                     self.backward_of_micro_batch(loss.sum() / (size * self.draws))
                     metrics["loss"] = loss.detach().sum() / (size * self.draws)
                     add_metrics(sums, metrics, len(rows) / (size * self.draws))
-                    if update == 0 and self.updates_per_batch > 1:
-                        old[start, draw] = velocity.detach()
             sums["grad_norm"] = self.optimizer_step_after_clipping()
+        if self.policy_lag is not None:
+            self.lagging.follow(policy_decay(self.global_step, **vars(self.policy_lag)))
         self.report(rollout, sums)
 
     def draw_loss(
-        self, rollout: LatentRollout, rows: Tensor, draw: int, advantages: Tensor, old: Tensor | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """([n] loss, [n, C, h, w] velocity, metrics) of n pictures at one draw; `old` None is on policy."""
+        self, rollout: LatentRollout, rows: Tensor, draw: int, advantages: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """([n] loss, metrics) of n pictures at one draw."""
         sigma, conditioning = rollout.sigmas[rows, draw], rollout.conditioning[rows]
         x, target = flow.interpolate(rollout.latents[rows], rollout.noises[rows, draw], sigma)
         velocity = self.decoder.velocity(x, sigma, conditioning)
-        old = velocity.detach() if old is None else old
+        old = velocity.detach() if rollout.old is None else rollout.old[rows, draw]
         metrics = {"matching_error": (velocity.detach() - target).square().mean()}
         if self.objective == "nft":
             good = optimality(advantages, self.advantage_clip)
-            loss = nft_loss(velocity, old, target, sigma, good, strength=self.strength)
+            loss = nft_loss(
+                velocity, old, target, sigma, good, strength=self.strength, limit=self.advantage_clip
+            )  # fmt: skip
         else:
             logp, old_logp = (matching_logp(v, target)[:, None] for v in (velocity, old))
             loss, ratios = clipped_surrogate(
@@ -142,7 +186,7 @@ class DecoderMatching(PolicyStage):
                 reference = self.decoder.velocity(x, sigma, conditioning)
             distance = (velocity - reference).square().mean((1, 2, 3))
             loss, metrics["distance_to_reference"] = loss + self.kl_beta * distance, distance.detach().mean()
-        return loss, velocity, metrics
+        return loss, metrics
 
     def report(self, rollout: LatentRollout, sums: dict[str, float]) -> None:
         texts = rollout.captions.texts
@@ -153,3 +197,13 @@ class DecoderMatching(PolicyStage):
         self.health = self.reduced(self.health)
         self.log("train/loss", self.health.pop("loss"), prog_bar=True)
         self.log("train/grad_norm", self.health.pop("grad_norm"))
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["sampling_policy"] = self.lagging.weights
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.lagging.weights = checkpoint.get("sampling_policy", {})

@@ -26,8 +26,14 @@ class DecoderPretrain(Stage):
     Args:
         encoder: None is enough for batches from a cache.
         projector, decoder: see `Stage`.
-        sigma_distribution: "logit_normal" (diffusers' SD3 scripts), "shifted_uniform" or "uniform".
-        sigma_shift: of "shifted_uniform".
+        sigma_distribution: "logit_normal", "mode", "shifted_uniform" or "uniform"; `flow.sample_sigma` says what those
+            of diffusers' SD3 scripts are here. Their default: "logit_normal" with a sigma_mean of 1.0986.
+        sigma_shift: of "shifted_uniform" and "mode".
+        sigma_mean, sigma_std: of "logit_normal"; 0 and 1 are the SD3 paper's.
+        sigma_mode_scale: of "mode".
+        loss_weighting: "none", "sigma_sqrt" or "cosmap": of the squared error by its sigma (`flow.velocity_weight`).
+        precondition_outputs: the error is that of the predicted latents, sigma^2 times that of the velocity (diffusers'
+            default).
         condition_dropout: share of samples trained without a caption, for classifier-free guidance.
         **parts: of `Stage`.
 
@@ -45,6 +51,11 @@ class DecoderPretrain(Stage):
         decoder: Decoder,
         sigma_distribution: flow.SigmaDistribution = "logit_normal",
         sigma_shift: float = 3.0,
+        sigma_mean: float = 0.0,
+        sigma_std: float = 1.0,
+        sigma_mode_scale: float = 1.29,
+        loss_weighting: flow.LossWeighting = "none",
+        precondition_outputs: bool = False,
         condition_dropout: float = 0.1,
         **parts,
     ) -> None:
@@ -54,7 +65,8 @@ class DecoderPretrain(Stage):
                 "negative_prompt is read by the encoder, and there is none: set model.init_args.negative_prompt to "
                 "null (the decoder's own null input; training is the same), or give model.init_args.encoder"
             )
-        self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
+        self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
+        self.loss_weighting, self.precondition_outputs = loss_weighting, precondition_outputs
         self.condition_dropout = condition_dropout
         self.projector.requires_grad_(True)
 
@@ -65,12 +77,11 @@ class DecoderPretrain(Stage):
         conditioning = self.condition_of(batch).drop(dropped)  # [B, L, D]
         x0 = self.latents_of(batch)  # [B, C, h, w]
         noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
-        sigma = flow.sample_sigma(
-            size, distribution=self.sigma_distribution, shift=self.sigma_shift, generator=generator, device=device
-        )
-        sigma = own_rows(sigma)
+        sigma = own_rows(flow.sample_sigma(size, **self.levels, generator=generator, device=device))
         x, velocity = flow.interpolate(x0, noise, sigma)
         error = (self.velocity_by_length(x, sigma, conditioning) - velocity).square().mean(1, keepdim=True)
+        weight = flow.velocity_weight(sigma, self.loss_weighting, precondition_outputs=self.precondition_outputs)
+        error = error * flow.per_sample(weight, error)
         loss = error.mean() if batch.weights is None else weighted_mean(error, batch.weights)
         if not torch.isfinite(loss):
             raise FloatingPointError(

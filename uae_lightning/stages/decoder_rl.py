@@ -1,7 +1,7 @@
 """Stage 3, Unified-GRPO B: pictures that follow the caption. Flow-GRPO (arXiv 2505.05470) on the decoder's adapters.
 
 P captions (one per picture in the batch)   G pictures of each (a group), N = P * G   C h w latents
-S steps of the sampler   W of them, the window, are stochastic and trained; the others follow the ODE
+S steps of the sampler   W of them, the window, are stochastic and trained; the others follow the ODE by default
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.flow_sde import (
     SDEStep,
     draw_noise,
+    drawn_window,
     normalized_log_ratio,
     sde_kl,
     sde_step,
@@ -34,7 +35,7 @@ class Trajectory:
     after: Tensor  # [W, N, C, h, w] float32
     mean: Tensor  # [W, N, C, h, w] float32, what `after` is drawn around
     logp: Tensor  # [N, W] mean log-probability of each trained step
-    unguided: Tensor | None  # [W, N, C, h, w] velocities of the guidance branch at `before`; None without guidance
+    unguided: Tensor | None  # [W, N, C, h, w] velocities of the guidance branch at `before`, where they can be reused
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,24 @@ class DecoderRL(PolicyStage):
     Args:
         group_size: pictures per caption, G (Flow-GRPO: 24; 6 and 12 were seen to collapse).
         micro_batch: pictures per forward and backward pass; must divide P * G.
-        updates_per_batch: optimiser steps on one rollout; 1 is on policy.
+        updates_per_batch: passes over one rollout; 1, with update_parts 1, is on policy.
+        update_parts: disjoint parts of a rollout, drawn anew for each pass, with an optimiser step on each (Flow-GRPO:
+            2, MixGRPO: 4).
         window: [first, last + 1] steps of the sampler that are stochastic and trained (Flow-GRPO: [0, S - 1]).
+        window_within: [first, last + 1] steps among which a window of as many steps is drawn anew for every batch
+            (Flow-GRPO-Fast without guidance: 3 within [0, S / 2]).
         slide_every: batches after which the window moves on by one step (MixGRPO: 25); 0: it stays.
+        roll_back: a window that slid to the end begins again (MixGRPO's script); else it stays there.
+        untrained_steps: "ode", or "sde": stochastic as well (Flow-GRPO, whose last step is; Flow-GRPO-Fast: "ode").
         noise_level: a of Flow-GRPO (0.7), or the noise level of CPS (0.8).
         sde: "flow_sde", or "cps" (arXiv 2509.05952), which keeps the noise level of the ODE.
         log_prob: "normal" is the density; "squared_error" as published CPS code has it.
         clip: the ratio is clipped to [1 - clip, 1 + clip] (Flow-GRPO: 1e-4, because log-probabilities are means).
         ratio_norm: GRPO-Guard: ratios of the same spread at every step, whose losses are divided by |dt|.
+        guidance_gradient: "both" is the gradient of the policy that samples: through the conditional and the unguided
+            velocity (Flow-GRPO since a482878 of 2025-08-19). "conditional" takes the unguided one as a constant (its
+            code until then): another direction, but a trained step takes 3 passes of the decoder in place of 6 (back is
+            2; with a KL 5 in place of 8) and half of the activations, as sampling has computed it on policy.
         kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01).
         kl_includes_dt: True is the KL of the paper, False that of its code.
         same_noise: start a group from one noise (False: Flow-GRPO's code); what its pictures share is computed once
@@ -77,13 +88,18 @@ class DecoderRL(PolicyStage):
         group_size: int = 24,
         micro_batch: int = 24,
         updates_per_batch: int = 1,
+        update_parts: int = 1,
         window: tuple[int, int] = (0, 9),
+        window_within: tuple[int, int] | None = None,
         slide_every: int = 0,
+        roll_back: bool = False,
+        untrained_steps: Literal["ode", "sde"] = "ode",
         noise_level: float = 0.7,
         sde: Literal["flow_sde", "cps"] = "flow_sde",
         log_prob: Literal["normal", "squared_error"] = "normal",
         clip: float = 1e-4,
         ratio_norm: bool = False,
+        guidance_gradient: Literal["both", "conditional"] = "both",
         kl_beta: float = 0.04,
         kl_includes_dt: bool = True,
         same_noise: bool = False,
@@ -99,20 +115,20 @@ class DecoderRL(PolicyStage):
             advantage_scale=advantage_scale,
             **parts,
         )
-        if not 0 <= window[0] < window[1] <= self.sampling.steps:
-            raise ValueError(f"window must lie within the {self.sampling.steps} sampling steps, got {list(window)}")
         if ratio_norm and log_prob != "normal":
             raise ValueError("ratio_norm is defined for log_prob 'normal': squared errors are no densities")
-        self.window, self.first_window, self.slide_every = window, window, slide_every
+        self.update_parts, self.untrained_steps = update_parts, untrained_steps
+        self.window, self.first_window, self.window_within = window, window, window_within
+        self.slide_every, self.roll_back = slide_every, roll_back
+        check_windows(self)
         self.noise_level, self.sde, self.log_prob, self.ratio_norm = noise_level, sde, log_prob, ratio_norm
         self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
+        self.guidance_gradient = guidance_gradient
         self.same_noise, self.advantage_clip = same_noise, advantage_clip
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> ImageRollout:
-        if self.slide_every:
-            seen, steps = max(int(self.batches_seen) - 1, 0), self.sampling.steps
-            self.window = sliding_window(self.first_window, seen, every=self.slide_every, steps=steps)
+        self.window = self.next_window()
         captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
         conditioning, unconditional = self.condition(captions.texts).repeat(self.group_size), self.unconditional(1)
         images = batch.images.repeat_interleave(self.group_size, 0)
@@ -130,12 +146,27 @@ class DecoderRL(PolicyStage):
             torch.cat([part.after for part, _ in parts], 1),
             torch.cat([part.mean for part, _ in parts], 1),
             torch.cat([part.logp for part, _ in parts]),
-            None if self.sampling.guidance == 1 else torch.cat([part.unguided for part, _ in parts], 1),
+            torch.cat([part.unguided for part, _ in parts], 1) if self.unguided_is_constant else None,
         )
         reconstructions = torch.cat([pictures for _, pictures in parts])
         texts = [text for text in captions.texts for _ in range(self.group_size)]
         inputs = RewardInput(images, reconstructions, texts)
         return ImageRollout(captions, conditioning, unconditional, trajectory, inputs)
+
+    def next_window(self) -> tuple[int, int]:
+        """That of this batch, which its number in the run and the seed determine."""
+        if self.window_within is not None:
+            return drawn_window(self.window_within, self.window[1] - self.window[0], self.step_seed(2))
+        if not self.slide_every:
+            return self.window
+        seen, steps = max(int(self.batches_seen) - 1, 0), self.sampling.steps
+        return sliding_window(self.first_window, seen, every=self.slide_every, steps=steps, roll_back=self.roll_back)
+
+    def trains(self, index: int) -> bool:
+        return self.window[0] <= index < self.window[1]
+
+    def is_stochastic(self, index: int) -> bool:
+        return self.untrained_steps == "sde" or self.trains(index)
 
     def sample_trajectory(
         self,
@@ -152,28 +183,35 @@ class DecoderRL(PolicyStage):
         x, before, after, mean, logp, kept = noise, [], [], [], [], []
         for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
             velocity, unguided = self.velocity_at(index, x, conditioning, unconditional)
-            if self.window[0] <= index < self.window[1]:
-                step = self.sde_step(x, velocity, index, generator=generator)
-                before, after, mean, kept = [*before, x], [*after, step.prev], [*mean, step.mean], [*kept, unguided]
-                x, logp = step.prev, [*logp, step.mean_log_prob]
-            else:
+            if not self.is_stochastic(index):
                 x = flow.euler_step(x, velocity, sigma, sigma_next)
-        kept = None if self.sampling.guidance == 1 else torch.stack(kept)
+                continue
+            step = self.sde_step(x, velocity, index, generator=generator)
+            if self.trains(index):
+                before, after, mean, kept = [*before, x], [*after, step.prev], [*mean, step.mean], [*kept, unguided]
+                logp = [*logp, step.mean_log_prob]
+            x = step.prev
+        kept = torch.stack(kept) if self.unguided_is_constant else None
         path = Trajectory(torch.stack(before), torch.stack(after), torch.stack(mean), torch.stack(logp, 1), kept)
         return path, self.decoder.decode_latents(x)
 
+    @property
+    def unguided_is_constant(self) -> bool:
+        """On policy, replay then takes the guidance branch from sampling."""
+        return self.sampling.guidance != 1 and self.guidance_gradient == "conditional"
+
     def update(self, rollout: ImageRollout, advantages: Tensor) -> None:
         advantages = advantages.clamp(-self.advantage_clip, self.advantage_clip)
-        size, steps = len(advantages), self.window[1] - self.window[0]
-        for update in range(self.updates_per_batch):
+        size, steps = len(advantages) // self.update_parts, self.window[1] - self.window[0]
+        for number, batches in enumerate(self.optimizer_steps(len(advantages))):
             sums: dict[str, float] = {}
-            for rows in self.micro_batches(size):
+            for rows in batches:
                 for column in range(steps):
-                    loss, metrics = self.step_loss(rollout, rows, column, advantages[rows], on_policy=update == 0)
+                    loss, metrics = self.step_loss(rollout, rows, column, advantages[rows], on_policy=number == 0)
                     self.backward_of_micro_batch(loss.sum() / (size * steps))
                     metrics["loss"] = loss.detach().sum() / (size * steps)
                     add_metrics(sums, metrics, len(rows) / (size * steps))
-            if update == 0:
+            if number == 0:
                 self.health |= {"first_log_ratio": sums["log_ratio_abs_max"]}
             sums["grad_norm"] = self.optimizer_step_after_clipping()
         self.report(rollout, sums)
@@ -222,12 +260,14 @@ class DecoderRL(PolicyStage):
         Up to the first stochastic step the pictures of a group that starts from one noise are the same state, whose
         velocities are computed once; so it is in sampling and in replay.
         """
-        together = self.same_noise and index <= self.window[0] and self.micro_batch % self.group_size == 0
+        same_states = self.same_noise and not any(map(self.is_stochastic, range(index)))
+        together = same_states and self.micro_batch % self.group_size == 0
         copies = self.group_size if together else 1
         sigma, states = self.decoder.schedule(self.sampling.steps)[index], x[::copies]
         if unguided is None:
             null = unconditional if unconditional is None else unconditional.repeat(len(states))
-            unguided = self.unguided_velocity(states, sigma, null)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.guidance_gradient == "both"):
+                unguided = self.unguided_velocity(states, sigma, null)
         else:
             unguided = unguided[::copies]
         velocity = self.guided_velocity(states, sigma, conditioning[::copies], unguided)
@@ -261,3 +301,19 @@ class DecoderRL(PolicyStage):
         self.health = self.reduced(self.health)
         self.log("train/loss", self.health.pop("loss"), prog_bar=True)
         self.log("train/grad_norm", self.health.pop("grad_norm"))
+
+
+def check_windows(options: DecoderRL) -> None:
+    """Raises ValueError where windows do not fit the sampler, or two options want to move them."""
+    (first, end), within, steps = options.window, options.window_within, options.sampling.steps
+    if not 0 <= first < end <= steps:
+        raise ValueError(f"window must lie within the {steps} sampling steps, got {[first, end]}")
+    if within is not None and not (0 <= within[0] <= within[1] - (end - first) and within[1] <= steps):
+        raise ValueError(
+            f"window_within must lie within the {steps} sampling steps and have room for a window of {end - first}, "
+            f"got {list(within)}"
+        )
+    if within is not None and options.slide_every:
+        raise ValueError("window_within draws the window and slide_every moves it: leave one of them out")
+    if options.roll_back and not options.slide_every:
+        raise ValueError("roll_back is of windows that slide: set slide_every, or leave it out")

@@ -161,7 +161,8 @@ def decoder_forwards(stage: StageSpec) -> int:
         encoder RL     the sampler's steps for each caption of a group
         decoder RL     the sampler's steps for each picture of a group, then 3 for each trained step, and one more where
                        a KL compares it with the reference
-        guidance       one more, without gradients, beside each of these but those of pre-training
+        guidance       one more of the same beside each of these but those of pre-training; beside trained steps with
+                       guidance_gradient "conditional" it has no gradients
 
     Raises:
         UsageError: the stage is none of the three.
@@ -177,8 +178,11 @@ def decoder_forwards(stage: StageSpec) -> int:
     of_each = branches * args["sampling"]["steps"]
     if kind == "DecoderRL":
         trained = args["window"][1] - args["window"][0]
-        of_each += args["updates_per_batch"] * trained * (branches + 2 + branches * (args["kl_beta"] > 0))
-    return -(-steps // args["updates_per_batch"]) * pictures * args["group_size"] * of_each
+        trained_branches = branches if args["guidance_gradient"] == "both" else 1
+        of_step = branches + 2 * trained_branches + branches * (args["kl_beta"] > 0)
+        of_each += args["updates_per_batch"] * trained * of_step
+    steps_per_batch = args["updates_per_batch"] * args.get("update_parts", 1)
+    return -(-steps // steps_per_batch) * pictures * args["group_size"] * of_each
 
 
 def settings_of(stage: StageSpec) -> dict[str, Any]:
