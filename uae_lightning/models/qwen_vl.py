@@ -28,6 +28,7 @@ from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.token_sampling import sample_tokens
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Captions
 
 # released code of UAE: the prompt P of Unified-GRPO and the system line of the decoder's template
@@ -57,6 +58,7 @@ class Seen:
         return Seen(self.features[rows], self.grid)
 
 
+@checked
 class QwenVLEncoder(Encoder):
     """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template.
 
@@ -90,7 +92,7 @@ class QwenVLEncoder(Encoder):
         caption_system: str = CAPTION_SYSTEM,
         caption_prompt: str = CAPTION_PROMPT,
         generate_system: str = GENERATE_SYSTEM,
-        max_pixels: int = 65_536,
+        max_pixels: Count = 65_536,
     ) -> None:
         super().__init__()
         if attention == "flash_attention_2" and not weightless() and not is_flash_attn_2_available():

@@ -25,6 +25,7 @@ from uae_lightning.models.loading import load, weightless
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Conditioning
 
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # the CLIPs; T5 is not used
@@ -37,6 +38,7 @@ ATTENTION_PROJECTIONS = [  # Flow-GRPO code: LoRA targets of SD3
 ]  # fmt: skip
 
 
+@checked
 class SD3Decoder(Decoder):
     """`SD3Transformer2DModel` conditioned on projected encoder states.
 
@@ -64,7 +66,7 @@ class SD3Decoder(Decoder):
     def __init__(
         self,
         path: str,
-        resolution: int = 1024,
+        resolution: Count = 1024,
         train: Literal["nothing", "all", "lora"] = "nothing",
         lora: LoRA | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",

@@ -24,9 +24,11 @@ from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages
 from uae_lightning.interfaces import Decoder, Encoder, Projector
 from uae_lightning.parallel.collectives import average_gradients, gathered, own_rows, rank, ranks, reduce_metrics
 from uae_lightning.parallel.sharding import shard, whole
+from uae_lightning.ranges import Count, Limit, NonNegative, Seed, Several, checked
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput, RewardOutput, ValidationOutput
 
 
+@checked
 @dataclass
 class Captioning:
     """How captions are sampled.
@@ -36,30 +38,32 @@ class Captioning:
         max_new_tokens: longer captions are cut there.
     """
 
-    temperature: float = 1.0
-    max_new_tokens: int = 512
+    temperature: NonNegative = 1.0
+    max_new_tokens: Count = 512
 
 
+@checked
 @dataclass
 class Sampling:
     """How pictures are sampled.
 
     Args:
         steps: evaluations of the decoder per picture (twice as many with guidance).
-        guidance: classifier-free guidance; 1 leaves the unconditional branch out.
+        guidance: classifier-free guidance; 1 leaves the unconditional branch out, 0 the caption.
     """
 
-    steps: int = 10
-    guidance: float = 1.0
+    steps: Count = 10
+    guidance: NonNegative = 1.0
 
 
+@checked
 class Stage(L.LightningModule):
     """Base of the three stages.
 
     Args:
         encoder, projector, decoder: the parts; what is trainable in them is what the stage trains.
         optimizer: called with the trainable parameters.
-        max_grad_norm: gradients are clipped to it.
+        max_grad_norm: gradients are clipped to it; infinity clips none.
         captioning, sampling: of captions and pictures, in training and in validation.
         condition_on: "adapted" reads captions with the encoder as it is, "frozen" with its adapters off.
         negative_prompt: read in place of the caption for the guidance branch; None is the decoder's own null input.
@@ -78,12 +82,12 @@ class Stage(L.LightningModule):
         projector: Projector,
         decoder: Decoder,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: Limit = 1.0,
         captioning: Captioning = Captioning(),  # noqa: B008  frozen by use: nobody writes to it
         sampling: Sampling = Sampling(),  # noqa: B008
         condition_on: Literal["adapted", "frozen"] = "adapted",
         negative_prompt: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.projector, self.decoder = encoder, projector, decoder
@@ -261,6 +265,7 @@ class Stage(L.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
+@checked
 class PolicyStage(Stage):
     """Base of the stages that learn from a reward: roll out, score, compare within the group, update.
 
@@ -275,9 +280,9 @@ class PolicyStage(Stage):
     def __init__(
         self,
         *args,
-        group_size: int,
-        micro_batch: int,
-        updates_per_batch: int,
+        group_size: Several,
+        micro_batch: Count,
+        updates_per_batch: Count,
         advantage_scale: AdvantageScale,
         **parts,
     ) -> None:

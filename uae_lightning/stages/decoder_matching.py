@@ -16,6 +16,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, ranks
+from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
@@ -30,6 +31,7 @@ class LatentRollout:
     reward_input: RewardInput
 
 
+@checked
 class DecoderMatching(PolicyStage):
     """Clean pictures from any solver, then flow matching weighted by their advantages. It takes the place of DecoderRL.
 
@@ -54,17 +56,17 @@ class DecoderMatching(PolicyStage):
         self,
         *args,
         objective: Literal["nft", "awm"] = "nft",
-        group_size: int = 24,
-        micro_batch: int = 24,
-        updates_per_batch: int = 1,
-        draws: int = 2,
+        group_size: Several = 24,
+        micro_batch: Count = 24,
+        updates_per_batch: Count = 1,
+        draws: Count = 2,
         sigma_distribution: flow.SigmaDistribution = "uniform",
-        sigma_shift: float = 3.0,
-        strength: float = 1.0,
-        clip: float = 1e-4,
-        kl_beta: float = 0.0,
+        sigma_shift: Positive = 3.0,
+        strength: Positive = 1.0,
+        clip: Positive = 1e-4,
+        kl_beta: NonNegative = 0.0,
         advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
-        advantage_clip: float = 5.0,
+        advantage_clip: Positive = 5.0,
         **parts,
     ) -> None:
         super().__init__(
@@ -75,8 +77,6 @@ class DecoderMatching(PolicyStage):
             advantage_scale=advantage_scale,
             **parts,
         )
-        if draws < 1 or strength <= 0:
-            raise ValueError(f"draws must be at least 1 and strength above 0, got draws={draws}, strength={strength}")
         self.objective, self.draws, self.strength, self.clip, self.kl_beta = objective, draws, strength, clip, kl_beta
         self.sigma_distribution, self.sigma_shift = sigma_distribution, sigma_shift
         self.advantage_clip = advantage_clip

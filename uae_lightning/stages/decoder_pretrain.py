@@ -12,12 +12,14 @@ from torch import Tensor
 from uae_lightning.algorithms import flow
 from uae_lightning.interfaces import Decoder, Encoder, Projector
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
+from uae_lightning.ranges import Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
 
 ROWS_TOGETHER = 16  # in a forward pass of the decoder, at least
 
 
+@checked
 class DecoderPretrain(Stage):
     """Flow matching on given captions, weighted by pixels where the data says so; the encoder is frozen.
 
@@ -44,8 +46,8 @@ class DecoderPretrain(Stage):
         projector: Projector,
         decoder: Decoder,
         sigma_distribution: flow.SigmaDistribution = "logit_normal",
-        sigma_shift: float = 3.0,
-        condition_dropout: float = 0.1,
+        sigma_shift: Positive = 3.0,
+        condition_dropout: ShareBelow1 = 0.1,
         **parts,
     ) -> None:
         super().__init__(encoder, projector, decoder, **parts)

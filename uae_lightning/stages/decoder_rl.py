@@ -16,6 +16,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.flow_sde import SDEStep, normalized_log_ratio, sde_kl, sde_step, sliding_window
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, rank, ranks
+from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
@@ -40,6 +41,7 @@ class ImageRollout:
     reward_input: RewardInput
 
 
+@checked
 class DecoderRL(PolicyStage):
     """Clipped policy gradient on the sampler's stochastic steps, with the reconstruction as reward.
 
@@ -68,21 +70,21 @@ class DecoderRL(PolicyStage):
     def __init__(
         self,
         *args,
-        group_size: int = 24,
-        micro_batch: int = 24,
-        updates_per_batch: int = 1,
-        window: tuple[int, int] = (0, 9),
-        slide_every: int = 0,
-        noise_level: float = 0.7,
+        group_size: Several = 24,
+        micro_batch: Count = 24,
+        updates_per_batch: Count = 1,
+        window: tuple[Natural, Count] = (0, 9),
+        slide_every: Natural = 0,
+        noise_level: Positive = 0.7,
         sde: Literal["flow_sde", "cps"] = "flow_sde",
         log_prob: Literal["normal", "squared_error"] = "normal",
-        clip: float = 1e-4,
+        clip: Positive = 1e-4,
         ratio_norm: bool = False,
-        kl_beta: float = 0.04,
+        kl_beta: NonNegative = 0.04,
         kl_includes_dt: bool = True,
         same_noise: bool = False,
         advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
-        advantage_clip: float = 5.0,
+        advantage_clip: Positive = 5.0,
         **parts,
     ) -> None:
         super().__init__(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, ranks
+from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, RewardInput
 
@@ -24,6 +25,7 @@ class CaptionRollout:
     reward_input: RewardInput
 
 
+@checked
 class EncoderRL(PolicyStage):
     """Token-level clipped GRPO (arXiv 2402.03300) with the reconstruction as reward.
 
@@ -43,12 +45,12 @@ class EncoderRL(PolicyStage):
     def __init__(
         self,
         *args,
-        group_size: int = 4,
-        micro_batch: int = 4,
-        updates_per_batch: int = 1,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        kl_beta: float = 1e-6,
+        group_size: Several = 4,
+        micro_batch: Count = 4,
+        updates_per_batch: Count = 1,
+        clip_low: Positive = 0.2,
+        clip_high: Positive = 0.2,
+        kl_beta: NonNegative = 1e-6,
         normalization: Literal["grpo", "dr_grpo", "dapo"] = "grpo",
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
         **parts,

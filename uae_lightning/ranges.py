@@ -1,0 +1,85 @@
+"""Ranges of numeric options: types of arguments that are checked wherever a number comes in.
+
+    @checked
+    class EMA(L.Callback):
+        def __init__(self, decay: ShareBelow1 = 0.998, every: Count = 1) -> None: ...
+
+A command line and a YAML are checked as they are parsed (jsonargparse and argparse call the type), before anything is
+loaded; `checked` does the same where a class is called from Python. What comes out is a plain int or float.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from jsonargparse.typing import register_type
+
+T = TypeVar("T", bound=type)
+
+
+class OutOfRange(argparse.ArgumentTypeError, ValueError):
+    """argparse shows the words of the one, jsonargparse those of the other."""
+
+
+RANGES: dict[str, type] = {}
+
+
+def number(name: str, kind: type, words: str, holds: Callable[[Any], bool]) -> type:
+    """A type called `name` whose call reads a number: `words` say which are allowed, and NaN never is."""
+
+    def read(cls: type, value: Any) -> int | float:
+        try:
+            result = kind(value)
+            wrong = isinstance(value, bool) or (isinstance(value, float) and value != result) or not holds(result)
+        except (TypeError, ValueError, OverflowError):
+            wrong = True
+        if wrong:
+            raise OutOfRange(f"must be {words}, got {value}")
+        return result
+
+    made = type(name, (kind,), {"__new__": read, "__module__": __name__})
+    register_type(made, serializer=kind, type_check=lambda value, of: False)  # always read, hence always checked
+    return RANGES.setdefault(name, made)
+
+
+MOST = 2**31 - 1
+
+Count = number("Count", int, f"a whole number from 1 to {MOST}", lambda n: 1 <= n <= MOST)
+Several = number("Several", int, f"a whole number from 2 to {MOST}", lambda n: 2 <= n <= MOST)
+Natural = number("Natural", int, f"a whole number from 0 to {MOST}", lambda n: 0 <= n <= MOST)
+Seed = number("Seed", int, "a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
+Finite = number("Finite", float, "a finite number", math.isfinite)
+Positive = number("Positive", float, "a number above 0", lambda x: 0 < x < math.inf)
+NonNegative = number("NonNegative", float, "a number of at least 0", lambda x: 0 <= x < math.inf)
+Limit = number("Limit", float, "a number above 0 (inf is no limit)", lambda x: x > 0)
+Share = number("Share", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+ShareBelow1 = number("ShareBelow1", float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
+
+
+def checked(cls: T) -> T:
+    """Decorates a class: its constructor raises ValueError where an argument is outside the range of its annotation."""
+    init, signature = cls.__init__, inspect.signature(cls.__init__)
+
+    @functools.wraps(init)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        for name, value in signature.bind(self, *args, **options).arguments.items():
+            annotation = str(signature.parameters[name].annotation)
+            if (of := RANGES.get(annotation.removesuffix(" | None"))) and not (value is None and "None" in annotation):
+                check(name, of, value)
+        init(self, *args, **options)
+
+    cls.__init__ = __init__
+    return cls
+
+
+def check(name: str, of: type, value: Any) -> None:
+    """Raises ValueError where `value` is outside the range."""
+    try:
+        of(value)
+    except OutOfRange as error:
+        raise ValueError(f"{name} {error}") from None
