@@ -195,10 +195,11 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], other
 
 
 def check_stage(stage: StageSpec, overrides: list[str]) -> None:
-    from uae_lightning.stage_cli import parse_stage
+    from uae_lightning.stage_cli import check_training, parse_stage
 
     try:
         config = parse_stage(fit_args(stage, overrides, Path("unused"), {})).config.fit
+        check_training(config.model)
         for callback in config.trainer.callbacks or []:
             if callback.class_path.endswith(".RewardCallback") and not callback.init_args.get("unrewarded"):
                 raise UsageError("give callbacks.RewardCallback an `unrewarded`: a run has a second judge")

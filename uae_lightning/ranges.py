@@ -14,7 +14,10 @@ import argparse
 import functools
 import inspect
 import math
+import re
+import sys
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from jsonargparse.typing import register_type
@@ -39,7 +42,7 @@ def number(name: str, kind: type, words: str, holds: Callable[[Any], bool]) -> t
         except (TypeError, ValueError, OverflowError):
             wrong = True
         if wrong:
-            raise OutOfRange(f"must be {words}, got {value}")
+            raise OutOfRange(f"must be {words}, got {value!r}")
         return result
 
     made = type(name, (kind,), {"__new__": read, "__module__": __name__})
@@ -50,9 +53,11 @@ def number(name: str, kind: type, words: str, holds: Callable[[Any], bool]) -> t
 MOST = 2**31 - 1
 
 Count = number("Count", int, f"a whole number from 1 to {MOST}", lambda n: 1 <= n <= MOST)
+CountOrEndless = number("CountOrEndless", int, "a whole number of at least 1, or -1", lambda n: n == -1 or n >= 1)
 Several = number("Several", int, f"a whole number from 2 to {MOST}", lambda n: 2 <= n <= MOST)
 Natural = number("Natural", int, f"a whole number from 0 to {MOST}", lambda n: 0 <= n <= MOST)
 Seed = number("Seed", int, "a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
+Number = number("Number", float, "a number", lambda x: x == x)
 Finite = number("Finite", float, "a finite number", math.isfinite)
 Positive = number("Positive", float, "a number above 0", lambda x: 0 < x < math.inf)
 NonNegative = number("NonNegative", float, "a number of at least 0", lambda x: 0 <= x < math.inf)
@@ -83,3 +88,24 @@ def check(name: str, of: type, value: Any) -> None:
         of(value)
     except OutOfRange as error:
         raise ValueError(f"{name} {error}") from None
+
+
+def explained(message: str) -> str | None:
+    """jsonargparse's nested message about a number outside its range, as `OPTION must be ..., got ...`; None of others.
+
+    Only the lines that enclose the one about the number tell which option it is: the others are about alternatives.
+    """
+    if not (reason := re.search(r"Not of type \w+: (must be .*)", message)):
+        return None
+    option, owner, indent = "", "", math.inf
+    for line in reversed(message[: reason.start()].splitlines()):
+        depth = len(line) - len(line.lstrip(" -"))
+        if not line.strip(" -") or depth >= indent:
+            continue
+        indent = depth
+        if key := re.search(r'Parser key "([\w.]+)"', line):
+            option = f"{key[1]}.{option}" if option else key[1]
+        elif found := re.search(r"Problem with given class_path '([\w.]+)\.(\w+)'", line):
+            kind = getattr(sys.modules.get(found[1]), found[2], None)  # of a dataclass the fields are options at once
+            option, owner = option if is_dataclass(kind) else f"init_args.{option}", owner or f" ({found[2]})"
+    return f"{option}{owner} {reason[1]}"

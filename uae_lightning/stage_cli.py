@@ -21,11 +21,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import StageCheckpoint
-from uae_lightning import run_folder
+from uae_lightning import ranges, run_folder
 from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
 from uae_lightning.parallel.strategy import ShardedStrategy
+from uae_lightning.ranges import check
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
 
@@ -44,6 +45,19 @@ CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO make
     "checkpoint.filename": "last",
     "checkpoint.enable_version_counter": False,
     "checkpoint.every_n_train_steps": 20,
+}
+FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only NaN is refused
+    "seed_everything": ranges.Seed,
+    "model.init_args.optimizer.init_args.lr": ranges.Positive,
+    "trainer.max_steps": ranges.CountOrEndless,
+    "trainer.max_epochs": ranges.CountOrEndless,
+    "trainer.limit_train_batches": ranges.Positive,
+    "trainer.limit_val_batches": ranges.NonNegative,
+    "trainer.val_check_interval": ranges.Positive,
+    "trainer.check_val_every_n_epoch": ranges.Count,
+    "trainer.log_every_n_steps": ranges.Natural,
+    "trainer.accumulate_grad_batches": ranges.Count,
+    "trainer.num_nodes": ranges.Count,
 }
 DESCRIPTIONS = {
     "fit": "Train one stage. Options are dotted keys of the YAML: --trainer.max_steps 20, "
@@ -109,7 +123,8 @@ class StageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
             config = self.config.fit
-            check_ends(config.trainer)
+            check_fit(config)
+            check_training(config.model)
             # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
             flags = {name: config.pop(name) for name in ("resume", "overwrite")}
             folder = Path(config.trainer.default_root_dir)
@@ -146,16 +161,35 @@ class ParsedStage(StageCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
-            check_ends(self.config.fit.trainer)
+            check_fit(self.config.fit)
 
     def instantiate_classes(self) -> None: ...
 
     def _run_subcommand(self, subcommand: str) -> None: ...
 
 
-def check_ends(trainer: Namespace) -> None:
+def check_fit(config: Namespace) -> None:
+    """What Lightning, or an optimizer, would only find when all is loaded, or never; raises UsageError."""
+    trainer = config.trainer
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None:
         raise UsageError("training would never end: set trainer.max_steps")
+    if trainer.gradient_clip_val is not None:
+        raise UsageError("trainer.gradient_clip_val would do nothing: set model.init_args.max_grad_norm")
+    for key, value in config.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                check(key, FOREIGN_RANGES.get(key, ranges.Number), value)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
+
+
+def check_training(model: Namespace) -> None:
+    """Raises UsageError where the options of a stage exclude each other."""
+    module, _, name = model.class_path.rpartition(".")
+    try:
+        getattr(sys.modules[module], name).check_training(model.init_args)
+    except ValueError as error:
+        raise UsageError(f"model.init_args: {error}") from error
 
 
 def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> StageCLI:
@@ -214,6 +248,8 @@ def errors_explained() -> Iterator[None]:
 
 def explain(message: str) -> str:
     """What is wrong in jsonargparse's nested message, with the closest name that would have been right."""
+    if text := ranges.explained(message):
+        return text
     owners = re.findall(r"Problem with given class_path '([\w.]+)'", message)
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
         owner = owners[-1] if owners else "it"

@@ -373,7 +373,7 @@ def test_equal_rewards_move_nothing(make_stage):
 )
 def test_wrong_settings_are_refused_before_training(make_stage, kind, options, message):
     with pytest.raises(ValueError, match=message):
-        make_stage(kind, **options)
+        fit(make_stage(kind, **options), 1)
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused(make_stage):

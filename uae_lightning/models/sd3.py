@@ -60,7 +60,7 @@ class SD3Decoder(Decoder):
 
     Raises:
         FileNotFoundError: `path` names no model that can be had.
-        ValueError: the attention backend cannot be used.
+        ValueError: the attention backend cannot be used, or the model cannot draw at that resolution.
     """
 
     def __init__(
@@ -96,7 +96,11 @@ class SD3Decoder(Decoder):
         self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing
         self.register_buffer("pooled", empty_prompt_embedding(folder, self.transformer.config.pooled_projection_dim))
         self.conditioning_size = self.transformer.config.joint_attention_dim
-        side = resolution // _downsampling(self.vae)
+        pixels = _downsampling(self.vae)  # that a latent stands for, in each direction
+        unit, most = pixels * self.transformer.config.patch_size, self.transformer.config.pos_embed_max_size
+        if resolution % unit or resolution > unit * most:
+            raise ValueError(f"resolution must be a multiple of {unit}, at most {unit * most} px, got {resolution}")
+        side = resolution // pixels
         self.latent_shape = (self.transformer.config.in_channels, side, side)
 
     def blocks(self) -> list[nn.Module]:

@@ -114,6 +114,16 @@ class Stage(L.LightningModule):
                 f"{wanted}; set model.init_args.projector.init_args.output_size to {wanted}"
             )
 
+    @staticmethod
+    def check_training(options: Any) -> None:
+        """Raises ValueError where options (attributes of a stage, or of its parsed `init_args`) train nothing together.
+
+        It is asked before anything is loaded, too; commands that train nothing never ask.
+        """
+
+    def on_fit_start(self) -> None:
+        self.check_training(self)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
         if not parameters:

@@ -7,7 +7,7 @@ S steps of the sampler   W of them, the window, are stochastic and trained; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,14 +95,20 @@ class DecoderRL(PolicyStage):
             advantage_scale=advantage_scale,
             **parts,
         )
-        if not 0 <= window[0] < window[1] <= self.sampling.steps:
-            raise ValueError(f"window must lie within the {self.sampling.steps} sampling steps, got {list(window)}")
-        if ratio_norm and log_prob != "normal":
-            raise ValueError("ratio_norm is defined for log_prob 'normal': squared errors are no densities")
         self.window, self.first_window, self.slide_every = window, window, slide_every
         self.noise_level, self.sde, self.log_prob, self.ratio_norm = noise_level, sde, log_prob, ratio_norm
         self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
         self.same_noise, self.advantage_clip = same_noise, advantage_clip
+
+    @staticmethod
+    def check_training(options: Any) -> None:
+        (first, end), steps = options.window, options.sampling.steps
+        if not 0 <= first < end <= steps:
+            raise ValueError(f"window must lie within the {steps} sampling steps, got {[first, end]}")
+        if options.ratio_norm and options.log_prob != "normal":
+            raise ValueError("ratio_norm is defined for log_prob 'normal': squared errors are no densities")
+        if options.sde == "cps" and options.noise_level > 1:
+            raise ValueError(f"noise_level must not exceed 1 with sde 'cps', got {options.noise_level}")
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> ImageRollout:

@@ -66,6 +66,11 @@ class EncoderRL(PolicyStage):
         self.clip_low, self.clip_high, self.kl_beta = clip_low, clip_high, kl_beta
         self.normalization = normalization
 
+    @staticmethod
+    def check_training(options: Any) -> None:
+        if options.captioning.temperature == 0:
+            raise ValueError("captioning.temperature must be above 0: greedy captions of a group are all the same")
+
     @torch.no_grad()
     def rollout(self, batch: Batch) -> CaptionRollout:
         seen = self.encoder.see(batch.images)  # once: the vision tower is frozen
@@ -129,7 +134,7 @@ class EncoderRL(PolicyStage):
 
     def logprobs(self, seen: Any, captions: Captions) -> tuple[Tensor, Tensor]:
         """([n, T] log-probabilities of the sampled tokens, [] mean entropy of the policy in nats)."""
-        logp, entropy = self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature or 1.0)
+        logp, entropy = self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature)
         return logp, entropy[captions.mask].mean()
 
     def pictures(self, seen: Any, rows: Tensor) -> Any:

@@ -30,6 +30,8 @@ from typing import Any
 
 import yaml
 
+from uae_lightning import ranges
+from uae_lightning.ranges import Count, Seed
 from uae_lightning.run_spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
 from uae_lightning.usage import UsageError, closest
 
@@ -90,6 +92,11 @@ def read_study(path: Path) -> Study:
     required = ("name", "title", "seeds", "evaluation", "arms")
     check_keys(content, required=required, allowed=(*required, "claims", "options"), where=str(path))
     check_name(content["name"], where=f"name in {path}")
+    for name in ("seeds", "arms"):
+        if not isinstance(content[name], list) or not content[name]:
+            raise UsageError(f"{name} in {path} must be a list with at least one entry")
+    for number, seed in enumerate(content["seeds"], 1):
+        check_number(f"seed {number} in {path}", Seed, seed)
     arms: dict[str, Arm] = {}
     for number, entry in enumerate(content["arms"], 1):
         arm = read_arm(entry, path, number, content.get("options") or {})
@@ -130,7 +137,16 @@ def read_protocol(entry: Any, path: Path) -> Protocol:
     for name, file in files.items():
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist: it is evaluation.{name} in {path}")
+    for name in ("samples", "drawings"):
+        check_number(f"evaluation.{name} in {path}", Count, entry[name])
     return Protocol(**entry | files)
+
+
+def check_number(name: str, of: type, value: Any) -> None:
+    try:
+        ranges.check(name, of, value)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def seeded(stage: StageSpec, seed: int) -> StageSpec:
