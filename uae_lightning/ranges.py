@@ -53,9 +53,12 @@ def number(name: str, kind: type, words: str, holds: Callable[[Any], bool]) -> t
 MOST = 2**31 - 1
 
 Count = number("Count", int, f"a whole number from 1 to {MOST}", lambda n: 1 <= n <= MOST)
-CountOrEndless = number("CountOrEndless", int, "a whole number of at least 1, or -1", lambda n: n == -1 or n >= 1)
+CountOrEndless = number(
+    "CountOrEndless", int, f"a whole number from 1 to {MOST}, or -1", lambda n: n == -1 or 1 <= n <= MOST
+)
 Several = number("Several", int, f"a whole number from 2 to {MOST}", lambda n: 2 <= n <= MOST)
 Natural = number("Natural", int, f"a whole number from 0 to {MOST}", lambda n: 0 <= n <= MOST)
+NaturalOrAll = number("NaturalOrAll", int, "a whole number of at least 0, or -1 for all", lambda n: n >= -1)
 Seed = number("Seed", int, "a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
 Number = number("Number", float, "a number", lambda x: x == x)
 Finite = number("Finite", float, "a finite number", math.isfinite)

@@ -16,6 +16,7 @@ import lightning as L
 import transformers
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -53,11 +54,15 @@ FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only
     "trainer.max_epochs": ranges.CountOrEndless,
     "trainer.limit_train_batches": ranges.Positive,
     "trainer.limit_val_batches": ranges.NonNegative,
-    "trainer.val_check_interval": ranges.Positive,
+    "trainer.overfit_batches": ranges.NonNegative,
+    "trainer.num_sanity_val_steps": ranges.NaturalOrAll,
+    "trainer.reload_dataloaders_every_n_epochs": ranges.Natural,
     "trainer.check_val_every_n_epoch": ranges.Count,
     "trainer.log_every_n_steps": ranges.Natural,
     "trainer.accumulate_grad_batches": ranges.Count,
     "trainer.num_nodes": ranges.Count,
+    "checkpoint.every_n_train_steps": ranges.Natural,
+    "checkpoint.save_top_k": ranges.NaturalOrAll,
 }
 DESCRIPTIONS = {
     "fit": "Train one stage. Options are dotted keys of the YAML: --trainer.max_steps 20, "
@@ -117,13 +122,17 @@ class StageCLI(LightningCLI):
                 parser.add_argument(flag, action="store_true", help=text)
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        super().parse_arguments(parser, args)
+        if self.config.subcommand == "fit":
+            check_fit(self.config.fit)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let hyperparameters in a checkpoint replace the YAML's (Lightning #21116)."""
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
             config = self.config.fit
-            check_fit(config)
             check_training(config.model)
             # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
             flags = {name: config.pop(name) for name in ("resume", "overwrite")}
@@ -149,7 +158,10 @@ class StageCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         if config.strategy == "fsdp":
             kwargs["strategy"] = ShardedStrategy()
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:
+            raise UsageError(f"an option of trainer is wrong: {error}") from error
         trainer.callbacks.insert(0, EndTogether())
         return trainer
 
@@ -159,9 +171,7 @@ class ParsedStage(StageCLI):
 
     def _set_seed(self) -> None: ...
 
-    def before_instantiate_classes(self) -> None:
-        if self.subcommand == "fit":
-            check_fit(self.config.fit)
+    def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None: ...
 
@@ -175,12 +185,16 @@ def check_fit(config: Namespace) -> None:
         raise UsageError("training would never end: set trainer.max_steps")
     if trainer.gradient_clip_val is not None:
         raise UsageError("trainer.gradient_clip_val would do nothing: set model.init_args.max_grad_norm")
-    for key, value in config.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            try:
+    try:
+        check("trainer.val_check_interval", ranges.Positive, trainer.val_check_interval)
+        for key, value in config.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 check(key, FOREIGN_RANGES.get(key, ranges.Number), value)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
+        Timer(trainer.max_time)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except MisconfigurationException as error:
+        raise UsageError(f"trainer.max_time: {error}") from error
 
 
 def check_training(model: Namespace) -> None:
@@ -258,8 +272,11 @@ def explain(message: str) -> str:
         return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
     if unknown := re.search(r"does not accept option '([\w.]+)'", message):
         return f"unknown key {unknown[1]} in the YAML{closest(unknown[1], parser_keys())}"
-    noise = r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value"
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.search(noise, line)]
+    noise = (
+        r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value|Subclass types expect"
+        r"|^ *- a (class path \(str\)|dict with)"  # what a subclass could be written as
+    )
+    lines = [line.strip(" -")[:200] for line in message.splitlines() if line.strip() and not re.search(noise, line)]
     return " ".join(lines)
 
 

@@ -104,4 +104,4 @@ def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage,
 def test_ratio_norm_needs_densities(make_stage):
     # red if the check goes
     with pytest.raises(ValueError, match="ratio_norm"):
-        make_stage(ratio_norm=True, log_prob="squared_error")
+        make_stage(ratio_norm=True, log_prob="squared_error").on_fit_start()
