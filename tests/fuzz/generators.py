@@ -7,18 +7,29 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
+import functools
 import json
 import math
+import os
+import shutil
+import tarfile
+import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import BytesIO, StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import yaml
 from PIL import Image
-from stand_ins import write_confs
+from stand_ins import RUN_YAML, STAGE_YAML, TinyStage, write_confs
+
+from uae_lightning.bootstrap import SHIPPED
+from uae_lightning.cli import main
 
 NONSENSE = [
     None, -7, 0, 1, 2.5, -0.5, 1e30, math.nan, math.inf, -math.inf, 2**70, True, "", "words", "\u00e9\u2028\x00", [],
@@ -178,4 +189,121 @@ def names_of(path: Any, value: Any) -> tuple[str, ...]:
     return (*(key for key in keys if key not in ("init_args", "class_path")), *own)
 
 
+# ------------------------------------------------------------------------------------------------ bytes of files
+
+
+def damage(random: Random, data: bytes) -> bytes:
+    """Cut, flipped, overwritten or emptied, but never the same."""
+    kind, at = random.choice(("cut", "flip", "zeros", "text", "empty")), random.randrange(len(data))
+    if kind == "cut":
+        return data[:at]
+    if kind == "flip":
+        return data[:at] + bytes([data[at] ^ random.randrange(1, 256)]) + data[at + 1 :]
+    if kind == "zeros":
+        return data[:at] + bytes(random.randrange(1, 600)) + data[at:]
+    others = (b"no such thing\n", b"\xff\xfe\x00", b"[" * 100_000, b"{}", b"null")
+    return b"" if kind == "empty" else random.choice(others)
+
+
+def yaml_bytes(random: Random, place: Path) -> Case:
+    """`run` with a YAML whose bytes are damaged: encoding, NUL, cut in the middle, nested without end."""
+    write_confs(place)
+    file = Path(random.choice(("conf/run.yaml", "conf/stage.yaml")))
+    file.write_bytes(damage(random, file.read_bytes()))
+    content = [yaml.safe_load(text) for text in (STAGE_YAML, RUN_YAML)]
+    keys = [key for where in places(content) for key in names_of(where, None)]
+    args = ["run", "--config=conf/run.yaml", "--output=runs/all"]
+    return Case(args, (str(file), *keys), lambda: missing("runs/all/summary.json"))
+
+
+def run_folder(random: Random, place: Path) -> Case:
+    """`run --resume` and others on a finished run one of whose files is damaged."""
+    shutil.copytree(finished_run(), place, dirs_exist_ok=True)
+    files = sorted(path for path in Path("runs/all").rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".ckpt"))
+    file = random.choice(files)
+    file.write_bytes(damage(random, file.read_bytes()))
+    Image.new("RGB", (40, 30), "white").save("white.png")
+    args, output = random.choice([
+        (["run", "--config=conf/run.yaml", "--output=runs/all", "--resume"], "runs/all/summary.json"),
+        (["run", "--config=conf/run.yaml", "--output=runs/all", "--resume", "--from=see"], "runs/all/summary.json"),
+        (["reconstruct", "white.png", "--weights=runs/all", "--output=out.png"], "out.png"),
+    ])  # fmt: skip
+    return Case(args, (file.name, file.parent.name), lambda: missing(output))
+
+
+@functools.cache
+def finished_run() -> Path:
+    """A folder with `conf` and, in `runs/all`, what `run` made of it."""
+    place, before = Path(tempfile.mkdtemp()), Path.cwd()
+    atexit.register(shutil.rmtree, place)
+    write_confs(place)
+    os.chdir(place)
+    with redirect_stdout(StringIO()):
+        assert main(["run", "--config=conf/run.yaml", "--output=runs/all"]) == 0
+    os.chdir(before)
+    return place
+
+
+class Reader(TinyStage):
+    """Remembers which pictures it was trained on."""
+
+    seen: set[str] = set()
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        Reader.seen.update(batch.keys)
+
+
+def shard(random: Random, place: Path) -> Case:
+    """`fit` on two shards, one of which is damaged: each picture is used, or somebody says that it was not."""
+    (place / "shards").mkdir()
+    for number in range(2):
+        with tarfile.open(f"shards/{number}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index in range(8 * number, 8 * number + 8):
+                for name, data in ((f"{index:03d}.png", picture(index)), (f"{index:03d}.txt", b"a picture")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, BytesIO(data))
+    file = Path("shards/1.tar")
+    file.write_bytes(damage(random, file.read_bytes()))
+    content = yaml.safe_load(STAGE_YAML)
+    content["model"]["class_path"] = "generators.Reader"
+    content["data"] = {"class_path": "uae_lightning.data.image_text.ImageTextData", "init_args": {
+        "path": "shards", "resolution": 16, "batch_size": 2, "validation_pictures": 2, "num_workers": 0}}  # fmt: skip
+    content["trainer"] |= {"max_steps": 16, "val_check_interval": 16}
+    Path("stage.yaml").write_text(yaml.safe_dump(content))
+    Reader.seen.clear()
+
+    def lost() -> str | None:
+        rows = [json.loads(line) for line in Path("runs/one/validation.jsonl").read_text().splitlines()]
+        known = {key.split("/")[-1] for key in {*Reader.seen, *rows[0]["keys"]}}
+        left = {f"{index:03d}" for index in range(16)} - known
+        skipped = Path("runs/one/skipped.jsonl")
+        return f"{sorted(left)} vanished" if left and not skipped.exists() else None
+
+    args = ["fit", "--config=stage.yaml", "--trainer.default_root_dir=runs/one"]
+    return Case(args, ("1.tar", "shards"), lost)
+
+
+def picture(index: int) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (20, 16), (10 * index, 100, 255 - 10 * index)).save(file, "PNG")
+    return file.getvalue()
+
+
+def model_folder(random: Random, place: Path) -> Case:
+    """`generate` with the shipped models, one file of which is damaged."""
+    write_confs(place)
+    part = random.choice(("encoder", "projector", "decoder"))
+    shutil.copytree(SHIPPED / part, place / part)
+    file = random.choice(sorted(path for path in (place / part).rglob("*") if path.is_file()))
+    file.write_bytes(damage(random, file.read_bytes()))
+    content = yaml.safe_load((CONF / "scenes" / "decoder_rl.yaml").read_text())
+    content["model"]["init_args"][part]["init_args"]["path"] = part
+    Path("stage.yaml").write_text(yaml.safe_dump(content))
+    args = ["generate", "a red ball", "--config=stage.yaml", "--output=out.png"]
+    return Case(args, (part, file.name), lambda: missing("out.png") or f"{file} was used")
+
+
+# Turned on, one by one, by adding AFTER_MERGE to GENERATORS in test_fuzz.py.
+AFTER_MERGE: list[Generator] = [yaml_bytes, run_folder, shard, model_folder]
 MENDED: list[Generator] = [option, command, stage_yaml, run_yaml, study_yaml, evaluation_yaml]
