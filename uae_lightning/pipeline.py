@@ -201,7 +201,7 @@ def check_stage(stage: StageSpec, overrides: list[str]) -> None:
 
     try:
         config = parse_stage(fit_args(stage, overrides, Path("unused"), {})).config.fit
-        check_training(config.model)
+        check_training(config)
         check_callbacks(config.trainer)
     except UsageError as error:
         raise UsageError(f"stage {stage.name} ({stage.config}): {error}") from error

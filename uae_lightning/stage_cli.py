@@ -57,6 +57,7 @@ FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only
     "trainer.overfit_batches": ranges.NonNegative,
     "trainer.num_sanity_val_steps": ranges.NaturalOrAll,
     "trainer.reload_dataloaders_every_n_epochs": ranges.Natural,
+    "trainer.val_check_interval": ranges.Positive,
     "trainer.check_val_every_n_epoch": ranges.Count,
     "trainer.log_every_n_steps": ranges.Natural,
     "trainer.accumulate_grad_batches": ranges.Count,
@@ -133,7 +134,7 @@ class StageCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
             config = self.config.fit
-            check_training(config.model)
+            check_training(config)
             # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
             flags = {name: config.pop(name) for name in ("resume", "overwrite")}
             folder = Path(config.trainer.default_root_dir)
@@ -186,7 +187,6 @@ def check_fit(config: Namespace) -> None:
     if trainer.gradient_clip_val is not None:
         raise UsageError("trainer.gradient_clip_val would do nothing: set model.init_args.max_grad_norm")
     try:
-        check("trainer.val_check_interval", ranges.Positive, trainer.val_check_interval)
         for key, value in config.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 check(key, FOREIGN_RANGES.get(key, ranges.Number), value)
@@ -197,11 +197,16 @@ def check_fit(config: Namespace) -> None:
         raise UsageError(f"trainer.max_time: {error}") from error
 
 
-def check_training(model: Namespace) -> None:
-    """Raises UsageError where the options of a stage exclude each other."""
-    module, _, name = model.class_path.rpartition(".")
+def check_training(config: Namespace) -> None:
+    """Raises UsageError where a stage would never be validated, or its options exclude each other.
+
+    Commands that train nothing do not ask.
+    """
+    trainer, (module, _, name) = config.trainer, config.model.class_path.rpartition(".")
+    if trainer.check_val_every_n_epoch is None and not isinstance(trainer.val_check_interval, int | float):
+        raise UsageError(f"trainer.val_check_interval must be a number of steps, got {trainer.val_check_interval!r}")
     try:
-        getattr(sys.modules[module], name).check_training(model.init_args)
+        getattr(sys.modules[module], name).check_training(config.model.init_args)
     except ValueError as error:
         raise UsageError(f"model.init_args: {error}") from error
 

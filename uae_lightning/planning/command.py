@@ -77,7 +77,7 @@ def planned(name: str, arguments: list[str], card: float | None, rate: float) ->
 
     quiet()
     stage = parse_stage(arguments)
-    check_training(stage.config.fit.model)
+    check_training(stage.config.fit)
     plan = plan_stage(name, stage)
     plan.card, plan.rate = card, rate
     print(table(plan), end="\n\n", flush=True)
