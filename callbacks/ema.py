@@ -12,7 +12,10 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from uae_lightning.ranges import Count, ShareBelow1, checked
 
+
+@checked
 class EMA(L.Callback):
     """Exponential moving average of the trainable parameters, in float32 copies.
 
@@ -37,9 +40,7 @@ class EMA(L.Callback):
         every: optimiser steps between updates; several steps within one batch count, but give one update.
     """
 
-    def __init__(self, decay: float = 0.998, every: int = 1) -> None:
-        if not 0 <= decay < 1 or every < 1:
-            raise ValueError(f"EMA needs 0 <= decay < 1 and every >= 1, got decay={decay}, every={every}")
+    def __init__(self, decay: ShareBelow1 = 0.998, every: Count = 1) -> None:
         self.decay, self.every = decay, every
         self.last_step = 0  # optimiser steps at the last update
         self.average: dict[str, Tensor] = {}

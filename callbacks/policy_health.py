@@ -7,9 +7,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from uae_lightning.ranges import Limit, checked
+
 SHARE, STEPS = 0.8, 20  # warn where more than SHARE of the groups teach nothing, STEPS batches in a row
 
 
+@checked
 class PolicyHealth(L.Callback):
     """Logs every entry of `pl_module.health` as `policy/NAME`; does nothing for a stage without one.
 
@@ -28,7 +31,7 @@ class PolicyHealth(L.Callback):
         FloatingPointError: `first_log_ratio` is above it, or NaN.
     """
 
-    def __init__(self, max_log_ratio: float = 1e-4) -> None:
+    def __init__(self, max_log_ratio: Limit = 1e-4) -> None:
         self.max_log_ratio = max_log_ratio
         self.flat_steps, self.warned = 0, False  # batches in a row
 

@@ -17,10 +17,12 @@ from uae_lightning.checkpoint_io import replacing
 from uae_lightning.evaluation.image_health import compared
 from uae_lightning.interfaces import Reward
 from uae_lightning.parallel.collectives import RaisedTogether, gathered, mean_over_ranks, ranks
+from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
 
 
+@checked
 class RewardCallback(L.Callback):
     """Owns the frozen reward models, gives the stage `score`, and logs what the reward says and what it does not.
 
@@ -44,7 +46,7 @@ class RewardCallback(L.Callback):
         self,
         reward: Reward,
         unrewarded: Reward | None = None,
-        micro_batch: int = 64,
+        micro_batch: Count = 64,
         skip_bad_rewards: bool = False,
     ) -> None:
         self.reward, self.unrewarded, self.micro_batch = reward, unrewarded, micro_batch

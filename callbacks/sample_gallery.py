@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from uae_lightning.checkpoint_io import replacing
+from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Batch, RewardInput, ValidationOutput
 
 
+@checked
 class SampleGallery(L.Callback):
     """At each validation, step 0 included, writes the first held-out pictures
 
@@ -27,7 +29,7 @@ class SampleGallery(L.Callback):
         pictures: how many.
     """
 
-    def __init__(self, pictures: int = 8) -> None:
+    def __init__(self, pictures: Count = 8) -> None:
         self.pictures = pictures
         self.shown: list[RewardInput] = []
 

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 
 from uae_lightning import run_folder
+from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Batch
 
 
@@ -21,6 +22,7 @@ class Step:
     verbs: dict[str, float]  # seconds by verb of an RL stage
 
 
+@checked
 class Throughput(L.Callback):
     """Logs, over the last `window` batches, from one batch's end to the next's (loading counts, validation does not):
 
@@ -34,7 +36,7 @@ class Throughput(L.Callback):
         window: batches.
     """
 
-    def __init__(self, window: int = 20) -> None:
+    def __init__(self, window: Count = 20) -> None:
         self.steps: deque[Step] = deque(maxlen=window)
         self.images_seen = 0
         self.spent: Counter[str] = Counter()  # seconds

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uae_lightning import run_folder
 from uae_lightning.evaluation.table import SUITES, table
 from uae_lightning.provenance import provenance
+from uae_lightning.ranges import Count, Seed
 from uae_lightning.run_spec import EvaluationSpec, StageSpec, fit_args, is_run, read_run
 from uae_lightning.usage import Parser, UsageError, closest
 
@@ -76,9 +77,9 @@ def parse(args: list[str]):
     parser.add_argument(
         "--suite", nargs="+", default=["all"], metavar="SUITE", help="one or more of those above; default: all that fit"
     )
-    parser.add_argument("--samples", type=int, metavar="N", help="held-out pictures; default: the YAML's")
-    parser.add_argument("--drawings", type=int, metavar="N", help="pictures drawn from prompts; default: the YAML's")
-    parser.add_argument("--seed", type=int, default=0, help="of captions, noise and prompts; default: %(default)s")
+    parser.add_argument("--samples", type=Count, metavar="N", help="held-out pictures; default: the YAML's")
+    parser.add_argument("--drawings", type=Count, metavar="N", help="pictures drawn from prompts; default: the YAML's")
+    parser.add_argument("--seed", type=Seed, default=0, help="of captions, noise and prompts; default: %(default)s")
     parser.add_argument(
         "--evaluation", type=Path, metavar="YAML",
         help="what to judge with; default: what a run's YAML names, or evaluation.yaml beside a stage's",

@@ -19,6 +19,8 @@ from uae_lightning.run_summary import one_line, stage_record, summarise
 from uae_lightning.usage import Parser, UsageError, closest
 
 if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
     from uae_lightning.parallel.launch import Followers
 
 DESCRIPTION = """\
@@ -195,15 +197,26 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], other
 
 
 def check_stage(stage: StageSpec, overrides: list[str]) -> None:
-    from uae_lightning.stage_cli import parse_stage
+    from uae_lightning.stage_cli import check_training, parse_stage
 
     try:
         config = parse_stage(fit_args(stage, overrides, Path("unused"), {})).config.fit
-        for callback in config.trainer.callbacks or []:
-            if callback.class_path.endswith(".RewardCallback") and not callback.init_args.get("unrewarded"):
-                raise UsageError("give callbacks.RewardCallback an `unrewarded`: a run has a second judge")
+        check_training(config)
+        check_callbacks(config.trainer)
     except UsageError as error:
         raise UsageError(f"stage {stage.name} ({stage.config}): {error}") from error
+
+
+def check_callbacks(trainer: Namespace) -> None:
+    """Raises UsageError where a stage would hand on no weights, or leave no figures for the summary."""
+    callbacks = {callback.class_path.rpartition(".")[2]: callback for callback in trainer.callbacks or []}
+    for name in ("RewardCallback", "ComponentWeights"):
+        if name not in callbacks:
+            raise UsageError(f"add callbacks.{name} to trainer.callbacks: a run cannot do without")
+    if not callbacks["RewardCallback"].init_args.get("unrewarded"):
+        raise UsageError("give callbacks.RewardCallback an `unrewarded`: a run has a second judge")
+    if trainer.limit_val_batches == 0:
+        raise UsageError("trainer.limit_val_batches must be above 0: a run compares the validations of its stages")
 
 
 def seconds_before(place: Path) -> float:

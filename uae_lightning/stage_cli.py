@@ -16,16 +16,18 @@ import lightning as L
 import transformers
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import StageCheckpoint
-from uae_lightning import run_folder
+from uae_lightning import ranges, run_folder
 from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
 from uae_lightning.parallel.strategy import ShardedStrategy
+from uae_lightning.ranges import check
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
 
@@ -46,6 +48,24 @@ CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO make
     "checkpoint.every_n_train_steps": 20,
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are Lightning's other names
+FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only NaN is refused
+    "seed_everything": ranges.Seed,
+    "model.init_args.optimizer.init_args.lr": ranges.Positive,
+    "trainer.max_steps": ranges.CountOrEndless,
+    "trainer.max_epochs": ranges.CountOrEndless,
+    "trainer.limit_train_batches": ranges.Positive,
+    "trainer.limit_val_batches": ranges.NonNegative,
+    "trainer.overfit_batches": ranges.NonNegative,
+    "trainer.num_sanity_val_steps": ranges.NaturalOrAll,
+    "trainer.reload_dataloaders_every_n_epochs": ranges.Natural,
+    "trainer.val_check_interval": ranges.Positive,
+    "trainer.check_val_every_n_epoch": ranges.Count,
+    "trainer.log_every_n_steps": ranges.Natural,
+    "trainer.accumulate_grad_batches": ranges.Count,
+    "trainer.num_nodes": ranges.Count,
+    "checkpoint.every_n_train_steps": ranges.Natural,
+    "checkpoint.save_top_k": ranges.NaturalOrAll,
+}
 DESCRIPTIONS = {
     "fit": "Train one stage. Options are dotted keys of the YAML: --trainer.max_steps 20, "
     "--model.init_args.group_size 8; --print_config shows the outcome.",
@@ -104,14 +124,19 @@ class StageCLI(LightningCLI):
                 parser.add_argument(flag, action="store_true", help=text)
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        super().parse_arguments(parser, args)
+        check_precision(self.config[self.config.subcommand].trainer)
+        if self.config.subcommand == "fit":
+            check_fit(self.config.fit)
+
     def _parse_ckpt_path(self) -> None:
         """Nothing: Lightning would let hyperparameters in a checkpoint replace the YAML's (Lightning #21116)."""
 
     def before_instantiate_classes(self) -> None:
-        check_precision(self.config[self.subcommand].trainer)
         if self.subcommand == "fit":
             config = self.config.fit
-            check_ends(config.trainer)
+            check_training(config)
             # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
             flags = {name: config.pop(name) for name in ("resume", "overwrite")}
             folder = Path(config.trainer.default_root_dir)
@@ -136,7 +161,10 @@ class StageCLI(LightningCLI):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         if config.strategy == "fsdp":
             kwargs["strategy"] = ShardedStrategy()
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:
+            raise UsageError(f"an option of trainer is wrong: {error}") from error
         trainer.callbacks.insert(0, EndTogether())
         return trainer
 
@@ -146,19 +174,43 @@ class ParsedStage(StageCLI):
 
     def _set_seed(self) -> None: ...
 
-    def before_instantiate_classes(self) -> None:
-        check_precision(self.config[self.subcommand].trainer)
-        if self.subcommand == "fit":
-            check_ends(self.config.fit.trainer)
+    def before_instantiate_classes(self) -> None: ...
 
     def instantiate_classes(self) -> None: ...
 
     def _run_subcommand(self, subcommand: str) -> None: ...
 
 
-def check_ends(trainer: Namespace) -> None:
+def check_fit(config: Namespace) -> None:
+    """What Lightning, or an optimizer, would only find when all is loaded, or never; raises UsageError."""
+    trainer = config.trainer
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None:
         raise UsageError("training would never end: set trainer.max_steps")
+    if trainer.gradient_clip_val is not None:
+        raise UsageError("trainer.gradient_clip_val would do nothing: set model.init_args.max_grad_norm")
+    try:
+        for key, value in config.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                check(key, FOREIGN_RANGES.get(key, ranges.Number), value)
+        Timer(trainer.max_time)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except MisconfigurationException as error:
+        raise UsageError(f"trainer.max_time: {error}") from error
+
+
+def check_training(config: Namespace) -> None:
+    """Raises UsageError where a stage would never be validated, or its options exclude each other.
+
+    Commands that train nothing do not ask.
+    """
+    trainer, (module, _, name) = config.trainer, config.model.class_path.rpartition(".")
+    if trainer.check_val_every_n_epoch is None and not isinstance(trainer.val_check_interval, int | float):
+        raise UsageError(f"trainer.val_check_interval must be a number of steps, got {trainer.val_check_interval!r}")
+    try:
+        getattr(sys.modules[module], name).check_training(config.model.init_args)
+    except ValueError as error:
+        raise UsageError(f"model.init_args: {error}") from error
 
 
 def check_precision(trainer: Namespace) -> None:
@@ -228,6 +280,8 @@ def errors_explained() -> Iterator[None]:
 
 def explain(message: str) -> str:
     """What is wrong in jsonargparse's nested message, with the closest name that would have been right."""
+    if text := ranges.explained(message):
+        return text
     owners = re.findall(r"Problem with given class_path '([\w.]+)'", message)
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
         owner = owners[-1] if owners else "it"
@@ -236,8 +290,11 @@ def explain(message: str) -> str:
         return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
     if unknown := re.search(r"does not accept option '([\w.]+)'", message):
         return f"unknown key {unknown[1]} in the YAML{closest(unknown[1], parser_keys())}"
-    noise = r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value"
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.search(noise, line)]
+    noise = (
+        r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value|Subclass types expect"
+        r"|^ *- a (class path \(str\)|dict with)"  # what a subclass could be written as
+    )
+    lines = [line.strip(" -")[:200] for line in message.splitlines() if line.strip() and not re.search(noise, line)]
     return " ".join(lines)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uae_lightning import run_folder
+from uae_lightning.ranges import Count, NonNegative, Seed
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +20,9 @@ def add_options(parser: Parser) -> None:
     """Which stage, and how it samples pictures."""
     parser.add_argument("--config", type=Path, metavar="YAML", help="of a stage; default: the last stage of --weights")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="of a run: the latest weights of each part")
-    parser.add_argument("--steps", type=int, help="of the sampler; default: the YAML's")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 is none; default: the YAML's")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise to start from; default: %(default)s")
+    parser.add_argument("--steps", type=Count, help="of the sampler; default: the YAML's")
+    parser.add_argument("--guidance", type=NonNegative, help="classifier-free guidance, 1 is none; default: the YAML's")
+    parser.add_argument("--seed", type=Seed, default=0, help="of the noise to start from; default: %(default)s")
 
 
 def check_options(parser: Parser, options) -> None:
@@ -30,8 +31,6 @@ def check_options(parser: Parser, options) -> None:
         if not DEFAULT_CONFIG.is_file():
             parser.error("name a stage's YAML with --config, or a run's folder with --weights")
         options.config = DEFAULT_CONFIG
-    if options.steps is not None and options.steps < 1:
-        parser.error(f"--steps must be at least 1, got {options.steps}")
 
 
 def load_chosen(options) -> Stage:

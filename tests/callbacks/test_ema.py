@@ -129,5 +129,5 @@ def test_a_checkpoint_of_other_parameters_is_refused(tmp_path):
 def test_bad_options():
     # Red if < 1 becomes <= 1 in the check of decay.
     for options in ({"decay": 1.0}, {"decay": -0.1}, {"every": 0}):
-        with pytest.raises(ValueError, match="EMA needs"):
+        with pytest.raises(ValueError, match="must be a"):
             EMA(**options)

@@ -137,7 +137,7 @@ def test_steps_on_disjoint_parts_of_a_rollout(make_stage, batch, kind):
     assert [place for place, _, _ in taken] == [0, 0, 1, 1] and len(norms) == 2
     assert sorted(sum((rows for _, rows, _ in taken), [])) == list(range(8))
     ratios = [ratio for *_, ratio in taken]
-    assert max(ratios[:2]) < 1e-6 < 1e-5 < min(ratios[2:]), ratios
+    assert max(ratios[:2]) < 1e-6 < min(ratios[2:]), ratios
 
 
 def test_a_part_counts_as_a_whole_rollout_does(make_stage, batch):
@@ -178,6 +178,7 @@ def test_the_policy_that_samples_lags_behind(make_stage, batch):
     for name, weight in stage.lagging.weights.items():
         torch.testing.assert_close(weight, 0.75 * start[name] + 0.25 * trained[name])
     checkpoint = {"state_dict": stage.state_dict()}
+    stage.trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=BatchProgress())))
     stage.on_save_checkpoint(checkpoint)
     other = make_stage(DecoderMatching, policy_lag=lag)
     other.on_load_checkpoint(checkpoint)
@@ -196,7 +197,7 @@ def test_the_policy_that_samples_lags_behind(make_stage, batch):
 def test_windows_that_do_not_fit_are_refused(make_stage, options, message):
     # red if a check goes
     with pytest.raises(ValueError, match=message):
-        make_stage(**options)
+        make_stage(**options).on_fit_start()
 
 
 def test_parts_that_do_not_divide_are_refused(make_stage, batch):
@@ -325,4 +326,4 @@ def test_levels_that_cannot_be_are_refused_before_training(make_encoder, make_pr
 def test_ratio_norm_needs_densities(make_stage):
     # red if the check goes
     with pytest.raises(ValueError, match="ratio_norm"):
-        make_stage(ratio_norm=True, log_prob="squared_error")
+        make_stage(ratio_norm=True, log_prob="squared_error").on_fit_start()

@@ -350,7 +350,8 @@ def test_what_a_group_shares_is_computed_once(make_stage):
 
 def test_noise_free_window_gives_the_pictures_of_the_ode(make_stage):
     # red if the steps outside the window are stochastic
-    stage = make_stage(DecoderRL, noise_level=0.0)
+    stage = make_stage(DecoderRL)
+    stage.noise_level = 0.0  # refused as an option: nothing would be trained
     batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
     rollout = stage.rollout(batch)
     ode = stage.sample_images(rollout.conditioning, rollout.trajectory.before[0])
@@ -365,14 +366,14 @@ def test_equal_rewards_move_nothing(make_stage):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (EncoderRL, {"group_size": 1}, "group_size must be at least 2"),
-        (DecoderRL, {"group_size": 1}, "group_size must be at least 2"),
+        (EncoderRL, {"group_size": 1}, "group_size must be a whole number from 2"),
+        (DecoderRL, {"group_size": 1}, "group_size must be a whole number from 2"),
         (DecoderRL, {"window": (2, 5)}, "window must lie within"),
     ],
 )
 def test_wrong_settings_are_refused_before_training(make_stage, kind, options, message):
     with pytest.raises(ValueError, match=message):
-        make_stage(kind, **options)
+        fit(make_stage(kind, **options), 1)
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused(make_stage):

@@ -9,29 +9,28 @@ clip         judge of reports              pictures beside captions; tried on wh
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from uae_lightning.memory import keep_freed_memory
+from uae_lightning.ranges import Count, Positive
+from uae_lightning.usage import Parser
 
 PARTS = ("detector", "text", "encoder", "decoder", "clip")
 SHIPPED = Path(__file__).parents[1] / "weights" / "scenes"
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str]) -> None:
     """The command `uae bootstrap`."""
-    parser = argparse.ArgumentParser(
-        "uae bootstrap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(prog="uae bootstrap", description=__doc__)
     parser.add_argument("--only", choices=PARTS, help="train this part alone (its predecessors must be finished)")
     parser.add_argument("--work", type=Path, default=Path("bootstrap/scenes"), help="checkpoints; continued if present")
     parser.add_argument("--output", type=Path, default=SHIPPED, help="finished weights (default: inside the package)")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=Count, default=None, help="CPU threads (default: all)")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies the steps of every part; 0.01 to try it out"
+        "--scale", type=Positive, default=1.0, help="multiplies the steps of every part; 0.01 to try it out"
     )
-    options = parser.parse_args(args)
+    options = parser.parse(args)
     keep_freed_memory()
     for part in PARTS if options.only is None else (options.only,):
         run_part(part, options.work, options.output, scale=options.scale, threads=options.threads)

@@ -35,6 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from uae_lightning.data.scenes import CELL_CENTERS, CLASSES, COLORS, SIZES
 from uae_lightning.evaluation.detector import NAMES, SceneDetector
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, Share, checked
 from uae_lightning.rewards.vision_features import Preprocessing
 
 Box = tuple[float, float, float, float]
@@ -115,6 +116,7 @@ def cell_box(cell: int, size: str) -> Box:
 # ------------------------------------------------------------------------------------------------ models of the hub
 
 
+@checked
 class TransformersDetector(ObjectDetector):
     """A detector of transformers in place of GenEval's mmdet model; the thresholds are GenEval's.
 
@@ -142,9 +144,9 @@ class TransformersDetector(ObjectDetector):
         model: str = "facebook/mask2former-swin-small-coco-instance",
         names: Sequence[str] | None = None,
         color_model: str | None = None,
-        threshold: float = 0.3,
-        counting_threshold: float = 0.9,
-        micro_batch: int = 8,
+        threshold: Share = 0.3,
+        counting_threshold: Share = 0.9,
+        micro_batch: Count = 8,
     ) -> None:
         super().__init__()
         self.threshold, self.counting_threshold, self.micro_batch = threshold, counting_threshold, micro_batch

@@ -28,6 +28,7 @@ from uae_lightning.evaluation.questions import questions_accuracy, summarise_que
 from uae_lightning.evaluation.table import SUITES
 from uae_lightning.evaluation.unified_bench import floor, summarise_unified, unified_bench
 from uae_lightning.interfaces import Encoder, Reward
+from uae_lightning.ranges import Count, checked
 from uae_lightning.stages.common import Sampling, Stage
 from uae_lightning.types import Batch, Captions
 
@@ -38,6 +39,7 @@ OF_THE_ROUND_TRIP = {"unified_bench", "perception", "language", "images"}
 FAULTY_SCENES = 64  # on which a backbone is checked, with nine faults each
 
 
+@checked
 @dataclass
 class Evaluation:
     """What to judge with.
@@ -59,9 +61,9 @@ class Evaluation:
     backbones: dict[str, Reward]
     detector: ObjectDetector | None = None
     prompts: str | None = None
-    samples: int = 96
-    drawings: int = 240
-    batch_size: int = 32
+    samples: Count = 96
+    drawings: Count = 240
+    batch_size: Count = 32
     sampling: Sampling | None = None
     suites: list[Literal[SUITES]] | None = None
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.evaluation.judges import scores
 from uae_lightning.interfaces import Reward
+from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 
@@ -59,6 +60,7 @@ def summarise_unified(values: Mapping[str, list[float]]) -> dict[str, dict]:
     return {"backbones": intervals, OVERALL: overall}
 
 
+@checked
 class PooledEfficientNet(PerceptualGrid):
     """Cosine of EfficientNet-Lite0's pooled head, the 1280 features its ImageNet classes are read from.
 
@@ -69,7 +71,7 @@ class PooledEfficientNet(PerceptualGrid):
 
     name = "efficientnet_lite0"
 
-    def __init__(self, image_size: int = 128, micro_batch: int = 32) -> None:
+    def __init__(self, image_size: Count = 128, micro_batch: Count = 32) -> None:
         super().__init__(cells=1, image_size=image_size, micro_batch=micro_batch)
 
     def embed(self, images: Tensor) -> Tensor:

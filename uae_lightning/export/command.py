@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uae_lightning.ranges import Count, NonNegative
 from uae_lightning.usage import Parser, UsageError
 
 DESCRIPTION = """\
@@ -50,16 +51,14 @@ def parse(args: list[str]):
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights; default: that of the run"
     )
-    parser.add_argument("--steps", type=int, help="of the sampler, in settings.json; default: the run's")
-    parser.add_argument("--guidance", type=float, help="in settings.json, 1 is none; default: the run's")
+    parser.add_argument("--steps", type=Count, help="of the sampler, in settings.json; default: the run's")
+    parser.add_argument("--guidance", type=NonNegative, help="in settings.json, 1 is none; default: the run's")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     options = parser.parse(args)
     if options.weights is None:
         parser.error("name the folder of a run with --weights")
     if options.target is None:
         parser.error("name the folder to make with --to")
-    if options.steps is not None and options.steps < 1:
-        parser.error(f"--steps must be at least 1, got {options.steps}")
     check_target(options.target, options.overwrite)
     return options
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from uae_lightning.models.lora_product import use_one_product
 from uae_lightning.models.quantization import dequantized, is_quantized
+from uae_lightning.ranges import Count, checked
 
 
+@checked
 @dataclass
 class LoRA:
     """Low-rank adapters (arXiv 2106.09685).
@@ -26,8 +28,8 @@ class LoRA:
         init: peft's `init_lora_weights`; "gaussian" is the released UAE's.
     """
 
-    rank: int = 32
-    alpha: int = 64
+    rank: Count = 32
+    alpha: Count = 64
     targets: str | list[str] | None = None
     init: str = "gaussian"
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from uae_lightning.interfaces import Projector
 from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, checked
 
 
+@checked
 class MLPProjector(Projector):
     """Linear, GELU, Linear (released UAE: 2048 -> 8192 -> 4096).
 
@@ -34,9 +36,9 @@ class MLPProjector(Projector):
     def __init__(
         self,
         path: str | None = None,
-        input_size: int = 2048,
-        hidden_size: int = 8192,
-        output_size: int = 4096,
+        input_size: Count = 2048,
+        hidden_size: Count = 8192,
+        output_size: Count = 4096,
         normalize: bool = False,
     ) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ from uae_lightning.models.resizing import resize
 from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Captions
 
 # released code of UAE: the prompt P of Unified-GRPO and the system line of the decoder's template
@@ -61,6 +62,7 @@ class Seen:
         return Seen(self.features[rows], self.grid)
 
 
+@checked
 class QwenVLEncoder(Encoder):
     """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template.
 
@@ -94,7 +96,7 @@ class QwenVLEncoder(Encoder):
         caption_system: str = CAPTION_SYSTEM,
         caption_prompt: str = CAPTION_PROMPT,
         generate_system: str = GENERATE_SYSTEM,
-        max_pixels: int = 65_536,
+        max_pixels: Count = 65_536,
     ) -> None:
         super().__init__()
         if attention == "flash_attention_2" and not weightless() and not is_flash_attn_2_available():

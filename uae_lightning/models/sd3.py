@@ -28,6 +28,7 @@ from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Conditioning
 
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # the CLIPs; T5 is not used
@@ -42,6 +43,7 @@ ATTENTION_PROJECTIONS = [  # Flow-GRPO code: LoRA targets of SD3
 ]  # fmt: skip
 
 
+@checked
 class SD3Decoder(Decoder):
     """`SD3Transformer2DModel` conditioned on projected encoder states.
 
@@ -63,14 +65,14 @@ class SD3Decoder(Decoder):
 
     Raises:
         FileNotFoundError: `path` names no model that can be had.
-        ValueError: the attention backend cannot be used, weights are damaged or incomplete, or a config is of another
-            model or asks for what is not computed here.
+        ValueError: the attention backend cannot be used, the model cannot draw at that resolution, weights are damaged
+            or incomplete, or a config is of another model or asks for what is not computed here.
     """
 
     def __init__(
         self,
         path: str,
-        resolution: int = 1024,
+        resolution: Count = 1024,
         train: Literal["nothing", "all", "lora"] = "nothing",
         lora: LoRA | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -100,7 +102,11 @@ class SD3Decoder(Decoder):
         self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing
         self.register_buffer("pooled", empty_prompt_embedding(folder, self.transformer.config.pooled_projection_dim))
         self.conditioning_size = self.transformer.config.joint_attention_dim
-        side = resolution // _downsampling(self.vae)
+        pixels = _downsampling(self.vae)  # that a latent stands for, in each direction
+        unit, most = pixels * self.transformer.config.patch_size, self.transformer.config.pos_embed_max_size
+        if resolution % unit or resolution > unit * most:
+            raise ValueError(f"resolution must be a multiple of {unit}, at most {unit * most} px, got {resolution}")
+        side = resolution // pixels
         self.latent_shape = (self.transformer.config.in_channels, side, side)
 
     def blocks(self) -> list[nn.Module]:

@@ -11,6 +11,7 @@ import torch
 
 from uae_lightning import run_spec
 from uae_lightning.pipeline import pair_up
+from uae_lightning.ranges import Positive
 from uae_lightning.usage import Parser
 
 DESCRIPTION = """\
@@ -42,18 +43,15 @@ def parse(args: list[str]):
     parser = Parser(prog="uae plan", description=DESCRIPTION)
     parser.add_argument("--config", type=Path, metavar="YAML", help="of a run or of a stage (needed)")
     parser.add_argument(
-        "--card", "--card-gb", type=float, default=own_card(), metavar="GB",
+        "--card", "--card-gb", type=Positive, default=own_card(), metavar="GB",
         help="memory of the card; default: that of this machine's, if it has one",
     )  # fmt: skip
-    parser.add_argument("--tflops", type=float, metavar="N", help="TFLOP/s the card reaches; default: measured here")
+    parser.add_argument("--tflops", type=Positive, metavar="N", help="TFLOP/s the card reaches; default: measured here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for programs")
     options, rest = parser.parse_known_args(args)
     overrides = pair_up(parser, rest)
     if options.config is None:
         parser.error("name the YAML of a run or of a stage with --config")
-    for name in ("card", "tflops"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            parser.error(f"--{name} must be above 0, got {value:g}")
     return options, overrides
 
 
@@ -75,10 +73,12 @@ def planned(name: str, arguments: list[str], card: float | None, rate: float) ->
     """Plans one stage and prints it as soon as it is known."""
     from uae_lightning.planning.report import as_json, table
     from uae_lightning.planning.stage_plan import plan_stage
-    from uae_lightning.stage_cli import parse_stage, quiet
+    from uae_lightning.stage_cli import check_training, parse_stage, quiet
 
     quiet()
-    plan = plan_stage(name, parse_stage(arguments))
+    stage = parse_stage(arguments)
+    check_training(stage.config.fit)
+    plan = plan_stage(name, stage)
     plan.card, plan.rate = card, rate
     print(table(plan), end="\n\n", flush=True)
     return as_json(plan)

@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
 from uae_lightning.models.loading import load
+from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, vision_folder
 
 
+@checked
 class ClipSimilarity(EmbeddingSimilarity):
     """Cosine of the image embeddings of any CLIP-like model of transformers (CLIP, SigLIP, their vision towers).
 
@@ -21,7 +23,7 @@ class ClipSimilarity(EmbeddingSimilarity):
 
     name = "clip_similarity"
 
-    def __init__(self, model: str = "openai/clip-vit-large-patch14", micro_batch: int = 32) -> None:
+    def __init__(self, model: str = "openai/clip-vit-large-patch14", micro_batch: Count = 32) -> None:
         super().__init__(micro_batch)
         folder = vision_folder(model, type(self).__name__)
         # AutoModel would drop a vision tower's projection to the embedding

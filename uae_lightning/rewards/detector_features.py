@@ -12,9 +12,11 @@ from torch import Tensor
 
 from uae_lightning.evaluation.detector import MARGIN, SceneDetector
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 
 
+@checked
 class DetectorFeatures(EmbeddingSimilarity):
     """Cosine of the features of all nine cells behind each other.
 
@@ -28,7 +30,7 @@ class DetectorFeatures(EmbeddingSimilarity):
 
     name = "detector_features"
 
-    def __init__(self, path: str | Path = "shipped:scenes/detector", micro_batch: int = 64) -> None:
+    def __init__(self, path: str | Path = "shipped:scenes/detector", micro_batch: Count = 64) -> None:
         super().__init__(micro_batch)
         self.detector = SceneDetector.from_folder(resolve(path))
         self.freeze()

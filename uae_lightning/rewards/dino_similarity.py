@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers import AutoModel
 
 from uae_lightning.models.loading import load
+from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity, Preprocessing, vision_folder
 
 
+@checked
 class DinoSimilarity(EmbeddingSimilarity):
     """Cosine of the CLS tokens (last layer, normalised) of a self-supervised vision model of transformers.
 
@@ -21,7 +23,7 @@ class DinoSimilarity(EmbeddingSimilarity):
 
     name = "dino_similarity"
 
-    def __init__(self, model: str = "facebook/dinov2-large", micro_batch: int = 32) -> None:
+    def __init__(self, model: str = "facebook/dinov2-large", micro_batch: Count = 32) -> None:
         super().__init__(micro_batch)
         folder = vision_folder(model, type(self).__name__)
         self.network = load(AutoModel, folder, torch.float32, unread=r"^pooler\.")

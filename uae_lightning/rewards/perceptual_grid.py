@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uae_lightning.ranges import Count, NonNegative, checked
 from uae_lightning.rewards.efficientnet_lite import STRIDE, EfficientNetLite0
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 
 
+@checked
 class PerceptualGrid(EmbeddingSimilarity):
     """Mean cosine of EfficientNet-Lite0 features over cells x cells places, 7 stages and the head.
 
@@ -34,18 +36,21 @@ class PerceptualGrid(EmbeddingSimilarity):
     name = "perceptual_grid"
 
     def __init__(
-        self, cells: int = 2, image_size: int = 128, micro_batch: int = 32, detail: int = 32, dither: float = 0.05
+        self,
+        cells: Count = 2,
+        image_size: Count = 128,
+        micro_batch: Count = 32,
+        detail: Count = 32,
+        dither: NonNegative = 0.05,
     ) -> None:
         super().__init__(micro_batch)
-        if image_size % STRIDE or not 1 <= cells <= image_size // STRIDE:
+        if image_size % STRIDE or cells > image_size // STRIDE:
             raise ValueError(
                 f"image_size must be a multiple of {STRIDE} and cells 1 to image_size / {STRIDE}, the width of the "
                 f"smallest feature map; got image_size {image_size} and cells {cells}"
             )
-        if not 1 <= detail <= image_size or dither < 0:
-            raise ValueError(
-                f"detail must be 1 to image_size {image_size} px and dither at least 0, got {detail}, {dither}"
-            )
+        if detail > image_size:
+            raise ValueError(f"detail must be at most image_size {image_size} px, got {detail}")
         self.cells, self.image_size, self.detail = cells, image_size, detail
         noise = torch.randn(3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         self.register_buffer("noise", dither * noise, persistent=False)

@@ -17,6 +17,7 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 from uae_lightning.interfaces import Reward
 from uae_lightning.models.resizing import resize
 from uae_lightning.paths import resolve
+from uae_lightning.ranges import Count, checked
 from uae_lightning.types import RewardInput, RewardOutput
 
 FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -36,15 +37,14 @@ class FrozenReward(Reward):
         return super().train(False)
 
 
+@checked
 class EmbeddingSimilarity(FrozenReward):
     """Cosine between the embeddings of the original and of the reconstruction."""
 
     name: str  # of the one part
 
-    def __init__(self, micro_batch: int = 32) -> None:
+    def __init__(self, micro_batch: Count = 32) -> None:
         super().__init__()
-        if micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
         self.micro_batch = micro_batch
         self.remembers = False  # embeddings of originals, by their content: for pictures that come again and again
         self._remembered: dict[bytes, Tensor] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from uae_lightning.interfaces import Reward
+from uae_lightning.ranges import Finite, check
 from uae_lightning.types import RewardInput, RewardOutput
 
 
@@ -16,13 +17,15 @@ class WeightedSum(Reward):
         weights: name -> factor, for the same names.
     """
 
-    def __init__(self, rewards: dict[str, Reward], weights: dict[str, float]) -> None:
+    def __init__(self, rewards: dict[str, Reward], weights: dict[str, Finite]) -> None:
         super().__init__()
         if not rewards or rewards.keys() != weights.keys():
             raise ValueError(
                 f"rewards and weights of a WeightedSum need the same names, at least one: "
                 f"rewards has {sorted(rewards)}, weights has {sorted(weights)}"
             )
+        for name, weight in weights.items():
+            check(f"weights.{name}", Finite, weight)
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights)
 

@@ -36,11 +36,13 @@ from uae_lightning.parallel.collectives import (
     reduce_metrics,
 )
 from uae_lightning.parallel.sharding import shard, whole
+from uae_lightning.ranges import Count, Limit, NonNegative, Seed, Several, checked
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput, RewardOutput, ValidationOutput
 
 OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
 
 
+@checked
 @dataclass
 class Captioning:
     """How captions are sampled.
@@ -50,30 +52,33 @@ class Captioning:
         max_new_tokens: longer captions are cut there.
     """
 
-    temperature: float = 1.0
-    max_new_tokens: int = 512
+    temperature: NonNegative = 1.0
+    max_new_tokens: Count = 512
 
 
+@checked
 @dataclass
 class Sampling:
     """How pictures are sampled.
 
     Args:
         steps: evaluations of the decoder per picture (twice as many with guidance).
-        guidance: classifier-free guidance; 1 leaves the unconditional branch out.
+        guidance: classifier-free guidance; 1 leaves the unconditional branch out, 0 the caption.
     """
 
-    steps: int = 10
-    guidance: float = 1.0
+    steps: Count = 10
+    guidance: NonNegative = 1.0
 
 
+@checked
 class Stage(L.LightningModule):
     """Base of the three stages.
 
     Args:
         encoder, projector, decoder: the parts; what is trainable in them is what the stage trains.
         optimizer: called with the trainable parameters.
-        max_grad_norm: gradients are clipped to it, those of float16 once their loss scale is taken out.
+        max_grad_norm: gradients are clipped to it, those of float16 once their loss scale is taken out; infinity clips
+            none.
         captioning, sampling: of captions and pictures, in training and in validation.
         condition_on: "adapted" reads captions with the encoder as it is, "frozen" with its adapters off.
         negative_prompt: read in place of the caption for the guidance branch; None is the decoder's own null input.
@@ -92,12 +97,12 @@ class Stage(L.LightningModule):
         projector: Projector,
         decoder: Decoder,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: Limit = 1.0,
         captioning: Captioning = Captioning(),  # noqa: B008  frozen by use: nobody writes to it
         sampling: Sampling = Sampling(),  # noqa: B008
         condition_on: Literal["adapted", "frozen"] = "adapted",
         negative_prompt: str | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.projector, self.decoder = encoder, projector, decoder
@@ -124,6 +129,16 @@ class Stage(L.LightningModule):
                 f"projector and decoder do not fit: the projector gives {size} channels, the decoder takes "
                 f"{wanted}; set model.init_args.projector.init_args.output_size to {wanted}"
             )
+
+    @staticmethod
+    def check_training(options: Any) -> None:
+        """Raises ValueError where options (attributes of a stage, or of its parsed `init_args`) train nothing together.
+
+        It is asked before anything is loaded, too; commands that train nothing never ask.
+        """
+
+    def on_fit_start(self) -> None:
+        self.check_training(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -326,6 +341,7 @@ class Stage(L.LightningModule):
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
 
+@checked
 class PolicyStage(Stage):
     """Base of the stages that learn from a reward: roll out, score, compare within the group, update.
 
@@ -342,9 +358,9 @@ class PolicyStage(Stage):
     def __init__(
         self,
         *args,
-        group_size: int,
-        micro_batch: int,
-        updates_per_batch: int,
+        group_size: Several,
+        micro_batch: Count,
+        updates_per_batch: Count,
         advantage_scale: AdvantageScale,
         **parts,
     ) -> None:

@@ -17,6 +17,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality, policy_decay
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, ranks
+from uae_lightning.ranges import Count, Finite, Natural, NonNegative, Positive, Several, Share, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.stages.lagging_policy import LaggingPolicy
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
@@ -33,6 +34,7 @@ class LatentRollout:
     reward_input: RewardInput
 
 
+@checked
 @dataclass
 class PolicyLag:
     """How the policy that samples follows the one in training (DiffusionNFT).
@@ -41,11 +43,12 @@ class PolicyLag:
     optimiser step `step`, 0 before `flat`. DiffusionNFT's code has (0, 0.001, 0.5), and (75, 0.0075, 0.999) for OCR.
     """
 
-    flat: int = 0
-    rate: float = 0.001
-    limit: float = 0.5
+    flat: Natural = 0
+    rate: NonNegative = 0.001
+    limit: Share = 0.5
 
 
+@checked
 class DecoderMatching(PolicyStage):
     """Clean pictures from any solver, then flow matching weighted by their advantages. It takes the place of DecoderRL.
 
@@ -75,22 +78,22 @@ class DecoderMatching(PolicyStage):
         self,
         *args,
         objective: Literal["nft", "awm"] = "nft",
-        group_size: int = 24,
-        micro_batch: int = 24,
-        updates_per_batch: int = 1,
-        update_parts: int = 1,
+        group_size: Several = 24,
+        micro_batch: Count = 24,
+        updates_per_batch: Count = 1,
+        update_parts: Count = 1,
         policy_lag: PolicyLag | None = None,
-        draws: int = 2,
+        draws: Count = 2,
         sigma_distribution: flow.SigmaDistribution = "uniform",
-        sigma_shift: float = 3.0,
-        sigma_mean: float = 0.0,
-        sigma_std: float = 1.0,
-        sigma_mode_scale: float = 1.29,
-        strength: float = 1.0,
-        clip: float = 1e-4,
-        kl_beta: float = 0.0,
+        sigma_shift: Positive = 3.0,
+        sigma_mean: Finite = 0.0,
+        sigma_std: Positive = 1.0,
+        sigma_mode_scale: Finite = 1.29,
+        strength: Positive = 1.0,
+        clip: Positive = 1e-4,
+        kl_beta: NonNegative = 0.0,
         advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
-        advantage_clip: float = 5.0,
+        advantage_clip: Positive = 5.0,
         **parts,
     ) -> None:
         super().__init__(
@@ -101,8 +104,6 @@ class DecoderMatching(PolicyStage):
             advantage_scale=advantage_scale,
             **parts,
         )
-        if draws < 1 or strength <= 0:
-            raise ValueError(f"draws must be at least 1 and strength above 0, got draws={draws}, strength={strength}")
         self.objective, self.draws, self.strength, self.clip, self.kl_beta = objective, draws, strength, clip, kl_beta
         self.update_parts, self.policy_lag, self.lagging = update_parts, policy_lag, LaggingPolicy(self)
         self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)

@@ -12,12 +12,14 @@ from torch import Tensor
 from uae_lightning.algorithms import flow
 from uae_lightning.interfaces import Decoder, Encoder, Projector
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
+from uae_lightning.ranges import Finite, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
 
 ROWS_TOGETHER = 16  # in a forward pass of the decoder, at least
 
 
+@checked
 class DecoderPretrain(Stage):
     """Flow matching on given captions, weighted by pixels where the data says so; the encoder is frozen.
 
@@ -50,13 +52,13 @@ class DecoderPretrain(Stage):
         projector: Projector,
         decoder: Decoder,
         sigma_distribution: flow.SigmaDistribution = "logit_normal",
-        sigma_shift: float = 3.0,
-        sigma_mean: float = 0.0,
-        sigma_std: float = 1.0,
-        sigma_mode_scale: float = 1.29,
+        sigma_shift: Positive = 3.0,
+        sigma_mean: Finite = 0.0,
+        sigma_std: Positive = 1.0,
+        sigma_mode_scale: Finite = 1.29,
         loss_weighting: flow.LossWeighting = "none",
         precondition_outputs: bool = False,
-        condition_dropout: float = 0.1,
+        condition_dropout: ShareBelow1 = 0.1,
         **parts,
     ) -> None:
         super().__init__(encoder, projector, decoder, **parts)

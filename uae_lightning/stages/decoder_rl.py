@@ -7,7 +7,7 @@ S steps of the sampler   W of them, the window, are stochastic and trained; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from uae_lightning.algorithms.flow_sde import (
     sliding_window,
 )
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
 
@@ -47,6 +48,7 @@ class ImageRollout:
     reward_input: RewardInput
 
 
+@checked
 class DecoderRL(PolicyStage):
     """Clipped policy gradient on the sampler's stochastic steps, with the reconstruction as reward.
 
@@ -85,26 +87,26 @@ class DecoderRL(PolicyStage):
     def __init__(
         self,
         *args,
-        group_size: int = 24,
-        micro_batch: int = 24,
-        updates_per_batch: int = 1,
-        update_parts: int = 1,
-        window: tuple[int, int] = (0, 9),
-        window_within: tuple[int, int] | None = None,
-        slide_every: int = 0,
+        group_size: Several = 24,
+        micro_batch: Count = 24,
+        updates_per_batch: Count = 1,
+        update_parts: Count = 1,
+        window: tuple[Natural, Count] = (0, 9),
+        window_within: tuple[Natural, Count] | None = None,
+        slide_every: Natural = 0,
         roll_back: bool = False,
         untrained_steps: Literal["ode", "sde"] = "ode",
-        noise_level: float = 0.7,
+        noise_level: Positive = 0.7,
         sde: Literal["flow_sde", "cps"] = "flow_sde",
         log_prob: Literal["normal", "squared_error"] = "normal",
-        clip: float = 1e-4,
+        clip: Positive = 1e-4,
         ratio_norm: bool = False,
         guidance_gradient: Literal["both", "conditional"] = "both",
-        kl_beta: float = 0.04,
+        kl_beta: NonNegative = 0.04,
         kl_includes_dt: bool = True,
         same_noise: bool = False,
         advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
-        advantage_clip: float = 5.0,
+        advantage_clip: Positive = 5.0,
         **parts,
     ) -> None:
         super().__init__(
@@ -115,16 +117,21 @@ class DecoderRL(PolicyStage):
             advantage_scale=advantage_scale,
             **parts,
         )
-        if ratio_norm and log_prob != "normal":
-            raise ValueError("ratio_norm is defined for log_prob 'normal': squared errors are no densities")
         self.update_parts, self.untrained_steps = update_parts, untrained_steps
         self.window, self.first_window, self.window_within = window, window, window_within
         self.slide_every, self.roll_back = slide_every, roll_back
-        check_windows(self)
         self.noise_level, self.sde, self.log_prob, self.ratio_norm = noise_level, sde, log_prob, ratio_norm
         self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
         self.guidance_gradient = guidance_gradient
         self.same_noise, self.advantage_clip = same_noise, advantage_clip
+
+    @staticmethod
+    def check_training(options: Any) -> None:
+        check_windows(options)
+        if options.ratio_norm and options.log_prob != "normal":
+            raise ValueError("ratio_norm is defined for log_prob 'normal': squared errors are no densities")
+        if options.sde == "cps" and options.noise_level > 1:
+            raise ValueError(f"noise_level must not exceed 1 with sde 'cps', got {options.noise_level}")
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> ImageRollout:
@@ -303,7 +310,7 @@ class DecoderRL(PolicyStage):
         self.log("train/grad_norm", self.health.pop("grad_norm"))
 
 
-def check_windows(options: DecoderRL) -> None:
+def check_windows(options: Any) -> None:
     """Raises ValueError where windows do not fit the sampler, or two options want to move them."""
     (first, end), within, steps = options.window, options.window_within, options.sampling.steps
     if not 0 <= first < end <= steps:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, ranks
+from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, RewardInput
 
@@ -24,6 +25,7 @@ class CaptionRollout:
     reward_input: RewardInput
 
 
+@checked
 class EncoderRL(PolicyStage):
     """Token-level clipped GRPO (arXiv 2402.03300) with the reconstruction as reward.
 
@@ -47,12 +49,12 @@ class EncoderRL(PolicyStage):
     def __init__(
         self,
         *args,
-        group_size: int = 4,
-        micro_batch: int = 4,
-        updates_per_batch: int = 1,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        kl_beta: float = 1e-6,
+        group_size: Several = 4,
+        micro_batch: Count = 4,
+        updates_per_batch: Count = 1,
+        clip_low: Positive = 0.2,
+        clip_high: Positive = 0.2,
+        kl_beta: NonNegative = 1e-6,
         normalization: Literal["grpo", "dr_grpo", "dapo"] = "grpo",
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
         mask_cut_captions: bool = False,
@@ -70,6 +72,11 @@ class EncoderRL(PolicyStage):
         self.clip_low, self.clip_high, self.kl_beta = clip_low, clip_high, kl_beta
         self.normalization = normalization
         self.mask_cut_captions, self.cut_penalty = mask_cut_captions, cut_penalty
+
+    @staticmethod
+    def check_training(options: Any) -> None:
+        if options.captioning.temperature == 0:
+            raise ValueError("captioning.temperature must be above 0: greedy captions of a group are all the same")
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> CaptionRollout:
@@ -145,7 +152,7 @@ class EncoderRL(PolicyStage):
 
     def logprobs(self, seen: Any, captions: Captions) -> tuple[Tensor, Tensor]:
         """([n, T] log-probabilities of the sampled tokens, [] mean entropy of the policy in nats)."""
-        logp, entropy = self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature or 1.0)
+        logp, entropy = self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature)
         return logp, entropy[captions.mask].mean()
 
     def pictures(self, seen: Any, rows: Tensor) -> Any:

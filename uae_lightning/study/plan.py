@@ -30,6 +30,9 @@ from typing import Any
 
 import yaml
 
+from uae_lightning import ranges
+from uae_lightning.pipeline import check_stage
+from uae_lightning.ranges import Count, Seed
 from uae_lightning.run_spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
 from uae_lightning.usage import UsageError, closest
 
@@ -90,6 +93,11 @@ def read_study(path: Path) -> Study:
     required = ("name", "title", "seeds", "evaluation", "arms")
     check_keys(content, required=required, allowed=(*required, "claims", "options"), where=str(path))
     check_name(content["name"], where=f"name in {path}")
+    for name in ("seeds", "arms"):
+        if not isinstance(content[name], list) or not content[name]:
+            raise UsageError(f"{name} in {path} must be a list with at least one entry")
+    for number, seed in enumerate(content["seeds"], 1):
+        check_number(f"seed {number} in {path}", Seed, seed)
     arms: dict[str, Arm] = {}
     for number, entry in enumerate(content["arms"], 1):
         arm = read_arm(entry, path, number, content.get("options") or {})
@@ -114,6 +122,10 @@ def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Ar
     check_name(entry["name"], where=f"name of {where}")
     if bool(entry.get("run")) == bool(entry.get("stages")):
         raise UsageError(f"{where} needs either run, the YAML of a run, or stages, a list of them")
+    if not isinstance(entry.get("stages") or [], list) or not isinstance(entry.get("run", ""), str):
+        raise UsageError(f"{where}: stages must be a list, run the name of a YAML")
+    if not isinstance(entry.get("options") or {}, dict) or not isinstance(entry.get("tables", []), list):
+        raise UsageError(f"{where}: options must map dotted keys to values, tables must be a list")
     if "run" in entry:
         stages = read_run(path.parent / entry["run"]).stages
     else:
@@ -126,11 +138,23 @@ def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Ar
 def read_protocol(entry: Any, path: Path) -> Protocol:
     names = ("config", "judges", "samples", "drawings")
     check_keys(entry, required=names, allowed=names, where=f"evaluation in {path}")
+    for name in ("config", "judges"):
+        if not isinstance(entry[name], str):
+            raise UsageError(f"evaluation.{name} in {path} must be the name of a YAML, got {entry[name]!r}")
     files = {name: path.parent / entry[name] for name in ("config", "judges")}
     for name, file in files.items():
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist: it is evaluation.{name} in {path}")
+    for name in ("samples", "drawings"):
+        check_number(f"evaluation.{name} in {path}", Count, entry[name])
     return Protocol(**entry | files)
+
+
+def check_number(name: str, of: type, value: Any) -> None:
+    try:
+        ranges.check(name, of, value)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def seeded(stage: StageSpec, seed: int) -> StageSpec:
@@ -165,13 +189,22 @@ def decoder_forwards(stage: StageSpec) -> int:
                        guidance_gradient "conditional" it has no gradients
 
     Raises:
-        UsageError: the stage is none of the three.
+        UsageError: the stage is none of the three, or its YAML or options are wrong.
     """
-    settings = settings_of(stage)
+    try:
+        return forwards_of(stage.name, settings_of(stage))
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:  # unchecked
+        check_stage(stage, [])  # says what is wrong, which takes seconds
+        raise UsageError(f"stage {stage.name} ({stage.config}): its cost cannot be counted ({error!r})") from error
+
+
+def forwards_of(name: str, settings: dict[str, Any]) -> int:
     kind, args = settings["model"]["class_path"].rsplit(".", 1)[-1], settings["model"]["init_args"]
-    steps, pictures = settings["trainer"]["max_steps"], settings["data"]["init_args"]["batch_size"]
+    steps, pictures = int(settings["trainer"]["max_steps"]), int(settings["data"]["init_args"]["batch_size"])
     if kind not in SECONDS_PER_FORWARD:
-        raise UsageError(f"stage {stage.name}: decoder_forwards cannot count {kind}, add its arithmetic there")
+        raise UsageError(f"stage {name}: decoder_forwards cannot count {kind}, add its arithmetic there")
     if kind == "DecoderPretrain":
         return 3 * pictures * steps
     branches = 1 if args["sampling"]["guidance"] == 1 else 2

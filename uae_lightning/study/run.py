@@ -16,6 +16,7 @@ import yaml
 from uae_lightning import run_folder
 from uae_lightning.paths import resolve
 from uae_lightning.pipeline import check_stage
+from uae_lightning.ranges import Count, Seed
 from uae_lightning.run_spec import StageSpec
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.study.plan import (
@@ -73,9 +74,9 @@ def parse(args: list[str]):
     parser = Parser(prog="uae study", description=DESCRIPTION)
     parser.add_argument("--config", type=Path, metavar="YAML", help="the list of arms (needed)")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms, and those they come after")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="in place of the YAML's")
+    parser.add_argument("--seeds", nargs="+", type=Seed, metavar="SEED", help="in place of the YAML's")
     parser.add_argument("--output", type=Path, default=Path("docs"), metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--jobs", type=int, default=cores, help="processes at a time; default: cores, %(default)s")
+    parser.add_argument("--jobs", type=Count, default=cores, help="processes at a time; default: cores, %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="redo jobs whose settings have changed since")
     parser.add_argument("--dry-run", action="store_true", help="list the jobs and what they would take")
     parser.add_argument("--report", action="store_true", help="run nothing; write the results of what is done")
@@ -83,8 +84,6 @@ def parse(args: list[str]):
     options = parser.parse(args)
     if options.config is None:
         parser.error("name the YAML of a study with --config")
-    if options.jobs < 1:
-        parser.error("--jobs must be at least 1")
     return options
 
 
