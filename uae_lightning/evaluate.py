@@ -6,13 +6,13 @@ The same pictures, prompts, noise and seeds for any weights: two evaluations can
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uae_lightning import run_folder
 from uae_lightning.evaluation.table import SUITES, table
+from uae_lightning.masking import masked, masked_command
 from uae_lightning.provenance import provenance
 from uae_lightning.run_spec import EvaluationSpec, StageSpec, fit_args, is_run, read_run
 from uae_lightning.usage import Parser, UsageError, closest
@@ -56,7 +56,7 @@ def main(args: list[str]) -> None:
         weights,
         suites=options.suite,
         seed=options.seed,
-        command=shlex.join(["uae", "evaluate", *args]),
+        command=masked_command(["uae", "evaluate", *args]),
     )
     print(table(record))
     print(f"Figures: {options.output}\nValues:  {run_folder.items_of(options.output)}")
@@ -170,7 +170,7 @@ def evaluate_into(
     config, judges = stage_config(stage, overrides or [], weights), parse_evaluation(spec)
     evaluation = build_evaluation(judges)
     chosen = [suite for suite in evaluation.chosen(suites) if suite not in without]
-    settings = as_json({"model": config.model, "evaluation": judges.evaluation, "suites": chosen})
+    settings = masked(as_json({"model": config.model, "evaluation": judges.evaluation, "suites": chosen}))
     if keep_earlier and (earlier := same_evaluation(output, settings, seed)):
         return earlier
     model, reward, reference = build_stage(config), build_reward(config), None
@@ -218,6 +218,7 @@ def stage_config(stage: StageSpec, overrides: list[str], weights: dict[str, Path
 
 def parse_evaluation(spec: EvaluationSpec) -> Namespace:
     """The configuration of an `Evaluation`, checked, nothing built."""
+    from uae_lightning.class_paths import check_class_paths
     from uae_lightning.stage_cli import errors_explained
 
     options = {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec.options.items()}
@@ -225,6 +226,7 @@ def parse_evaluation(spec: EvaluationSpec) -> Namespace:
     try:
         with errors_explained():
             config = evaluation_parser().parse_args(args)
+            check_class_paths(config)
     except UsageError as error:
         raise UsageError(f"{spec.config}: {error}") from error
     config.evaluation.pop("__path__", None)  # of the YAML, on this machine

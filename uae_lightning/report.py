@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from uae_lightning import run_folder
 from uae_lightning.charts import Band, Line, line_chart, smoothed
 from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.masking import masked_text
 from uae_lightning.report_evaluation import evaluation_section
 from uae_lightning.report_pictures import before_after, gallery, gallery_columns, hero_section
 from uae_lightning.report_style import STYLE
@@ -208,16 +209,16 @@ def provenance(record: dict[str, Any], stages: list[StageView]) -> str:
     blocks = []
     for stage in stages:
         config = stage.folder / "config.yaml"
-        text = config.read_text() if config.exists() else ""
+        text = masked_text(config.read_text()) if config.exists() else ""
         seed = (yaml.safe_load(text) or {}).get("seed_everything", "?")
         command = stage.record["command"] if stage.record else "(written when the stage is done)"
         blocks.append(
             f"<details><summary><b>{escape(stage.name)}</b>, seed {escape(str(seed))}: its command and configuration"
-            f"</summary><pre>{escape(command)}</pre><pre>{escape(text)}</pre></details>"
+            f"</summary><pre>{escape(masked_text(command))}</pre><pre>{escape(text)}</pre></details>"
         )
     return (
         "<h2>What was run</h2><p>The first command repeats the whole run, that of a stage repeats it alone.</p>"
-        f'<pre>{escape(record["command"])}</pre><p class="muted">{escape(versions)}</p>{"".join(blocks)}'
+        f'<pre>{escape(masked_text(record["command"]))}</pre><p class="muted">{escape(versions)}</p>{"".join(blocks)}'
     )
 
 

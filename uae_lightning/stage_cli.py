@@ -19,13 +19,17 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import StageCheckpoint
 from uae_lightning import run_folder
-from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover
+from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover, replacing
+from uae_lightning.class_paths import check_class_paths
+from uae_lightning.masking import masked
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
 from uae_lightning.parallel.strategy import ShardedStrategy
+from uae_lightning.run_spec import read_stage_yaml
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
 
@@ -53,11 +57,13 @@ DESCRIPTIONS = {
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """config.yaml is what a stage was trained with: `validate` leaves it alone."""
+    """config.yaml is what a stage was trained with: `validate` leaves it alone. Secrets are left out of it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            text = self.parser.dump(masked(self.config), skip_unset=False, skip_validation=True)
+            with replacing(Path(trainer.default_root_dir) / "config.yaml") as partial:
+                partial.write_text(text)
 
 
 class StageCLI(LightningCLI):
@@ -107,6 +113,7 @@ class StageCLI(LightningCLI):
         """Nothing: Lightning would let hyperparameters in a checkpoint replace the YAML's (Lightning #21116)."""
 
     def before_instantiate_classes(self) -> None:
+        check_class_paths(self.config[self.subcommand])
         if self.subcommand == "fit":
             config = self.config.fit
             check_ends(config.trainer)
@@ -145,6 +152,7 @@ class ParsedStage(StageCLI):
     def _set_seed(self) -> None: ...
 
     def before_instantiate_classes(self) -> None:
+        check_class_paths(self.config[self.subcommand])
         if self.subcommand == "fit":
             check_ends(self.config.fit.trainer)
 
@@ -174,11 +182,21 @@ def parse_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -
 @contextmanager
 def command_line(args: list[str]) -> Iterator[None]:
     """`sys.argv` as if `uae ARGS` had been typed: Lightning starts the other ranks of a stage with that command."""
+    for name in configs_of(args):
+        read_stage_yaml(Path(name))  # here, since jsonargparse names no file and quotes what is in it
     before, sys.argv = sys.argv, [sys.argv[0], *args]
     try:
         yield
     finally:
         sys.argv = before
+
+
+def configs_of(args: list[str]) -> list[str]:
+    """What `--config YAML` and `--config=YAML` name."""
+    pairs = zip(args, args[1:], strict=False)
+    return [value for name, value in pairs if name == "--config"] + [
+        word.partition("=")[2] for word in args if word.startswith("--config=")
+    ]
 
 
 def quiet() -> None:
@@ -206,6 +224,8 @@ def errors_explained() -> Iterator[None]:
         raise UsageError(explain(str(error))) from error
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
     except ValueError as error:
         if "Does not validate against any of" not in str(error):
             raise
@@ -222,9 +242,15 @@ def explain(message: str) -> str:
         return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
     if unknown := re.search(r"does not accept option '([\w.]+)'", message):
         return f"unknown key {unknown[1]} in the YAML{closest(unknown[1], parser_keys())}"
-    noise = r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value"
+    key = ".init_args.".join(re.findall(r'Parser key "([\w.]+)"', message))  # from the outer to the inner
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        return f"{key}: {denied[1]} is never called from a YAML: name a class of the kind that belongs there"
+    noise = (
+        "Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value|Parser key|"
+        "Problem with given class_path"
+    )
     lines = [line.strip(" -") for line in message.splitlines() if line.strip() and not re.search(noise, line)]
-    return " ".join(lines)
+    return f"{key}: ".removeprefix(": ") + re.sub(r"(Got value: .{80}).+", r"\1...", " ".join(lines))
 
 
 def parameters(class_path: str) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
 from uae_lightning.disk import enough_space
+from uae_lightning.masking import masked_command
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def main(args: list[str]) -> None:
     options, fit_options = parse(args)
     stage, data, trainer = load(fit_options)
     data.batch_size = options.batch_size or data.batch_size
-    header = describe(stage, data, trainer, shlex.join(["uae", "cache", *fit_options, "--to", str(options.to)]))
+    header = describe(stage, data, trainer, masked_command(["uae", "cache", *fit_options, "--to", str(options.to)]))
     with enough_space(options.to):
         clear_or_check(options.to, header, options.overwrite)
         counts = fill_folder(options, stage, data, trainer, header)

@@ -19,6 +19,7 @@ from uae_lightning import run_folder
 from uae_lightning.export import lora
 from uae_lightning.export.card import Facts, card
 from uae_lightning.export.command import CLASSES
+from uae_lightning.masking import masked
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
@@ -60,7 +61,7 @@ def write_export(folder: Path, options) -> None:
     if options.merged or not parts["encoder"].on_hub:
         print("writing encoder/", flush=True)
         stage.encoder.save(folder / "encoder", dtype)
-    settings = settings_of(stage) | {"origin": described(run, stages, config, parts)}
+    settings = masked(settings_of(stage)) | {"origin": described(run, stages, config, parts)}
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     quantized = [part for part in parts if lora.part_settings(config, part).get("quantization", "none") != "none"]
     (folder / "README.md").write_text(card(Facts(folder, settings, stage, parts, dtype, quantized)))

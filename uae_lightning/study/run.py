@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from uae_lightning import run_folder
+from uae_lightning.masking import masked_command
 from uae_lightning.paths import resolve
 from uae_lightning.pipeline import check_stage
 from uae_lightning.run_spec import StageSpec
@@ -63,7 +63,7 @@ def main(args: list[str]) -> None:
         place,
         whole,
         options.output,
-        shlex.join(["uae", "study", *(word for word in args if word != "--report")]),
+        masked_command(["uae", "study", *(word for word in args if word != "--report")]),
     )
     print(f"Results: {page}, {page.with_suffix('.json')}")
 
