@@ -84,7 +84,7 @@ ANYTHING = [
 
 @pytest.mark.parametrize(("key", "value"), ANYTHING)
 def test_no_other_key_calls_a_function_or_a_class_of_another_kind(key, value, tmp_path):
-    # red without check_class_paths for the second and the third: a Callable takes a function with arguments, and calls it
+    # red without check_class_paths for the second and the third: functions in place of a Callable are called
     content = yaml.safe_load(STAGE_YAML)
     *groups, last = key.split(".")
     place = content

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uae_lightning import run_folder
+from uae_lightning.disk import check_writable
 from uae_lightning.evaluation.table import SUITES, table
 from uae_lightning.masking import masked, masked_command
 from uae_lightning.provenance import provenance
@@ -89,6 +90,7 @@ def parse(args: list[str]):
         parser.error("name the YAML of a run or of a stage with --config")
     if options.output is None or options.output.suffix != ".json":
         parser.error("name the file to write with --output, such as --output evaluation.json")
+    check_writable(options.output, "--output")
     if options.stage and not options.weights:
         parser.error("--stage needs the folder of the run: name it with --weights")
     for name in options.suite:
@@ -190,7 +192,7 @@ def same_evaluation(output: Path, settings: Any, seed: int) -> dict[str, Any] | 
     """What lies there already, if it was made with the same settings."""
     if not (output.is_file() and run_folder.items_of(output).is_file()):
         return None
-    record = json.loads(output.read_text())
+    record = run_folder.read_json(output)
     return record if (record.get("settings"), record.get("seed")) == (settings, seed) else None
 
 

@@ -6,7 +6,6 @@ Weights go on by name; every stage can be resumed, or repeated alone by the `uae
 from __future__ import annotations
 
 import gc
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -210,7 +209,7 @@ def seconds_before(place: Path) -> float:
     """Seconds that earlier processes spent on what the checkpoint holds."""
     if not (place / "clock.json").exists():
         return 0.0
-    clock = json.loads((place / "clock.json").read_text())
+    clock = run_folder.read_json(place / "clock.json", "start", "earlier_seconds")
     return clock["earlier_seconds"] + max(0.0, run_folder.last_checkpoint(place).stat().st_mtime - clock["start"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -63,7 +62,7 @@ def write_report(run: Path) -> Path:
     Raises:
         FileNotFoundError: it is not the folder of a run.
     """
-    record = json.loads((run / "run.json").read_text()) if run_folder.stages_of(run) else {}
+    record = run_folder.read_json(run / "run.json") if run_folder.stages_of(run) else {}
     stages = read_stages(run)
     if not stages:
         raise FileNotFoundError(f"{run}: no stage has been validated yet, there is nothing to report")
@@ -99,7 +98,8 @@ def read_stages(run: Path) -> list[StageView]:
     for folder in run_folder.stages_of(run):
         if not (folder / "validation.jsonl").exists():
             continue
-        record = json.loads((folder / "stage.json").read_text()) if run_folder.is_done(folder) else None
+        file = folder / "stage.json"
+        record = run_folder.read_json(file, "seconds", "command") if file.exists() else None
         offset = stages[-1].offset + stages[-1].steps if stages else 0
         stages.append(StageView(folder.name, folder, run_folder.read_rows(folder), record, offset))
     return stages
@@ -146,7 +146,7 @@ def not_compared(stages: list[StageView], compared: list[StageView]) -> str:
 
 def evaluation(run: Path) -> str:
     """Nothing where start and end of the run have not both been evaluated."""
-    summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
+    summary = run_folder.read_json(run / "summary.json") if (run / "summary.json").exists() else {}
     return evaluation_section(summary["evaluation"]) if "evaluation" in summary else ""
 
 

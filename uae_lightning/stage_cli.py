@@ -25,6 +25,7 @@ from callbacks import StageCheckpoint
 from uae_lightning import run_folder
 from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover, replacing
 from uae_lightning.class_paths import check_class_paths
+from uae_lightning.disk import check_writable, naming
 from uae_lightning.masking import masked
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
@@ -117,12 +118,18 @@ class StageCLI(LightningCLI):
         if self.subcommand == "fit":
             config = self.config.fit
             check_ends(config.trainer)
+            check_folder(config.trainer)
             # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
             flags = {name: config.pop(name) for name in ("resume", "overwrite")}
             folder = Path(config.trainer.default_root_dir)
+            check_writable(folder / "config.yaml", "--trainer.default_root_dir")
             if is_main():
                 recover(run_folder.last_checkpoint(folder))
             self.resume_from = run_folder.start_point(folder, **flags)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with naming(Path(self.config[subcommand].trainer.default_root_dir)):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         if self.resume_from:
@@ -155,6 +162,7 @@ class ParsedStage(StageCLI):
         check_class_paths(self.config[self.subcommand])
         if self.subcommand == "fit":
             check_ends(self.config.fit.trainer)
+            check_folder(self.config.fit.trainer)
 
     def instantiate_classes(self) -> None: ...
 
@@ -164,6 +172,11 @@ class ParsedStage(StageCLI):
 def check_ends(trainer: Namespace) -> None:
     if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None:
         raise UsageError("training would never end: set trainer.max_steps")
+
+
+def check_folder(trainer: Namespace) -> None:
+    if not str(trainer.default_root_dir or "").strip():
+        raise UsageError("trainer.default_root_dir is empty: name the folder of the stage, such as runs/fit")
 
 
 def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> StageCLI:

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uae_lightning import run_folder
+from uae_lightning.disk import check_writable
 from uae_lightning.run_spec import read_stage_yaml
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from uae_lightning.stages.common import Stage
 
 DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def add_options(parser: Parser) -> None:
@@ -33,6 +37,23 @@ def check_options(parser: Parser, options) -> None:
         options.config = DEFAULT_CONFIG
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1, got {options.steps}")
+
+
+def check_output(path: Path) -> None:
+    """Before the models are loaded."""
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"--output {path} must end in .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: the folder {path.parent} does not exist, make it first")
+    check_writable(path, "--output")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """All of it or nothing: an earlier picture stays where the disk is full."""
+    from uae_lightning.checkpoint_io import replacing
+
+    with replacing(path) as partial:
+        picture.save(partial, format=FORMATS[path.suffix.lower()])
 
 
 def load_chosen(options) -> Stage:

@@ -13,7 +13,9 @@ import argparse
 import json
 from pathlib import Path
 
+from uae_lightning.disk import check_writable, naming
 from uae_lightning.memory import keep_freed_memory
+from uae_lightning.run_folder import write_json
 
 PARTS = ("detector", "text", "encoder", "decoder", "clip")
 SHIPPED = Path(__file__).parents[1] / "weights" / "scenes"
@@ -25,16 +27,31 @@ def main(args: list[str] | None = None) -> None:
         "uae bootstrap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", choices=PARTS, help="train this part alone (its predecessors must be finished)")
-    parser.add_argument("--work", type=Path, default=Path("bootstrap/scenes"), help="checkpoints; continued if present")
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="finished weights (default: inside the package)")
+    parser.add_argument("--work", type=Path, help="checkpoints; continued if present (default: bootstrap/scenes)")
+    parser.add_argument(
+        "--output", type=Path, help="finished weights (default: inside the package; with --scale, in --work)"
+    )
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: all)")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="multiplies the steps of every part; 0.01 to try it out"
     )
     options = parser.parse_args(args)
+    options.work, options.output = places(options.work, options.output, options.scale)
+    check_writable(options.work / "state.pt", "--work")
+    check_writable(options.output / "card.json", "--output")
     keep_freed_memory()
     for part in PARTS if options.only is None else (options.only,):
-        run_part(part, options.work, options.output, scale=options.scale, threads=options.threads)
+        with naming(options.work / part):
+            run_part(part, options.work, options.output, scale=options.scale, threads=options.threads)
+
+
+def places(work: Path | None, output: Path | None, scale: float) -> tuple[Path, Path]:
+    """Where checkpoints and weights go: a trial has folders of its own, else it would replace what is shipped, and the
+    real training would go on from its checkpoints."""
+    if scale == 1:
+        return work or Path("bootstrap/scenes"), output or SHIPPED
+    work = work or Path(f"bootstrap/scenes-{scale:g}")
+    return work, output or work / "weights"
 
 
 def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads: int | None = None) -> None:
@@ -69,4 +86,4 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
         figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3000))
     card = output / "card.json"
     known = json.loads(card.read_text()) if card.exists() else {}
-    card.write_text(json.dumps(known | {part: figures}, indent=1))
+    write_json(card, known | {part: figures})

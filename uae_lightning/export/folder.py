@@ -220,7 +220,7 @@ def template(encoder: QwenVLEncoder) -> str:
 
 
 def described(run: Path, stages: list[Path], config: Path, parts: dict[str, Origin]) -> dict[str, Any]:
-    record = json.loads((run / "run.json").read_text())
+    record = run_folder.read_json(run / "run.json", "name")
     return {
         "run": record["name"],
         "stages": [stage.name for stage in stages],

@@ -126,7 +126,7 @@ def import_release(
 
     Args:
         source: folder or hub id that holds the released parts, named as `uae import-release --help` lists them.
-        target: a folder that does not exist yet; until all is written it is named `TARGET.partial`.
+        target: a folder that does not exist yet; until all is written it is named `TARGET.uae-partial`.
         base: folder or hub id of SD3.5, where `source/SD3` does not hold it.
         lora: merge `llm_lora` and `dit_lora`, and keep them also in `target/adapters`; False leaves them unread.
         dtype: of all weights; None keeps that of each tensor. Merging is done in float32.

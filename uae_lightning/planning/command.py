@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from uae_lightning import run_spec
+from uae_lightning.disk import check_writable
 from uae_lightning.pipeline import pair_up
 from uae_lightning.usage import Parser
 
@@ -54,6 +55,8 @@ def parse(args: list[str]):
     for name in ("card", "tflops"):
         if (value := getattr(options, name)) is not None and value <= 0:
             parser.error(f"--{name} must be above 0, got {value:g}")
+    if options.json:
+        check_writable(options.json, "--json")
     return options, overrides
 
 

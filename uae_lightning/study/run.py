@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from uae_lightning import run_folder
+from uae_lightning.disk import check_writable
 from uae_lightning.masking import masked_command
 from uae_lightning.paths import resolve
 from uae_lightning.pipeline import check_stage
@@ -85,6 +86,8 @@ def parse(args: list[str]):
         parser.error("name the YAML of a study with --config")
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
+    if not options.dry_run:
+        check_writable(options.output / "results.md", "--output")
     return options
 
 
