@@ -114,6 +114,8 @@ def test_what_torch_says_of_a_full_disk_is_understood(tmp_path):
         (["plan", "--config=conf/run.yaml", "--json=a.json"], "--json a.json"),
         (["study", "--config=conf/run.yaml"], "--output docs/results.md"),
         (["bootstrap", "--output=here"], "--work bootstrap/scenes"),
+        (["cache", "--config=conf/stage.yaml", "--to=here"], "--to here"),
+        (["import-release", "--from=conf", "--to=here"], "--to here"),
         (["fit", "--config=conf/stage.yaml"], "--trainer.default_root_dir runs/fit"),
     ],
 )

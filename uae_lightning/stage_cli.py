@@ -205,11 +205,9 @@ def command_line(args: list[str]) -> Iterator[None]:
 
 
 def configs_of(args: list[str]) -> list[str]:
-    """What `--config YAML` and `--config=YAML` name."""
-    pairs = zip(args, args[1:], strict=False)
-    return [value for name, value in pairs if name == "--config"] + [
-        word.partition("=")[2] for word in args if word.startswith("--config=")
-    ]
+    """What `--config YAML`, `-c YAML` and `--config=YAML` name."""
+    apart = [value for name, value in zip(args, args[1:], strict=False) if name in ("--config", "-c")]
+    return apart + [word.partition("=")[2] for word in args if word.startswith("--config=")]
 
 
 def quiet() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
-from uae_lightning.disk import enough_space
+from uae_lightning.disk import check_writable, enough_space
 from uae_lightning.masking import masked_command
 from uae_lightning.usage import Parser, UsageError
 
@@ -73,6 +73,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error("name the YAML of a stage with --config")
     if options.overwrite and options.part.of > 1:
         parser.error("--overwrite would delete what the other parts write: delete the folder, then start the parts")
+    check_writable(options.to / "cache.json", "--to")
     return options, rest
 
 

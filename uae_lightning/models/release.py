@@ -33,6 +33,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_lightning.checkpoint_io import making_folder
+from uae_lightning.disk import check_writable
 from uae_lightning.models import sd3
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.projector import MLPProjector
@@ -110,6 +111,7 @@ def parse(args: list[str]):
         parser.error("name the folder of the release with --from")
     if options.target is None:
         parser.error("name the folder to make with --to")
+    check_writable(options.target / "encoder", "--to")
     return options
 
 
