@@ -10,7 +10,6 @@ from typing import Any
 
 import diffusers
 import torch
-import yaml
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 from torch import nn
@@ -27,7 +26,7 @@ from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.paths import HUB_ID, SHIPPED, resolve
 from uae_lightning.provenance import versions
-from uae_lightning.stage_loading import last_config, load_stage
+from uae_lightning.stage_loading import last_config, load_stage, read_model
 from uae_lightning.stages.common import Stage
 
 WITHOUT_TRAINING = {  # the weights as they are: no fresh adapters, nothing rounded to 4 bits, no compiled blocks
@@ -68,14 +67,15 @@ def write_export(folder: Path, options) -> None:
 
 
 def check_classes(config: Path) -> None:
-    parts = yaml.safe_load(config.read_text())["model"]["init_args"]
-    if parts["encoder"] is None:
+    parts = read_model(config, {})["init_args"]
+    if parts.get("encoder") is None:
         raise ValueError(
             f"{config} trains from a cache, without the encoder that an export needs: let a stage with an encoder "
             "follow, such as the RL stages, or train with model.init_args.encoder given"
         )
     for part, wanted in CLASSES.items():
-        if (name := parts[part]["class_path"].split(".")[-1]) != wanted:
+        lora.part_settings(config, part)  # says where there is none
+        if (name := str(parts[part].get("class_path")).split(".")[-1]) != wanted:
             raise ValueError(f"{config}: the {part} is a {name}; `uae export` knows the formats of {wanted} only")
 
 
