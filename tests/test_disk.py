@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import resource
+import shutil
 import stat
 import sys
 import tempfile
@@ -187,6 +188,19 @@ def test_overwrite_clears_what_a_stage_has_written(place):
     (place / "thesis" / "stage.json").write_text("{}")
     run_folder.clear_stage(place / "thesis")
     assert [file.exists() for file in mine] == [False, True, False]
+
+
+def test_clearing_that_was_killed_is_gone_on_with(tmp_path, monkeypatch):
+    # red with config.yaml before the others, or stage.json behind them
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "config.yaml").write_text(run_folder.WRITTEN_FIRST)
+    (tmp_path / "stage.json").write_text("{}")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        run_folder.clear_stage(tmp_path)
+    assert not run_folder.is_done(tmp_path) and (tmp_path / "weights").exists()
+    run_folder.clear_stage(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("folder", ["", " ", "null"])

@@ -20,6 +20,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("SHORT_TOKEN", "a")
     monkeypatch.setenv("PICTURES", "/somewhere/pictures")
+    monkeypatch.setenv("NOTHING", "")
 
 
 def test_values_of_variables_become_interpolations(environment):
@@ -28,7 +29,8 @@ def test_values_of_variables_become_interpolations(environment):
     assert masking.masked(config) == Namespace(
         a="Bearer ${oc.env:HF_TOKEN}", b=Namespace(c=["a", 3, None]), d={"e": "/somewhere/pictures/1.png"}
     )
-    masking._env("PICTURES")
+    masking._env("PICTURES"), masking._env("NOTHING")
+    assert masking.masked(["", "word"]) == ["", "word"]
     assert masking.masked(config).d == {"e": "${oc.env:PICTURES}/1.png"}
     assert config.a == f"Bearer {TOKEN}"  # a copy
 

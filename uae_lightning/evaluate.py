@@ -90,7 +90,8 @@ def parse(args: list[str]):
         parser.error("name the YAML of a run or of a stage with --config")
     if options.output is None or options.output.suffix != ".json":
         parser.error("name the file to write with --output, such as --output evaluation.json")
-    check_writable(options.output, "--output")
+    for file in (options.output, run_folder.items_of(options.output)):
+        check_writable(file, "--output")
     if options.stage and not options.weights:
         parser.error("--stage needs the folder of the run: name it with --weights")
     for name in options.suite:

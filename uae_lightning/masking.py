@@ -54,7 +54,7 @@ def masked(value: Any) -> Any:
 def masked_text(text: str) -> str:
     secrets = {name: of for name, of in os.environ.items() if VARIABLE.search(name) and len(of) >= LONG} | read
     for name, of in sorted(secrets.items(), key=lambda pair: -len(pair[1])):  # the longer ones first: they may overlap
-        if text == of or len(of) >= LONG:
+        if of and (text == of or len(of) >= LONG):
             text = text.replace(of, f"${{oc.env:{name}}}")
     return USER_IN_URL.sub(f"://{MASK}@", text)
 

@@ -28,9 +28,9 @@ from uae_lightning.usage import UsageError
 
 TIME = "time.json"
 LEFT_BY_A_STAGE = (
-    "stage.json", "config.yaml", "hparams.yaml", "validation.jsonl", "checkpoints", "weights", "weights.partial",
-    "weights.previous", "gallery", "events.out.*", "skipped.jsonl", TIME,
-)  # fmt: skip
+    "stage.json", "hparams.yaml", "validation.jsonl", "checkpoints", "weights", "weights.partial", "weights.previous",
+    "gallery", "events.out.*", "skipped.jsonl", TIME, "config.yaml",
+)  # fmt: skip  in the order in which they are cleared: killed half-way, it is still the folder of a stage, and not done
 WRITTEN_FIRST = "# lightning.pytorch=="  # how config.yaml begins, which is there before all else
 
 

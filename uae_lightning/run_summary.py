@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ def time_of(place: Path, seconds: float) -> dict[str, float]:
     file = place / run_folder.TIME
     if not file.exists():
         return {}
-    spent = json.loads(file.read_text())
+    spent = run_folder.read_json(file)
     counted = spent.get("steps", 0.0) + spent.get("validation", 0.0)
     return spent | {"start and end": round(max(0.0, seconds - counted), 1)}
 
