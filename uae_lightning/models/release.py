@@ -111,7 +111,8 @@ def parse(args: list[str]):
         parser.error("name the folder of the release with --from")
     if options.target is None:
         parser.error("name the folder to make with --to")
-    check_writable(options.target / "encoder", "--to")
+    if not options.target.exists():  # else it is refused
+        check_writable(options.target, "--to")
     return options
 
 
