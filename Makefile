@@ -6,7 +6,9 @@
 PYTHON ?= python3
 ARGS ?=
 TORCH_ARGS ?=
+TORCH := torch==2.13.0
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 # Idle threads sleep instead of spinning (on a busy machine spinning makes generation several times slower);
 # no model hub is ever asked; the tokenizer stays out of the way of forked workers.
@@ -15,7 +17,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo reproduce ablations bootstrap smoke test lint tensorboard clean
+.PHONY: help .venv packages demo reproduce ablations bootstrap smoke test lint tensorboard clean
 
 help: ## list these targets
 	@grep -E '^[.a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([.a-z-]+):.*## (.*)/  make \1|\2/' \
@@ -28,12 +30,17 @@ help: ## list these targets
 	  echo "error: Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
 	  echo "       Name another interpreter:  make $(or $(MAKECMDGOALS),.venv) PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@if $(BIN)/python -m pip show --quiet torchvision 2>/dev/null; then \
-	  echo "error: torchvision is in .venv, where it breaks transformers' image processors." >&2; \
-	  echo "       Remove it:  $(BIN)/python -m pip uninstall torchvision" >&2; exit 1; fi
+	@$(MAKE) --no-print-directory packages
 	@touch $@
+
+packages: ## the packages alone, into another environment:  make packages BIN="$$CONDA_PREFIX/bin"
+	$(PIP) install --require-hashes --no-deps -r constraints.txt
+	$(PIP) install $(TORCH_ARGS) $(TORCH)
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) check
+	@if $(PIP) show torchvision 2>/dev/null; then \
+	  echo "error: torchvision is among the packages, where it breaks transformers' image processors." >&2; \
+	  echo "       Remove it:  $(BIN)/python -m pip uninstall torchvision" >&2; exit 1; fi
 
 demo: .venv/.installed ## all three stages on the embedded scenes, at most 10 minutes on 2 cores
 	$(BIN)/uae run --config conf/demo.yaml $(ARGS)

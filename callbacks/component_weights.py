@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 
 from callbacks.ema import EMA
+from uae_lightning.disk import shared
 from uae_lightning.parallel.collectives import barrier
 from uae_lightning.parallel.sharding import whole_on_main
 
@@ -47,6 +48,8 @@ class ComponentWeights(L.Callback):
                     (partial / name).mkdir(parents=True)
                     part.save(partial / name)
         if trainer.is_global_zero:
+            for file in filter(Path.is_file, partial.rglob("*")):
+                shared(file)
             if folder.exists():  # a folder that is not empty cannot be replaced in one step
                 folder.rename(previous)
             partial.rename(folder)

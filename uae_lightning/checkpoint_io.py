@@ -22,9 +22,10 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
+from uae_lightning.disk import explained, naming, shared
 from uae_lightning.parallel import sharded_checkpoint
 
-PARTIAL, PREVIOUS = ".partial", ".previous"
+PARTIAL, PREVIOUS = ".uae-partial", ".uae-previous"  # no file of the user is called so
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Write to the path it yields; `path` appears, or is replaced, only once that file is whole and on disk.
 
     The partial file lies in the same folder (a rename is atomic within one file system only) and is named
-    `PATH.partial`, which no "*.ckpt" finds. An exception inside removes it; a kill leaves it, and the next write
+    `PATH.uae-partial`, which no "*.ckpt" finds. An exception inside removes it; a kill leaves it, and the next write
     overwrites it.
     """
     path = Path(path)
@@ -41,9 +42,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     if partial.is_dir():  # left by a killed `replacing_folder`
         remove(partial)
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        shared(partial)
         swap(partial, path) if path.is_dir() else os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -54,7 +57,7 @@ def replacing_folder(path: str | Path, main: bool, barrier: Callable[[], Any]) -
     """The same for a folder that all ranks write to; `main` is true on the one that makes and renames it.
 
     A folder that is not empty cannot be replaced in one step: a kill between the two steps leaves the earlier one as
-    `PATH.previous`, where `recover` finds it.
+    `PATH.uae-previous`, where `recover` finds it.
     """
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)
@@ -76,7 +79,7 @@ def replacing_folder(path: str | Path, main: bool, barrier: Callable[[], Any]) -
 def making_folder(target: Path) -> Iterator[Path]:
     """A folder to write to; it becomes `target` when all is on disk, and is removed after an exception.
 
-    A kill leaves it as `TARGET.partial`, which the next call clears.
+    A kill leaves it as `TARGET.uae-partial`, which the next call clears.
 
     Raises:
         ValueError: the disk is full, or nobody may write there.
@@ -85,15 +88,17 @@ def making_folder(target: Path) -> Iterator[Path]:
     remove(partial)
     try:
         partial.mkdir(parents=True)
-        yield partial
-        for file in filter(Path.is_file, partial.rglob("*")):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+        with naming(target):
+            yield partial
+            for file in filter(Path.is_file, partial.rglob("*")):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                shared(file)
         swap(partial, target)
     except FileNotFoundError:  # of what was to be written into it
         raise
     except OSError as error:
-        raise ValueError(f"--to {target} cannot be written: {error}") from error
+        raise ValueError(f"--to {target} cannot be written: {explained(error) or error}") from error
     finally:
         remove(partial)
 

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve t
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from uae_lightning import __version__
+from uae_lightning.disk import explained
 from uae_lightning.memory import keep_freed_memory
 from uae_lightning.usage import UsageError, closest
 
@@ -67,10 +68,11 @@ def main(args: list[str] | None = None) -> int:
     keep_freed_memory()
     try:
         dispatch(args[0], args[1:])
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if os.environ.get("UAE_DEBUG") == "1":
+    except Exception as error:
+        known = str(error) if isinstance(error, ValueError | FileNotFoundError | FloatingPointError) else None
+        if (message := explained(error) or known) is None or os.environ.get("UAE_DEBUG") == "1":
             raise
-        print(f"uae: error: {error}", file=sys.stderr)
+        print(f"uae: error: {message}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     return 0
 

@@ -6,13 +6,14 @@ The same pictures, prompts, noise and seeds for any weights: two evaluations can
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uae_lightning import run_folder
+from uae_lightning.disk import check_writable
 from uae_lightning.evaluation.table import SUITES, table
+from uae_lightning.masking import masked, masked_command
 from uae_lightning.provenance import provenance
 from uae_lightning.ranges import Count, Seed
 from uae_lightning.run_spec import EvaluationSpec, StageSpec, fit_args, is_run, read_run
@@ -57,7 +58,7 @@ def main(args: list[str]) -> None:
         weights,
         suites=options.suite,
         seed=options.seed,
-        command=shlex.join(["uae", "evaluate", *args]),
+        command=masked_command(["uae", "evaluate", *args]),
     )
     print(table(record))
     print(f"Figures: {options.output}\nValues:  {run_folder.items_of(options.output)}")
@@ -90,6 +91,8 @@ def parse(args: list[str]):
         parser.error("name the YAML of a run or of a stage with --config")
     if options.output is None or options.output.suffix != ".json":
         parser.error("name the file to write with --output, such as --output evaluation.json")
+    for file in (options.output, run_folder.items_of(options.output)):
+        check_writable(file, "--output")
     if options.stage and not options.weights:
         parser.error("--stage needs the folder of the run: name it with --weights")
     for name in options.suite:
@@ -171,7 +174,7 @@ def evaluate_into(
     config, judges = stage_config(stage, overrides or [], weights), parse_evaluation(spec)
     evaluation = build_evaluation(judges)
     chosen = [suite for suite in evaluation.chosen(suites) if suite not in without]
-    settings = as_json({"model": config.model, "evaluation": judges.evaluation, "suites": chosen})
+    settings = masked(as_json({"model": config.model, "evaluation": judges.evaluation, "suites": chosen}))
     if keep_earlier and (earlier := same_evaluation(output, settings, seed)):
         return earlier
     model, reward, reference = build_stage(config), build_reward(config), None
@@ -191,7 +194,7 @@ def same_evaluation(output: Path, settings: Any, seed: int) -> dict[str, Any] | 
     """What lies there already, if it was made with the same settings."""
     if not (output.is_file() and run_folder.items_of(output).is_file()):
         return None
-    record = json.loads(output.read_text())
+    record = run_folder.read_json(output)
     return record if (record.get("settings"), record.get("seed")) == (settings, seed) else None
 
 
@@ -219,6 +222,7 @@ def stage_config(stage: StageSpec, overrides: list[str], weights: dict[str, Path
 
 def parse_evaluation(spec: EvaluationSpec) -> Namespace:
     """The configuration of an `Evaluation`, checked, nothing built."""
+    from uae_lightning.class_paths import check_class_paths
     from uae_lightning.stage_cli import errors_explained
 
     options = {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec.options.items()}
@@ -226,6 +230,7 @@ def parse_evaluation(spec: EvaluationSpec) -> Namespace:
     try:
         with errors_explained():
             config = evaluation_parser().parse_args(args)
+            check_class_paths(config)
     except UsageError as error:
         raise UsageError(f"{spec.config}: {error}") from error
     config.evaluation.pop("__path__", None)  # of the YAML, on this machine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.stage_loading import add_options, check_options, load_chosen
+from uae_lightning.stage_loading import add_options, check_options, check_output, load_chosen, save_picture
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
     options = parse(args)
     stage = load_chosen(options)
     prompts = tqdm(options.texts, disable=None if len(options.texts) > 1 else True, unit="picture", leave=False)
-    side_by_side([draw(stage, prompt, options.seed) for prompt in prompts]).save(options.output)
+    save_picture(side_by_side([draw(stage, prompt, options.seed) for prompt in prompts]), options.output)
     if count := stage.encoder.control_texts:
         print(f"{count} of the texts hold control tokens of the encoder, which were read as text")
     print(f"{len(options.texts)} picture{'s' * (len(options.texts) > 1)}: {options.output}")
@@ -61,14 +61,6 @@ def read_lines(path: Path) -> list[str]:
         return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise UsageError(f"--prompts {path} is not UTF-8 text: {error}") from error
-
-
-def check_output(path: Path) -> None:
-    """Before the models are loaded."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageError(f"--output {path} must end in .png, .jpg or .webp")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: the folder {path.parent} does not exist, make it first")
 
 
 def draw(stage: Stage, prompt: str, seed: int) -> Tensor:

@@ -25,6 +25,8 @@ def resolve(path: str | Path, files: list[str] | None = None) -> Path:
     """
     text = str(path)
     if text.startswith(SHIPPED):
+        if ".." in Path(text.removeprefix(SHIPPED)).parts:
+            raise FileNotFoundError(f"{text!r} leaves the package: {SHIPPED}NAME is of a folder that comes with it")
         found = _package() / "weights" / text.removeprefix(SHIPPED)
         remedy = "train the shipped weights with `uae bootstrap`, or install the package with its weights"
     else:

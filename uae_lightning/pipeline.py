@@ -6,13 +6,12 @@ Weights go on by name; every stage can be resumed, or repeated alone by the `uae
 from __future__ import annotations
 
 import gc
-import json
-import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
+from uae_lightning.masking import masked_command
 from uae_lightning.provenance import provenance
 from uae_lightning.run_spec import RunSpec, StageSpec, fit_args, read_run
 from uae_lightning.run_summary import one_line, stage_record, summarise
@@ -60,7 +59,7 @@ def main(args: list[str]) -> None:
         parse_evaluation(spec.evaluation)
     chosen = options.start or options.only
     open_run(folder, spec, first, resume=options.resume, overwrite=options.overwrite, chosen=chosen)
-    command = shlex.join(["uae", "run", *args])
+    command = masked_command(["uae", "run", *args])
     write_run_record(folder, spec, options.config, command)
     evaluate(folder, spec, "start", overrides, command)
     for index in range(first, last):
@@ -185,13 +184,13 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], other
     earlier = [folder / other.name for other in spec.stages[:index]]
     args = fit_args(stage, overrides, place, run_folder.latest_weights(earlier))
     args += ["--resume"] if resume else ["--overwrite"]
-    print(f"\n{heading}{': resuming' if resume else ''}\n  {shlex.join(['uae', *args])}", flush=True)
+    print(f"\n{heading}{': resuming' if resume else ''}\n  {masked_command(['uae', *args])}", flush=True)
     start, earlier_seconds = time.time(), seconds_before(place) if resume else 0.0
     run_folder.write_json(place / "clock.json", {"start": start, "earlier_seconds": earlier_seconds})
     others.tell(args)
     run_stage(args)
     gc.collect()  # the next stage loads its own models
-    record = stage_record(stage.name, place, earlier_seconds + time.time() - start, shlex.join(["uae", *args]))
+    record = stage_record(stage.name, place, earlier_seconds + time.time() - start, masked_command(["uae", *args]))
     run_folder.write_json(place / "stage.json", record)
     print(one_line(record), flush=True)
 
@@ -223,7 +222,7 @@ def seconds_before(place: Path) -> float:
     """Seconds that earlier processes spent on what the checkpoint holds."""
     if not (place / "clock.json").exists():
         return 0.0
-    clock = json.loads((place / "clock.json").read_text())
+    clock = run_folder.read_json(place / "clock.json", "start", "earlier_seconds")
     return clock["earlier_seconds"] + max(0.0, run_folder.last_checkpoint(place).stat().st_mtime - clock["start"])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from uae_lightning.data.images import BadFile, read_picture, square
-from uae_lightning.stage_loading import add_options, check_options, load_chosen
+from uae_lightning.stage_loading import add_options, check_options, check_output, load_chosen, save_picture
 from uae_lightning.usage import Parser, UsageError
 
 DESCRIPTION = """\
@@ -26,7 +26,7 @@ def main(args: list[str]) -> None:
     originals, captions, reconstructions = round_trip(stage, pictures, options.seed)
     for path, caption in zip(options.images, captions, strict=True):
         print(f"{path}: {caption}")
-    side_by_side(originals, reconstructions).save(options.output)
+    save_picture(side_by_side(originals, reconstructions), options.output)
     print(f"original | reconstruction: {options.output}")
 
 
@@ -37,6 +37,7 @@ def parse(args: list[str]):
     add_options(parser)
     options = parser.parse(args)
     check_options(parser, options)
+    check_output(options.output)
     return options
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from uae_lightning import run_folder
 from uae_lightning.charts import Band, Line, line_chart, smoothed
 from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.masking import masked_text
 from uae_lightning.report_evaluation import evaluation_section
 from uae_lightning.report_pictures import before_after, gallery, gallery_columns, hero_section
 from uae_lightning.report_style import STYLE
@@ -64,7 +64,7 @@ def write_report(run: Path) -> Path:
     Raises:
         FileNotFoundError: it is not the folder of a run.
     """
-    record = json.loads((run / "run.json").read_text()) if run_folder.stages_of(run) else {}
+    record = run_folder.read_json(run / "run.json") if run_folder.stages_of(run) else {}
     stages = read_stages(run)
     if not stages:
         raise FileNotFoundError(f"{run}: no stage has been validated yet, there is nothing to report")
@@ -100,7 +100,8 @@ def read_stages(run: Path) -> list[StageView]:
     for folder in run_folder.stages_of(run):
         if not (folder / "validation.jsonl").exists():
             continue
-        record = json.loads((folder / "stage.json").read_text()) if run_folder.is_done(folder) else None
+        file = folder / "stage.json"
+        record = run_folder.read_json(file, "seconds", "command") if file.exists() else None
         offset = stages[-1].offset + stages[-1].steps if stages else 0
         stages.append(StageView(folder.name, folder, run_folder.read_rows(folder), record, offset))
     return stages
@@ -147,7 +148,7 @@ def not_compared(stages: list[StageView], compared: list[StageView]) -> str:
 
 def evaluation(run: Path) -> str:
     """Nothing where start and end of the run have not both been evaluated."""
-    summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
+    summary = run_folder.read_json(run / "summary.json") if (run / "summary.json").exists() else {}
     return evaluation_section(summary["evaluation"]) if "evaluation" in summary else ""
 
 
@@ -210,16 +211,16 @@ def provenance(record: dict[str, Any], stages: list[StageView]) -> str:
     blocks = []
     for stage in stages:
         config = stage.folder / "config.yaml"
-        text = config.read_text() if config.exists() else ""
+        text = masked_text(config.read_text()) if config.exists() else ""
         seed = (yaml.safe_load(text) or {}).get("seed_everything", "?")
         command = stage.record["command"] if stage.record else "(written when the stage is done)"
         blocks.append(
             f"<details><summary><b>{escape(stage.name)}</b>, seed {escape(str(seed))}: its command and configuration"
-            f"</summary><pre>{escape(command)}</pre><pre>{escape(text)}</pre></details>"
+            f"</summary><pre>{escape(masked_text(command))}</pre><pre>{escape(text)}</pre></details>"
         )
     return (
         "<h2>What was run</h2><p>The first command repeats the whole run, that of a stage repeats it alone.</p>"
-        f'<pre>{escape(record["command"])}</pre><p class="muted">{escape(versions)}</p>{"".join(blocks)}'
+        f'<pre>{escape(masked_text(record["command"]))}</pre><p class="muted">{escape(versions)}</p>{"".join(blocks)}'
     )
 
 

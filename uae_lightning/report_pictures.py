@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from uae_lightning import run_folder
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def gallery_columns(stages: list[Path]) -> list[Column]:
     originals = pictures_of(galleries[0] / "originals.png")
     columns = [Column("original", originals, [""] * len(originals))]
     for number, folder in enumerate(galleries):
-        captions = json.loads((folder / "captions.json").read_text(encoding="utf-8"))
+        captions = run_folder.read_json(folder / "captions.json")
         steps = sorted(map(int, captions))
         if number == 0:
             columns.append(column_at("at the start", folder, captions, steps[0]))

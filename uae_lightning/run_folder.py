@@ -28,13 +28,14 @@ from uae_lightning.usage import UsageError
 
 TIME = "time.json"
 LEFT_BY_A_STAGE = (
-    "stage.json", "config.yaml", "hparams.yaml", "validation.jsonl", "checkpoints", "weights*", "gallery",
-    "events.out.*", "skipped.jsonl", TIME,
-)  # fmt: skip
+    "stage.json", "hparams.yaml", "validation.jsonl", "checkpoints", "weights", "weights.partial", "weights.previous",
+    "gallery", "events.out.*", "skipped.jsonl", TIME, "config.yaml",
+)  # fmt: skip  in the order in which they are cleared: killed half-way, it is still the folder of a stage, and not done
+WRITTEN_FIRST = "# lightning.pytorch=="  # how config.yaml begins, which is there before all else
 
 
-def checkpoints(stage: str | Path) -> str:
-    return str(Path(stage) / "checkpoints")
+def checkpoints(stage: str | Path | None) -> str:
+    return str(Path(stage or "") / "checkpoints")
 
 
 def last_checkpoint(stage: Path) -> Path:
@@ -49,8 +50,23 @@ def has_content(stage: Path) -> bool:
     return any(next(stage.glob(pattern), None) for pattern in LEFT_BY_A_STAGE)
 
 
+def is_stage(stage: Path) -> bool:
+    """Whether a stage was trained there; a folder of somebody's own can have `weights` or `checkpoints` in it, too."""
+    config = stage / "config.yaml"
+    ours = ("stage.json", "clock.json", "validation.jsonl", "checkpoints/last.ckpt")
+    written = config.is_file() and config.read_bytes().startswith(WRITTEN_FIRST.encode())
+    return written or any((stage / name).exists() for name in ours)
+
+
 def clear_stage(stage: Path) -> None:
-    """Removes what a stage writes, and nothing else that may lie there."""
+    """Removes what a stage writes, and nothing else that may lie there.
+
+    Raises:
+        UsageError: there are things of such names, but no stage has written them.
+    """
+    if has_content(stage) and not is_stage(stage):
+        named = next(path.name for pattern in LEFT_BY_A_STAGE for path in stage.glob(pattern))
+        raise UsageError(f"{stage} has {named!r} in it, but no stage was trained there: name another folder for it")
     for pattern in LEFT_BY_A_STAGE:
         for path in stage.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -72,6 +88,19 @@ def start_point(stage: Path, *, resume: bool, overwrite: bool) -> Path | None:
             "--trainer.default_root_dir names another folder"
         )
     return None
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """What `write_json` wrote; a ValueError that says what to do where it is damaged or lacks a key."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        missing = [key for key in keys if key not in content]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and `uae run --resume` writes it again") from error
+    if not isinstance(content, dict) or missing:
+        lacks = f"has no {missing[0]!r}" if missing else "is no mapping"
+        raise ValueError(f"{path} is damaged (it {lacks}): delete it, and `uae run --resume` writes it again")
+    return content
 
 
 def evaluation(run: Path, moment: str) -> Path:
@@ -133,7 +162,7 @@ def stages_of(run: Path) -> list[Path]:
     """
     if not (run / "run.json").exists():
         raise FileNotFoundError(f"{run} is not the folder of a run (no run.json): name one that `uae run` wrote")
-    return [run / name for name in json.loads((run / "run.json").read_text())["stages"] if has_content(run / name)]
+    return [run / name for name in read_json(run / "run.json", "stages")["stages"] if has_content(run / name)]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -60,9 +60,21 @@ def read_yaml(path: Path, wanted: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --config is the YAML of {wanted}")
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as such") from error
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_stage_yaml(path: Path) -> dict[str, Any]:
+    """That of one stage, or a YAML laid over one, unparsed; a UsageError where it holds something else."""
+    content = read_yaml(path, "a stage, such as conf/scenes/encoder_rl.yaml")
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} is not the YAML of a stage: it has no keys such as model, data and trainer")
+    if "stages" in content:
+        raise UsageError(f"{path} lists the stages of a run, and --config wants one stage: name the YAML of one")
+    return content
 
 
 def is_run(path: Path) -> bool:

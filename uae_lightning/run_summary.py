@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def summarise(folder: Path) -> None:
     from uae_lightning.report import write_report
 
     done = [stage for stage in run_folder.stages_of(folder) if run_folder.is_done(stage)]
-    records = [json.loads((stage / "stage.json").read_text()) for stage in done]
+    records = [run_folder.read_json(stage / "stage.json", *SUMMARY_KEYS) for stage in done]
     compared = run_folder.comparable(done)
     before, after = run_folder.read_rows(compared[0])[0], run_folder.read_rows(compared[-1])[-1]
     run = {
@@ -77,8 +76,8 @@ def evaluated_gains(folder: Path) -> dict[str, Any]:
     from uae_lightning.evaluation.gains import compare
 
     outputs = [run_folder.evaluation(folder, moment) for moment in ("start", "end")]
-    before, after = (json.loads(output.read_text()) for output in outputs)
-    gains = compare(*(json.loads(run_folder.items_of(output).read_text()) for output in outputs))
+    before, after = map(run_folder.read_json, outputs)
+    gains = compare(*(run_folder.read_json(run_folder.items_of(output)) for output in outputs))
     about = {key: before[key] for key in ("reward", "kin_of_reward", "instruments") if key in before}
     return {"before": {key: before[key] for key in gains}, "after": {key: after[key] for key in gains}, "gain": gains,
             **about}  # fmt: skip
@@ -120,7 +119,7 @@ def time_of(place: Path, seconds: float) -> dict[str, float]:
     file = place / run_folder.TIME
     if not file.exists():
         return {}
-    spent = json.loads(file.read_text())
+    spent = run_folder.read_json(file)
     counted = spent.get("steps", 0.0) + spent.get("validation", 0.0)
     return spent | {"start and end": round(max(0.0, seconds - counted), 1)}
 

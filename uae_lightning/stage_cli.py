@@ -20,14 +20,19 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import StageCheckpoint
 from uae_lightning import ranges, run_folder
-from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover
+from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover, replacing
+from uae_lightning.class_paths import check_class_paths
+from uae_lightning.disk import check_writable, naming
+from uae_lightning.masking import masked
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
 from uae_lightning.parallel.strategy import ShardedStrategy
 from uae_lightning.ranges import check
+from uae_lightning.run_spec import read_stage_yaml
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
 
@@ -74,11 +79,13 @@ DESCRIPTIONS = {
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """config.yaml is what a stage was trained with: `validate` leaves it alone."""
+    """config.yaml is what a stage was trained with: `validate` leaves it alone. Secrets are left out of it."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            text = self.parser.dump(masked(self.config), skip_unset=False, skip_validation=True)
+            with replacing(Path(trainer.default_root_dir) / "config.yaml") as partial:
+                partial.write_text(text)
 
 
 class StageCLI(LightningCLI):
@@ -134,15 +141,22 @@ class StageCLI(LightningCLI):
         """Nothing: Lightning would let hyperparameters in a checkpoint replace the YAML's (Lightning #21116)."""
 
     def before_instantiate_classes(self) -> None:
+        check_class_paths(self.config[self.subcommand])
         if self.subcommand == "fit":
             config = self.config.fit
             check_training(config)
+            check_folder(config.trainer)
             # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
             flags = {name: config.pop(name) for name in ("resume", "overwrite")}
             folder = Path(config.trainer.default_root_dir)
+            check_writable(folder / "config.yaml", "--trainer.default_root_dir")
             if is_main():
                 recover(run_folder.last_checkpoint(folder))
             self.resume_from = run_folder.start_point(folder, **flags)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with naming(Path(self.config[subcommand].trainer.default_root_dir)):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         if self.resume_from:
@@ -174,7 +188,10 @@ class ParsedStage(StageCLI):
 
     def _set_seed(self) -> None: ...
 
-    def before_instantiate_classes(self) -> None: ...
+    def before_instantiate_classes(self) -> None:
+        check_class_paths(self.config[self.subcommand])
+        if self.subcommand == "fit":
+            check_folder(self.config.fit.trainer)
 
     def instantiate_classes(self) -> None: ...
 
@@ -224,6 +241,11 @@ def check_precision(trainer: Namespace) -> None:
         raise UsageError("fsdp has no loss scale for float16: choose trainer.precision bf16-mixed, or strategy ddp")
 
 
+def check_folder(trainer: Namespace) -> None:
+    if not str(trainer.default_root_dir or "").strip():
+        raise UsageError("trainer.default_root_dir is empty: name the folder of the stage, such as runs/fit")
+
+
 def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> StageCLI:
     """`uae fit ...` or `uae validate ...` in this process."""
     quiet()
@@ -240,11 +262,19 @@ def parse_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -
 @contextmanager
 def command_line(args: list[str]) -> Iterator[None]:
     """`sys.argv` as if `uae ARGS` had been typed: Lightning starts the other ranks of a stage with that command."""
+    for name in configs_of(args):
+        read_stage_yaml(Path(name))  # here, since jsonargparse names no file and quotes what is in it
     before, sys.argv = sys.argv, [sys.argv[0], *args]
     try:
         yield
     finally:
         sys.argv = before
+
+
+def configs_of(args: list[str]) -> list[str]:
+    """What `--config YAML`, `-c YAML` and `--config=YAML` name."""
+    apart = [value for name, value in zip(args, args[1:], strict=False) if name in ("--config", "-c")]
+    return apart + [word.partition("=")[2] for word in args if word.startswith("--config=")]
 
 
 def quiet() -> None:
@@ -272,6 +302,8 @@ def errors_explained() -> Iterator[None]:
         raise UsageError(explain(str(error))) from error
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
     except ValueError as error:
         if "Does not validate against any of" not in str(error):
             raise
@@ -290,12 +322,15 @@ def explain(message: str) -> str:
         return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
     if unknown := re.search(r"does not accept option '([\w.]+)'", message):
         return f"unknown key {unknown[1]} in the YAML{closest(unknown[1], parser_keys())}"
+    key = ".init_args.".join(re.findall(r'Parser key "([\w.]+)"', message))  # from the outer to the inner
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        return f"{key}: {denied[1]} is never called from a YAML: name a class of the kind that belongs there"
     noise = (
-        r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value|Subclass types expect"
-        r"|^ *- a (class path \(str\)|dict with)"  # what a subclass could be written as
+        r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value|Parser key|"
+        r"Problem with given class_path|Subclass types expect|^ *- a (class path \(str\)|dict with)"
     )
     lines = [line.strip(" -")[:200] for line in message.splitlines() if line.strip() and not re.search(noise, line)]
-    return " ".join(lines)
+    return f"{key}: ".removeprefix(": ") + re.sub(r"(Got value: .{80}).+", r"\1...", " ".join(lines))
 
 
 def parameters(class_path: str) -> list[str]:

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uae_lightning import run_folder
+from uae_lightning.disk import check_writable
 from uae_lightning.ranges import Count, NonNegative, Seed
+from uae_lightning.run_spec import read_stage_yaml
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from uae_lightning.stages.common import Stage
 
 DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def add_options(parser: Parser) -> None:
@@ -31,6 +36,23 @@ def check_options(parser: Parser, options) -> None:
         if not DEFAULT_CONFIG.is_file():
             parser.error("name a stage's YAML with --config, or a run's folder with --weights")
         options.config = DEFAULT_CONFIG
+
+
+def check_output(path: Path) -> None:
+    """Before the models are loaded."""
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"--output {path} must end in .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise UsageError(f"--output {path}: the folder {path.parent} does not exist, make it first")
+    check_writable(path, "--output")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """All of it or nothing: an earlier picture stays where the disk is full."""
+    from uae_lightning.checkpoint_io import replacing
+
+    with replacing(path) as partial:
+        picture.save(partial, format=FORMATS[path.suffix.lower()])
 
 
 def load_chosen(options) -> Stage:
@@ -65,16 +87,52 @@ def last_config(run: Path, stages: Sequence[Path]) -> Path:
 
 
 def build_stage(config: Path, settings: dict[str, Any]) -> Stage:
-    from jsonargparse import Namespace
-
-    from uae_lightning.stage_cli import parse_stage, quiet
+    from uae_lightning.stage_cli import errors_explained, quiet
 
     if not config.is_file():
         raise FileNotFoundError(f"{config} does not exist: give --config the YAML of a stage")
     quiet()
-    cli = parse_stage(["fit", f"--config={config}", *(f"--model.init_args.{k}={v}" for k, v in settings.items())])
-    parser = cli._parser("fit")
-    stage = parser.instantiate_classes(Namespace(model=cli.config.fit.model)).model.eval()
+    model = read_model(config, settings)
+    try:
+        with errors_explained():
+            stage = instantiate(model).eval()
+    except UsageError as error:
+        raise UsageError(f"{config}: {error}") from error
     if stage.encoder is None:
         raise UsageError(f"{config} trains without an encoder: give --config the YAML of a stage that has one")
     return stage
+
+
+def read_model(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a stage's YAML says of its model, interpolations resolved; `optimizer` and all that trains is not read.
+
+    Raises:
+        UsageError: it is no YAML of a stage.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    content = read_stage_yaml(config)
+    if not isinstance(content.get("model"), dict) or not isinstance(content["model"].get("init_args"), dict):
+        raise UsageError(f"{config} has no model.init_args: it is not the YAML of a stage")
+    try:
+        content = OmegaConf.create(content)
+        for key, value in settings.items():
+            OmegaConf.update(content, f"model.init_args.{key}", str(value) if isinstance(value, Path) else value)
+        content.model.init_args.pop("optimizer", None)
+        return OmegaConf.to_container(content.model, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{config}: {' '.join(str(error).split())}") from error
+
+
+def instantiate(model: dict[str, Any]) -> Stage:
+    from jsonargparse import ArgumentParser
+
+    from uae_lightning.class_paths import check_class_paths
+    from uae_lightning.stages.common import Stage
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Stage, "model")
+    parsed = parser.parse_object({"model": model})
+    check_class_paths(parsed)
+    return parser.instantiate(parsed).model

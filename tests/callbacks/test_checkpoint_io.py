@@ -43,9 +43,9 @@ def test_the_partial_file_lies_in_the_same_folder_and_is_on_disk_before_it_is_re
 def test_what_a_kill_left_behind_is_refused_and_overwritten(tmp_path):
     # Red if == PARTIAL becomes !=.
     path, io = tmp_path / "a.ckpt", AtomicCheckpointIO()
-    (tmp_path / "a.ckpt.partial").write_bytes(b"half")
+    (tmp_path / "a.ckpt.uae-partial").write_bytes(b"half")
     with pytest.raises(ValueError, match="still being written"):
-        io.load_checkpoint(tmp_path / "a.ckpt.partial")
+        io.load_checkpoint(tmp_path / "a.ckpt.uae-partial")
     with pytest.raises(FileNotFoundError, match="--ckpt_path"):
         io.load_checkpoint(path)
     io.save_checkpoint({"step": 3}, path)

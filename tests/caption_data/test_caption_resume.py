@@ -93,7 +93,7 @@ def test_killed_and_resumed_it_is_the_set_of_one_run(moment, scenes, options, wh
     for path in tmp_path.glob("*.tar"):  # what is there is whole
         assert left[path.name] == whole[path.name]
     caption_data(scenes, tmp_path, **options).run()
-    leftovers = {name for name in contents(tmp_path) if name.endswith(".partial")}
+    leftovers = {name for name in contents(tmp_path) if name.endswith(".uae-partial")}
     assert {name: content for name, content in contents(tmp_path).items() if name not in leftovers} == whole
 
 
@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_whole_shards_and_is_gone_on_from(call, scenes, optio
         with pytest.raises(OSError, match="No space left"):
             caption_data(scenes, tmp_path, **options).run()
     left = contents(tmp_path)
-    assert not [name for name in left if name.endswith(".partial")]
+    assert not [name for name in left if name.endswith(".uae-partial")]
     assert all(left[path.name] == whole[path.name] for path in tmp_path.glob("*.tar"))
     caption_data(scenes, tmp_path, **options).run()
     assert contents(tmp_path) == whole
@@ -152,7 +152,7 @@ def test_a_full_disk_for_real_says_what_to_do(scenes: Path, tmp_path: Path, capf
     assert in_child(work) == 1
     error = capfd.readouterr().err
     assert "no space is left" in error and "run the same command again" in error and "Traceback" not in error
-    assert not list((tmp_path / "set").glob("*.partial"))
+    assert not list((tmp_path / "set").glob("*.uae-partial"))
     assert main(call) == 0
     assert len(rows(tmp_path / "set" / "captions.jsonl")) > 5
 

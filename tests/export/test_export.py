@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import SD3Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -224,6 +225,16 @@ def test_mistakes_in_the_call(args, words, tmp_path, monkeypatch, capsys):
     assert all(word in error for word in words), error
 
 
+def test_a_base_is_where_the_environment_says(scenes, tmp_path, monkeypatch):
+    # red with the text of config.yaml, where interpolations are kept
+    monkeypatch.setenv("PARTS", "/somewhere")
+    (tmp_path / "config.yaml").write_text((scenes / "pretrain" / "config.yaml").read_text())
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    content["model"]["init_args"]["encoder"]["init_args"]["path"] = "${oc.env:PARTS}/encoder"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    assert lora.part_settings(tmp_path / "config.yaml", "encoder")["path"] == "/somewhere/encoder"
+
+
 def test_parts_and_adapters_that_cannot_be_exported(scenes, tmp_path, capsys, monkeypatch):
     # red without `check_classes`, or without the comparison of ranks
     config = scenes / "draw" / "config.yaml"
@@ -233,6 +244,8 @@ def test_parts_and_adapters_that_cannot_be_exported(scenes, tmp_path, capsys, mo
         assert main(call) == 1 and "the decoder is a OtherDecoder" in capsys.readouterr().err
         config.write_text(text.replace("rank: 4", "rank: 5"))
         assert main(call) == 1 and "adapter of rank 5" in capsys.readouterr().err
+        config.write_text(text.replace("    decoder:\n", "    decoded:\n"))
+        assert main(call) == 2 and "config.yaml does not say what the decoder is" in capsys.readouterr().err
     finally:
         config.write_text(text)
     assert list(tmp_path.iterdir()) == []

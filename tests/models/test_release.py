@@ -369,11 +369,11 @@ def test_what_does_not_fit_is_named_and_nothing_is_left(case, copied, tmp_path):
 
 def test_a_killed_import_is_cleared_and_a_failed_one_leaves_nothing(released, tmp_path, monkeypatch):
     # red without `remove` before mkdir in checkpoint_io.making_folder, or with `swap` before the yield
-    left = tmp_path / "uae.partial" / "encoder"
+    left = tmp_path / "uae.uae-partial" / "encoder"
     left.mkdir(parents=True)
     (left / "model-00001-of-00009.safetensors").write_bytes(b"half")
     import_release(released[0], tmp_path / "uae", lora=False)
-    assert not (tmp_path / "uae.partial").exists()
+    assert not (tmp_path / "uae.uae-partial").exists()
     assert not list((tmp_path / "uae").rglob("*-of-00009*"))
 
     def full(*args, **options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import lightning as L
 import pytest
 import torch
 
@@ -178,7 +179,7 @@ def test_the_policy_that_samples_lags_behind(make_stage, batch):
     for name, weight in stage.lagging.weights.items():
         torch.testing.assert_close(weight, 0.75 * start[name] + 0.25 * trained[name])
     checkpoint = {"state_dict": stage.state_dict()}
-    stage.trainer = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=BatchProgress())))
+    stage.trainer = L.Trainer(accelerator="cpu", logger=False, barebones=True)
     stage.on_save_checkpoint(checkpoint)
     other = make_stage(DecoderMatching, policy_lag=lag)
     other.on_load_checkpoint(checkpoint)

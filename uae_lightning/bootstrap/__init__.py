@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from uae_lightning.disk import check_writable, naming
 from uae_lightning.memory import keep_freed_memory
 from uae_lightning.ranges import Count, Positive
+from uae_lightning.run_folder import write_json
 from uae_lightning.usage import Parser
 
 PARTS = ("detector", "text", "encoder", "decoder", "clip")
@@ -24,16 +26,31 @@ def main(args: list[str]) -> None:
     """The command `uae bootstrap`."""
     parser = Parser(prog="uae bootstrap", description=__doc__)
     parser.add_argument("--only", choices=PARTS, help="train this part alone (its predecessors must be finished)")
-    parser.add_argument("--work", type=Path, default=Path("bootstrap/scenes"), help="checkpoints; continued if present")
-    parser.add_argument("--output", type=Path, default=SHIPPED, help="finished weights (default: inside the package)")
+    parser.add_argument("--work", type=Path, help="checkpoints; continued if present (default: bootstrap/scenes)")
+    parser.add_argument(
+        "--output", type=Path, help="finished weights (default: inside the package; with --scale, in --work)"
+    )
     parser.add_argument("--threads", type=Count, default=None, help="CPU threads (default: all)")
     parser.add_argument(
         "--scale", type=Positive, default=1.0, help="multiplies the steps of every part; 0.01 to try it out"
     )
     options = parser.parse(args)
+    options.work, options.output = places(options.work, options.output, options.scale)
+    check_writable(options.work / "state.pt", "--work")
+    check_writable(options.output / "card.json", "--output")
     keep_freed_memory()
     for part in PARTS if options.only is None else (options.only,):
-        run_part(part, options.work, options.output, scale=options.scale, threads=options.threads)
+        with naming(options.work / part):
+            run_part(part, options.work, options.output, scale=options.scale, threads=options.threads)
+
+
+def places(work: Path | None, output: Path | None, scale: float) -> tuple[Path, Path]:
+    """Where checkpoints and weights go: a trial has folders of its own, else it would replace what is shipped, and the
+    real training would go on from its checkpoints."""
+    if scale == 1:
+        return work or Path("bootstrap/scenes"), output or SHIPPED
+    work = work or Path(f"bootstrap/scenes-{scale:g}")
+    return work, output or work / "weights"
 
 
 def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads: int | None = None) -> None:
@@ -68,4 +85,4 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
         figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3000))
     card = output / "card.json"
     known = json.loads(card.read_text()) if card.exists() else {}
-    card.write_text(json.dumps(known | {part: figures}, indent=1))
+    write_json(card, known | {part: figures})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from uae_lightning.checkpoint_io import replacing
 
 LossFunction = Callable[[int], dict[str, Tensor]]  # step -> named terms; their sum is the loss
 
@@ -72,7 +73,8 @@ def train(
         if done % save_every == 0 or done == steps:
             spent = seconds + time.perf_counter() - began
             state = {"step": done, "seconds": spent, "parameters": [p.data for p in parameters], "average": average}
-            _write(checkpoint, state | {"optimizer": optimizer.state_dict()})
+            with replacing(checkpoint) as partial:
+                torch.save(state | {"optimizer": optimizer.state_dict()}, partial)
         if done % report_every == 0 or done == steps:
             spent = seconds + time.perf_counter() - began
             means = "  ".join(
@@ -92,10 +94,3 @@ def train(
 
 def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
     torch._foreach_copy_([p.data for p in targets], [s.detach() for s in sources])
-
-
-def _write(path: Path, state: dict) -> None:
-    """Complete or not at all: a kill while writing leaves the previous file."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
-from uae_lightning.disk import enough_space
+from uae_lightning.disk import check_writable, enough_space
+from uae_lightning.masking import masked_command
 from uae_lightning.ranges import Count
 from uae_lightning.usage import Parser, UsageError
 
@@ -49,7 +49,7 @@ def main(args: list[str]) -> None:
     with enough_space(options.to), claimed(options.to, options.part):
         stage, data, trainer = load(fit_options)
         data.batch_size = options.batch_size or data.batch_size
-        header = describe(stage, data, trainer, shlex.join(["uae", "cache", *fit_options, "--to", str(options.to)]))
+        header = describe(stage, data, trainer, masked_command(["uae", "cache", *fit_options, "--to", str(options.to)]))
         clear_or_check(options.to, header, options.overwrite)
         counts = fill_folder(options, stage, data, trainer, header)
     print(summary(counts, options.to, options.part, data.source.name))
@@ -77,6 +77,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error("name the YAML of a stage with --config")
     if options.overwrite and options.part.of > 1:
         parser.error("--overwrite would delete what the other parts write: delete the folder, then start the parts")
+    check_writable(options.to / "cache.json", "--to")
     return options, rest
 
 

@@ -201,7 +201,7 @@ class _Shards:
             write_shard(path, self.entries, self.header)
         except OSError as error:
             raise ValueError(
-                f"{path} cannot be written ({error}): make room and give the same command again; what lies in whole "
-                "shards is not computed again"
+                f"{path} cannot be written ({error.strerror}): make room and give the same command again; what lies in "
+                "whole shards is not computed again"
             ) from error
         self.entries, self.number = [], self.number + 1

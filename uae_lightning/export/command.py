@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uae_lightning.disk import check_writable
 from uae_lightning.ranges import Count, NonNegative
 from uae_lightning.usage import Parser, UsageError
 
@@ -64,7 +65,9 @@ def parse(args: list[str]):
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raises UsageError where the export would replace what it must not."""
+    """Raises UsageError where the export would replace what it must not, or cannot be made."""
+    if not target.is_dir():
+        check_writable(target, "--to")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / "settings.json").is_file() or not (target / "projector").is_dir():

@@ -10,7 +10,6 @@ from typing import Any
 
 import diffusers
 import torch
-import yaml
 from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 from torch import nn
@@ -19,6 +18,7 @@ from uae_lightning import run_folder
 from uae_lightning.export import lora
 from uae_lightning.export.card import Facts, card
 from uae_lightning.export.command import CLASSES
+from uae_lightning.masking import masked
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
@@ -27,7 +27,7 @@ from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import HUB_ID, SHIPPED, resolve
 from uae_lightning.provenance import versions
-from uae_lightning.stage_loading import last_config, load_stage
+from uae_lightning.stage_loading import last_config, load_stage, read_model
 from uae_lightning.stages.common import Stage
 
 WITHOUT_TRAINING = {  # the weights as they are: no fresh adapters, nothing rounded to 4 bits, no compiled blocks
@@ -61,7 +61,7 @@ def write_export(folder: Path, options) -> None:
     if options.merged or not parts["encoder"].on_hub:
         print("writing encoder/", flush=True)
         stage.encoder.save(folder / "encoder", dtype)
-    settings = settings_of(stage) | {"origin": described(run, stages, config, parts)}
+    settings = masked(settings_of(stage)) | {"origin": described(run, stages, config, parts)}
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     quantized = [part for part in parts if lora.part_settings(config, part).get("quantization", "none") != "none"]
     (folder / "README.md").write_text(card(Facts(folder, settings, stage, parts, dtype, quantized)))
@@ -69,14 +69,15 @@ def write_export(folder: Path, options) -> None:
 
 
 def check_classes(config: Path) -> None:
-    parts = yaml.safe_load(config.read_text())["model"]["init_args"]
-    if parts["encoder"] is None:
+    parts = read_model(config, {})["init_args"]
+    if parts.get("encoder") is None:
         raise ValueError(
             f"{config} trains from a cache, without the encoder that an export needs: let a stage with an encoder "
             "follow, such as the RL stages, or train with model.init_args.encoder given"
         )
     for part, wanted in CLASSES.items():
-        if (name := parts[part]["class_path"].split(".")[-1]) != wanted:
+        lora.part_settings(config, part)  # says where there is none
+        if (name := str(parts[part].get("class_path")).split(".")[-1]) != wanted:
             raise ValueError(f"{config}: the {part} is a {name}; `uae export` knows the formats of {wanted} only")
 
 
@@ -222,7 +223,7 @@ def template(encoder: QwenVLEncoder) -> str:
 
 
 def described(run: Path, stages: list[Path], config: Path, parts: dict[str, Origin]) -> dict[str, Any]:
-    record = json.loads((run / "run.json").read_text())
+    record = run_folder.read_json(run / "run.json", "name")
     return {
         "run": record["name"],
         "stages": [stage.name for stage in stages],

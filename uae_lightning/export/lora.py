@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -25,7 +24,8 @@ from torch import Tensor
 
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.weight_files import verify
-from uae_lightning.stage_loading import last_config
+from uae_lightning.stage_loading import last_config, read_model
+from uae_lightning.usage import UsageError
 
 FILES = {"encoder": "adapter_model.safetensors", "decoder": "pytorch_lora_weights.safetensors"}  # of `Component.save`
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -104,8 +104,11 @@ def history(run: Path, stages: list[Path], part: str) -> History:
 
 
 def part_settings(config: Path, part: str) -> dict[str, Any]:
-    """`init_args` of a part in the YAML of a stage."""
-    return yaml.safe_load(config.read_text())["model"]["init_args"][part]["init_args"]
+    """`init_args` of a part in the YAML of a stage, interpolations resolved."""
+    try:
+        return read_model(config, {})["init_args"][part]["init_args"]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{config} does not say what the {part} is: model.init_args.{part}") from error
 
 
 def read_adapter(file: Path, settings: dict[str, Any]) -> Adapter:

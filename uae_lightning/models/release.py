@@ -33,6 +33,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_lightning.checkpoint_io import making_folder
+from uae_lightning.disk import check_writable
 from uae_lightning.models import sd3
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.projector import MLPProjector
@@ -111,6 +112,8 @@ def parse(args: list[str]):
         parser.error("name the folder of the release with --from")
     if options.target is None:
         parser.error("name the folder to make with --to")
+    if not options.target.exists():  # else it is refused
+        check_writable(options.target, "--to")
     return options
 
 
@@ -127,7 +130,7 @@ def import_release(
 
     Args:
         source: folder or hub id that holds the released parts, named as `uae import-release --help` lists them.
-        target: a folder that does not exist yet; until all is written it is named `TARGET.partial`.
+        target: a folder that does not exist yet; until all is written it is named `TARGET.uae-partial`.
         base: folder or hub id of SD3.5, where `source/SD3` does not hold it.
         lora: merge `llm_lora` and `dit_lora`, and keep them also in `target/adapters`; False leaves them unread.
         dtype: of all weights; None keeps that of each tensor. Merging is done in float32.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from uae_lightning import run_spec
+from uae_lightning.disk import check_writable
 from uae_lightning.pipeline import pair_up
 from uae_lightning.ranges import Positive
 from uae_lightning.usage import Parser
@@ -52,6 +53,8 @@ def parse(args: list[str]):
     overrides = pair_up(parser, rest)
     if options.config is None:
         parser.error("name the YAML of a run or of a stage with --config")
+    if options.json:
+        check_writable(options.json, "--json")
     return options, overrides
 
 

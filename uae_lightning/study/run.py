@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 import yaml
 
 from uae_lightning import run_folder
+from uae_lightning.disk import check_writable
+from uae_lightning.masking import masked_command
 from uae_lightning.paths import resolve
 from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
@@ -64,7 +65,7 @@ def main(args: list[str]) -> None:
         place,
         whole,
         options.output,
-        shlex.join(["uae", "study", *(word for word in args if word != "--report")]),
+        masked_command(["uae", "study", *(word for word in args if word != "--report")]),
     )
     print(f"Results: {page}, {page.with_suffix('.json')}")
 
@@ -84,6 +85,8 @@ def parse(args: list[str]):
     options = parser.parse(args)
     if options.config is None:
         parser.error("name the YAML of a study with --config")
+    if not options.dry_run:
+        check_writable(options.output / "results.md", "--output")
     return options
 
 

@@ -1,0 +1,28 @@
+"""What `make .venv` installs is pinned, and checked against hashes."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_package_has_a_version_and_a_hash():
+    # red with a `==` changed to `>=`, a hash left out or cut, or torch, whose builds differ, put back
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    packages = re.split(r"\n(?! )", "\n".join(lines))
+    assert len(packages) > 80
+    for package in packages:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+( \\\n    --hash=sha256:[0-9a-f]{64})+", package), package[:80]
+    names = {package.split("==")[0].lower() for package in packages}
+    assert not names & {"torch", "torchvision", "pip"} and {"lightning", "transformers", "safetensors"} <= names
+
+
+def test_they_are_installed_by_hash_alone():
+    # red without --require-hashes or --no-deps; torch is named by its version
+    commands = [line.strip() for line in (ROOT / "Makefile").read_text().splitlines() if "$(PIP) install" in line]
+    assert commands == [
+        "$(PIP) install --require-hashes --no-deps -r constraints.txt",
+        "$(PIP) install $(TORCH_ARGS) $(TORCH)",
+        "$(PIP) install --no-deps --no-build-isolation -e .",
+    ]
+    assert re.search(r"^TORCH := torch==[\d.]+$", (ROOT / "Makefile").read_text(), re.MULTILINE)
