@@ -33,9 +33,11 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path: Path):
     ):
         with locked(folder, "the run"):
             pass
-    assert not (folder / LOCK).exists()
+    assert not folder.exists()  # as before
+    folder.mkdir()
     with locked(folder, "the run"):
         assert (folder / LOCK).exists()
+    assert list(folder.iterdir()) == []
 
 
 def test_a_lock_dies_with_its_process_also_where_its_workers_live_on(tmp_path: Path):

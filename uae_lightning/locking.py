@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LOCK = ".lock"
@@ -18,7 +18,8 @@ HELD: set[int] = set()  # file descriptors of this process
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Keeps other processes of this machine (and of others, where the file system passes flock on) from writing there.
 
-    The folder is made where it is not there. `.lock` in it is gone afterwards; one that a kill has left locks nothing.
+    The folder is made where it is not there, and is gone again if it stays empty. `.lock` in it goes afterwards; one
+    that a kill has left locks nothing.
     A file system that knows no locks goes without.
 
     Args:
@@ -28,6 +29,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Raises:
         ValueError: somebody else holds the lock; names the process and the remedy.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     held = _open(folder / LOCK, what)
     HELD.add(held)
@@ -37,6 +39,9 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         (folder / LOCK).unlink(missing_ok=True)  # before it is let go, so that nobody else's is removed
         HELD.discard(held)
         os.close(held)
+        if made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def _open(path: Path, what: str) -> int:
