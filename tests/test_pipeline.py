@@ -45,6 +45,7 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
     out = capsys.readouterr().out
     assert (place / "draw" / "stage.json").stat().st_mtime_ns == done  # red without the return after "done before"
     assert "see: resuming" in out and "draw: done before" in out
+    assert out.count("other settings: model.init_args.fails_at 5 -> -1\n") == 2 == out.count("other settings")
     check_summary(json.loads((place / "summary.json").read_text()))
     assert "What changed, by judges that were not the reward" in (place / "report.html").read_text()
 

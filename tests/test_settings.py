@@ -43,7 +43,7 @@ def test_half_of_one_and_half_of_the_other_is_refused(key, value, said):
 
 
 def test_what_else_differs_is_named():
-    # red without the numbers of lists in leaves, or with WHERE empty
+    # red without the numbers of lists in leaves, or with FREE empty
     assert check_resumed(STARTED, STARTED, "x") == []
     now = changed("trainer", {"max_steps": 8, "default_root_dir": "elsewhere"})
     now["model"] = changed("model.init_args.parts", [{"path": "y"}])["model"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from uae_lightning.usage import UsageError
 
-WHERE = ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path")  # moving a folder changes nothing
+FREE = ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "resume", "overwrite")  # of this call, or moved
 MIXED = (  # a checkpoint brings its own, or half of the stage would be of one kind and half of another
     "seed_everything", "model.class_path", "model.init_args.seed", "model.init_args.optimizer",
     "data.class_path", "data.init_args.seed",
@@ -31,7 +31,7 @@ def check_resumed(started: dict[str, Any], now: dict[str, Any], place: str) -> l
     changed = {
         key: (before.get(key, absent), after.get(key, absent))
         for key in sorted(before | after)
-        if before.get(key, absent) != after.get(key, absent) and not key.startswith(WHERE)
+        if before.get(key, absent) != after.get(key, absent) and not key.startswith(FREE)
     }
     said = {
         key: f"{key} {first} -> {second}"
