@@ -42,6 +42,8 @@ class StepProgressBar(TQDMProgressBar):
         bar = self.train_progress_bar
         bar.total = trainer.max_steps if trainer.max_steps > 0 else None
         bar.initial = bar.n = trainer.global_step  # resumed steps took no time in this run
+        bar._time = time.monotonic  # tqdm's own is the wall clock, which may jump
+        bar.start_t = bar.last_print_t = time.monotonic()
         bar.set_description(type(pl_module).__name__, refresh=False)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,16 @@ class RewardCallback(L.Callback):
         self.last: RewardOutput | None = None  # of the training step under way
         self.image_ratios: dict[str, Tensor] = {}
         self.records: list[dict[str, Any]] = []  # one per validation batch
+        self.kept: int | None = -1  # the last step whose earlier row counts; None once later ones are cut
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for reward in filter(None, (self.reward, self.unrewarded)):
             reward.to(trainer.strategy.root_device).eval().requires_grad_(False)
         pl_module.score = self.score
+        self.kept = -1
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.kept = checkpoint["global_step"]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         pl_module.score = None
@@ -149,7 +155,11 @@ class RewardCallback(L.Callback):
             if self.unrewarded is not None:
                 names["unrewarded_name"] = type(self.unrewarded).__name__
             row = {"step": trainer.global_step} | names | row
-            append_row(Path(trainer.default_root_dir) / "validation.jsonl", row)
+            path = Path(trainer.default_root_dir) / "validation.jsonl"
+            if self.kept is not None:
+                cut_rows(path, min(self.kept + 1, trainer.global_step))
+                self.kept = None
+            append_row(path, row)
 
 
 @torch.no_grad()
@@ -212,12 +222,26 @@ def finite(values: Tensor) -> Tensor:
     return values[values.isfinite()]
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a JSON row; rows of the same or a later "step" are from before a resume, and go."""
+def cut_rows(path: Path, step: int) -> None:
+    """Leaves the rows of earlier steps; later ones, and half a line, are of a process that was killed."""
     lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
     with replacing(path) as partial:
-        partial.write_text("".join(line + "\n" for line in [*kept, json.dumps(row)]))
+        partial.write_text("".join(line + "\n" for line in lines if _step(line) < step))
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """On disk when it returns: a checkpoint written after it can count on it."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")
 
 
 def _gathered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from uae_lightning.checkpoint_io import replacing
-from uae_lightning.ranges import Count, checked
+from uae_lightning.ranges import Count, Several, checked
 from uae_lightning.types import Batch, RewardInput, ValidationOutput
 
 
@@ -27,11 +27,25 @@ class SampleGallery(L.Callback):
 
     Args:
         pictures: how many.
+        keep: validations in the folder: of more, every second stays, then every fourth, ..., and the last.
+
+    Raises:
+        ValueError: `pictures` < 1 or `keep` < 2.
     """
 
-    def __init__(self, pictures: Count = 8) -> None:
-        self.pictures = pictures
+    def __init__(self, pictures: Count = 8, keep: Several = 64) -> None:
+        self.pictures, self.keep = pictures, keep
         self.shown: list[RewardInput] = []
+        self.steps: list[int] = []  # of all validations
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.steps = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps = state_dict["steps"]
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.shown = []
@@ -61,15 +75,18 @@ class SampleGallery(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 grid = torch.cat([originals, reconstructions], 1)
-                logger.experiment.add_image("gallery/original_above_reconstruction", grid, step)
-                logger.experiment.add_text("gallery/captions", "\n".join(f"1. {text}" for text in captions), step)
+                logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning logs val/reward
+                logger.experiment.add_image("gallery/original_above_reconstruction", grid, logged)
+                logger.experiment.add_text("gallery/captions", "\n".join(f"1. {text}" for text in captions), logged)
         if trainer.state.fn == "fit":
             folder = Path(trainer.default_root_dir) / "gallery"
             folder.mkdir(parents=True, exist_ok=True)
-            forget_later_steps(folder, step)
+            self.steps = [*(earlier for earlier in self.steps if earlier < step), step]
+            kept = thinned(self.steps, self.keep)
             write_png(originals, folder / "originals.png")
             write_png(reconstructions, folder / f"step-{step:06d}.png")
-            add_captions(folder / "captions.json", step, captions)
+            add_captions(folder / "captions.json", step, captions, kept)
+            forget_others(folder, kept)
 
 
 def row_of(batches: list[Tensor]) -> Tensor:
@@ -83,14 +100,22 @@ def write_png(row: Tensor, path: Path) -> None:
         Image.fromarray(row.permute(1, 2, 0).numpy()).save(partial, format="PNG")
 
 
-def add_captions(path: Path, step: int, captions: list[str]) -> None:
+def thinned(steps: list[int], most: int) -> list[int]:
+    """At most `most` of them, evenly, the first and the last included. Who is left out once stays out as they grow."""
+    stride = 1
+    while len(steps[::stride]) >= most:
+        stride *= 2
+    return sorted({*steps[::stride], steps[-1]})
+
+
+def add_captions(path: Path, step: int, captions: list[str], kept: list[int]) -> None:
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = {key: value for key, value in known.items() if int(key) < step}
+    found = {key: value for key, value in (known | {str(step): captions}).items() if int(key) in kept}
     with replacing(path) as partial:
-        partial.write_text(json.dumps(kept | {str(step): captions}, indent=1, ensure_ascii=False), encoding="utf-8")
+        partial.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def forget_later_steps(folder: Path, step: int) -> None:
+def forget_others(folder: Path, kept: list[int]) -> None:
     for path in folder.glob("step-*.png"):
-        if int(path.stem.removeprefix("step-")) > step:
+        if int(path.stem.removeprefix("step-")) not in kept:
             path.unlink()

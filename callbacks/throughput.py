@@ -30,7 +30,8 @@ class Throughput(L.Callback):
     * `throughput/images_seen` since the stage began, kept over a resume;
     * `time/VERB`, the share of the time in each verb of `pl_module.timings` (cumulative seconds), where it has that.
 
-    Writes time.json at the end: seconds of the whole stage in `steps`, of these in each verb, and in `validation`.
+    Writes time.json at the end: seconds of the whole stage in `steps`, of these in each verb, and in `validation`. Not
+    in on_train_end, which Lightning skips where a resumed run has no step left.
 
     Args:
         window: batches.
@@ -76,7 +77,7 @@ class Throughput(L.Callback):
             }
         )
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             seconds = {name: round(value, 1) for name, value in self.spent.items()}
             run_folder.write_json(Path(trainer.default_root_dir) / run_folder.TIME, seconds)

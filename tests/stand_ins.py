@@ -76,6 +76,10 @@ class TinyStage(Stage):
         return torch.optim.SGD([getattr(self, name).value for name in self.trained], lr=0.1)
 
 
+class OtherStage(TinyStage):
+    """Another class with the same options."""
+
+
 class TinyData(L.LightningDataModule):
     def __init__(self, pictures: int = 8) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
 import json
+import os
 import shlex
 
 import pytest
@@ -7,6 +8,7 @@ from stand_ins import write_confs
 
 from uae_lightning import run_folder, run_spec, run_summary
 from uae_lightning.cli import main
+from uae_lightning.locking import locked
 from uae_lightning.usage import UsageError
 
 EVALUATION_YAML = """
@@ -36,11 +38,14 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
     assert main(run) == 2  # red without the refusal in open_run
     assert "--resume" in capsys.readouterr().err
 
+    refused_before_anything_is_written(run, place, conf, capsys)
+
     done = (place / "draw" / "stage.json").stat().st_mtime_ns
     assert main([*run, "--resume"]) == 0
     out = capsys.readouterr().out
     assert (place / "draw" / "stage.json").stat().st_mtime_ns == done  # red without the return after "done before"
     assert "see: resuming" in out and "draw: done before" in out
+    assert out.count("other settings: model.init_args.fails_at 5 -> -1\n") == 2 == out.count("other settings")
     check_summary(json.loads((place / "summary.json").read_text()))
     assert "What changed, by judges that were not the reward" in (place / "report.html").read_text()
 
@@ -61,6 +66,29 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
     # what was measured at the end is not true any more; red without clear_evaluation in run_one
     assert "evaluation" not in summary and not run_folder.evaluation(place, "end").exists()
     assert (place / "report.html").exists() and (place / "before_after.png").exists()
+
+
+def refused_before_anything_is_written(run, place, conf, capsys):
+    """A second writer, and a resume with what would mix two runs."""
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    with locked(place, "it"):  # red without the locks of pipeline.main
+        assert main([*run, "--resume"]) == 1 and f"is being written by process {os.getpid()}" in capsys.readouterr().err
+    with locked(place / "see", "it"):  # red with spec.stages[:0] there
+        assert main([*run, "--overwrite"]) == 1
+    with locked(place / "see", "it"):  # red without the lock of StageCLI
+        fit = ["fit", f"--config={conf.parent / 'stage.yaml'}", f"--trainer.default_root_dir={place / 'see'}"]
+        assert main([*fit, "--resume"]) == 1
+    capsys.readouterr()
+    assert main([*run, "--resume", "--seed_everything", "9"]) == 2  # red without check_earlier: draw is done
+    assert "draw was started with other settings: seed_everything 3 -> 9;" in capsys.readouterr().err
+    assert main([*fit, "--resume", "--model.class_path=stand_ins.OtherStage"]) == 2  # red without check_settings
+    assert "model.class_path stand_ins.TinyStage -> stand_ins.OtherStage" in capsys.readouterr().err
+    other = conf.with_name("other.yaml")
+    other.write_text(conf.read_text().replace("name: draw", "name: paint"))
+    assert main(["run", f"--config={other}", "--resume"]) == 2
+    assert "was started with the stages draw, see, now they are paint, see" in capsys.readouterr().err
+    unchanged = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
+    assert unchanged == {path: when for path, when in before.items() if path.is_file()}
 
 
 def check_summary(summary):

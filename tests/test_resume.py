@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.kill import start, wait
 from uae_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -45,14 +43,13 @@ def test_killed_and_resumed_is_the_same_as_never_stopped(stage: str, parts_folde
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert main(fit_arguments(stage, parts_folder, straight)) == 0
     kill = ["--trainer.callbacks+=tests.kill.KillAt", "--trainer.callbacks.batch=3"]  # after a checkpoint at 2
-    command = [sys.executable, "-m", "uae_lightning", *fit_arguments(stage, parts_folder, stopped), *kill]
-    killed = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    killed = start([*fit_arguments(stage, parts_folder, stopped), *kill], stopped, tmp_path / "logs")
+    assert wait(killed) == [-signal.SIGKILL], (tmp_path / "logs/rank-0").read_text()[-2000:]
     assert not (stopped / "weights").exists()
     assert main([*fit_arguments(stage, parts_folder, stopped), "--resume"]) == 0
     assert_same_weights(straight, stopped)
     rows = [(folder / "validation.jsonl").read_text() for folder in (straight, stopped)]
-    assert rows[0] == rows[1] and len(rows[0].splitlines()) == 3  # steps 0, 2 and 4
+    assert rows[0] == rows[1] and len(rows[0].splitlines()) == 4  # steps 0, 2, 4 and 5
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

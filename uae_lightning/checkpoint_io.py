@@ -22,6 +22,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
+from uae_lightning.checksums import check_zip
 from uae_lightning.disk import explained, naming, shared
 from uae_lightning.parallel import sharded_checkpoint
 
@@ -172,8 +173,9 @@ def read_checkpoint(
 
 def read_file(path: Path, map_location: Callable | str | None) -> dict[str, Any]:
     try:
+        check_zip(path)
         return torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"cannot read the checkpoint {path}: it is damaged, unfinished, or holds other objects than tensors "
             "and plain values; delete it and resume from another, or start the stage anew"

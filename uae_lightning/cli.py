@@ -15,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from uae_lightning import __version__
 from uae_lightning.disk import explained
 from uae_lightning.memory import keep_freed_memory
+from uae_lightning.output import steady_output
+from uae_lightning.stopping import Stopped, say_how_to_go_on, stoppable
 from uae_lightning.usage import UsageError, closest
 
 COMMANDS = (
@@ -57,8 +59,18 @@ UAE_DEBUG=1 shows the traceback of an error.
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0, 1 for an error while running, 2 for a mistake in the call."""
-    args = sys.argv[1:] if args is None else args
+    """Runs one command and returns the exit code: 0, 1 for an error while running, 2 for a mistake in the call, 130 and
+    143 where SIGINT and SIGTERM ended it."""
+    with steady_output() as streams:
+        code = answer(sys.argv[1:] if args is None else args)
+        sys.stdout.flush()
+        if lost := next((stream.lost for stream in streams if stream.lost), None):
+            print(f"uae: error: the work is done, but not all that was printed is there: {lost}", file=sys.stderr)
+            code = code or 1
+    return code
+
+
+def answer(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -67,7 +79,11 @@ def main(args: list[str] | None = None) -> int:
         return 0
     keep_freed_memory()
     try:
-        dispatch(args[0], args[1:])
+        with stoppable():
+            dispatch(args[0], args[1:])
+    except Stopped as stopped:
+        say_how_to_go_on(stopped, args)
+        return stopped.code
     except Exception as error:
         known = str(error) if isinstance(error, ValueError | FileNotFoundError | FloatingPointError) else None
         if (message := explained(error) or known) is None or os.environ.get("UAE_DEBUG") == "1":

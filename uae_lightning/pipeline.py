@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gc
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning import run_folder
+from uae_lightning.locking import locked
 from uae_lightning.masking import masked_command
 from uae_lightning.provenance import provenance
 from uae_lightning.run_spec import RunSpec, StageSpec, fit_args, read_run
@@ -57,17 +59,22 @@ def main(args: list[str]) -> None:
         check_stage(stage, overrides)
     if spec.evaluation:
         parse_evaluation(spec.evaluation)
-    chosen = options.start or options.only
-    open_run(folder, spec, first, resume=options.resume, overwrite=options.overwrite, chosen=chosen)
-    command = masked_command(["uae", "run", *args])
-    write_run_record(folder, spec, options.config, command)
-    evaluate(folder, spec, "start", overrides, command)
-    for index in range(first, last):
-        run_one(folder, spec, index, overrides, others)
-        if index == len(spec.stages) - 1:
-            evaluate(folder, spec, "end", overrides, command)
-        summarise(folder)
-    others.tell(None)
+    with ExitStack() as locks:
+        for place in (folder, *(folder / stage.name for stage in spec.stages[first:])):
+            locks.enter_context(locked(place, f"the run {folder}"))
+        chosen = options.start or options.only
+        if options.resume:
+            check_earlier(folder, spec, first if chosen else len(spec.stages), overrides)
+        open_run(folder, spec, first, resume=options.resume, overwrite=options.overwrite, chosen=chosen)
+        command = masked_command(["uae", "run", *args])
+        write_run_record(folder, spec, options.config, command)
+        evaluate(folder, spec, "start", overrides, command)
+        for index in range(first, last):
+            run_one(folder, spec, index, overrides, others)
+            if index == len(spec.stages) - 1:
+                evaluate(folder, spec, "end", overrides, command)
+            summarise(folder)
+        others.tell(None)
     print(f"Summary: {folder / 'summary.json'}\nReport:  {folder / 'report.html'}")
 
 
@@ -158,6 +165,27 @@ def open_run(folder: Path, spec: RunSpec, first: int, *, resume: bool, overwrite
             run_folder.clear_stage(stage)
 
 
+def check_earlier(folder: Path, spec: RunSpec, kept: int, overrides: list[str]) -> None:
+    """The stages of the folder must be those of the YAML, the done ones of the first `kept` with the same settings.
+
+    Raises:
+        UsageError: they do not, and what is there would be mixed with something else, or lost.
+    """
+    from uae_lightning.stage_cli import parse_stage
+
+    record, names = folder / "run.json", [stage.name for stage in spec.stages]
+    before = run_folder.read_json(record, "stages")["stages"] if record.exists() else []
+    if (common := min(len(before), len(names))) and before[:common] != names[:common]:
+        raise UsageError(
+            f"{folder} was started with the stages {', '.join(before)}, now they are {', '.join(names)}: give it the "
+            "YAML it was started with, or another folder by --output"
+        )
+    for index, stage in enumerate(spec.stages[:kept]):
+        place, earlier = folder / stage.name, [folder / name for name in names[:index]]
+        if run_folder.is_done(place):
+            parse_stage(fit_args(stage, overrides, place, run_folder.latest_weights(earlier))).check_settings(place)
+
+
 def write_run_record(folder: Path, spec: RunSpec, config: Path, command: str) -> None:
     record = {"name": spec.name, "config": str(config), "stages": [stage.name for stage in spec.stages]}
     run_folder.write_json(folder / "run.json", record | provenance(command))
@@ -169,7 +197,6 @@ def write_run_record(folder: Path, spec: RunSpec, config: Path, command: str) ->
 def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], others: Followers) -> None:
     """Runs a stage, unless it is done, and records it."""
     from uae_lightning.checkpoint_io import recover
-    from uae_lightning.stage_cli import run_stage
 
     stage, place = spec.stages[index], folder / spec.stages[index].name
     heading = f"[{index + 1}/{len(spec.stages)}] {stage.name}"
@@ -185,14 +212,20 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], other
     args = fit_args(stage, overrides, place, run_folder.latest_weights(earlier))
     args += ["--resume"] if resume else ["--overwrite"]
     print(f"\n{heading}{': resuming' if resume else ''}\n  {masked_command(['uae', *args])}", flush=True)
-    start, earlier_seconds = time.time(), seconds_before(place) if resume else 0.0
-    run_folder.write_json(place / "clock.json", {"start": start, "earlier_seconds": earlier_seconds})
     others.tell(args)
-    run_stage(args)
+    steps, seconds = trained(args)
     gc.collect()  # the next stage loads its own models
-    record = stage_record(stage.name, place, earlier_seconds + time.time() - start, masked_command(["uae", *args]))
+    record = stage_record(stage.name, place, steps, seconds, masked_command(["uae", *args]))
     run_folder.write_json(place / "stage.json", record)
     print(one_line(record), flush=True)
+
+
+def trained(args: list[str]) -> tuple[int, float]:
+    """Steps and seconds of the stage; nothing of it stays in memory."""
+    from uae_lightning.stage_cli import run_stage
+
+    cli = run_stage(args, lock=False)  # the run holds the locks of its stages
+    return cli.trainer.global_step, cli.clock.seconds()
 
 
 def check_stage(stage: StageSpec, overrides: list[str]) -> None:
@@ -216,14 +249,6 @@ def check_callbacks(trainer: Namespace) -> None:
         raise UsageError("give callbacks.RewardCallback an `unrewarded`: a run has a second judge")
     if trainer.limit_val_batches == 0:
         raise UsageError("trainer.limit_val_batches must be above 0: a run compares the validations of its stages")
-
-
-def seconds_before(place: Path) -> float:
-    """Seconds that earlier processes spent on what the checkpoint holds."""
-    if not (place / "clock.json").exists():
-        return 0.0
-    clock = run_folder.read_json(place / "clock.json", "start", "earlier_seconds")
-    return clock["earlier_seconds"] + max(0.0, run_folder.last_checkpoint(place).stat().st_mtime - clock["start"])
 
 
 # ------------------------------------------------------------------------------------------------ results

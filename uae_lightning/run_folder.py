@@ -10,7 +10,6 @@ runs/NAME/
     config.yaml               everything the stage was run with
     validation.jsonl          one row per validation: rewards of the same held-out pictures
     checkpoints/last.ckpt     to resume this stage
-    clock.json                when it was started, and the seconds spent before that
     time.json                 on what the seconds were spent (callbacks.Throughput)
     weights/COMPONENT/        what the stage trained, for the next stage
     gallery/                  reconstructions and captions of the same few held-out pictures

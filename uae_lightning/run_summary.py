@@ -13,13 +13,19 @@ SUMMARY_KEYS = (
 )  # fmt: skip
 
 
-def stage_record(name: str, place: Path, seconds: float, command: str) -> dict[str, Any]:
-    """What a stage changed on the held-out pictures, from its first and last validation."""
+def stage_record(name: str, place: Path, steps: int, seconds: float, command: str) -> dict[str, Any]:
+    """What a stage changed on the held-out pictures, from its first and last validation.
+
+    Raises:
+        ValueError: these are not of the weights it began with and of those it hands on, after `steps` steps.
+    """
     rows = run_folder.read_rows(place)
-    if len(rows) < 2:
+    validated = [row["step"] for row in rows]
+    if [*validated[:1], *validated[-1:]] != [0, steps]:
         raise ValueError(
-            f"{place}/validation.jsonl has {len(rows)} row(s), before and after are needed: "
-            "keep trainer.num_sanity_val_steps at -1 and let trainer.val_check_interval divide trainer.max_steps"
+            f"{place} has weights of step {steps} and figures of the steps {', '.join(map(str, validated)) or 'none'}: "
+            "before and after need step 0 and the last one. Keep trainer.num_sanity_val_steps at -1; where "
+            "trainer.max_steps was lowered for a resume, raise it again and resume; else start again with --overwrite"
         )
     before, after = rows[0], rows[-1]
     return {

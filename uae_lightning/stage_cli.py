@@ -7,13 +7,15 @@ import inspect
 import logging
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import lightning as L
 import transformers
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Timer
@@ -22,17 +24,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from callbacks import StageCheckpoint
+from callbacks import CurvesOnce, FinalValidation, StageCheckpoint, StageClock
 from uae_lightning import ranges, run_folder
 from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover, replacing
 from uae_lightning.class_paths import check_class_paths
 from uae_lightning.disk import check_writable, naming
+from uae_lightning.locking import locked
 from uae_lightning.masking import masked
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
 from uae_lightning.parallel.strategy import ShardedStrategy
 from uae_lightning.ranges import check
 from uae_lightning.run_spec import read_stage_yaml
+from uae_lightning.settings import check_resumed
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
 
@@ -93,7 +97,13 @@ class StageCLI(LightningCLI):
 
     resume_from: Path | None = None
 
-    def __init__(self, args: list[str] | None = None, model_class: type[L.LightningModule] = Stage) -> None:
+    def __init__(
+        self,
+        args: list[str] | None = None,
+        model_class: type[L.LightningModule] = Stage,
+        locks: ExitStack | None = None,
+    ) -> None:
+        self.clock, self.locks = StageClock(time.monotonic()), locks
         # "omegaconf" resolves ${...} before options are merged and so ignores them; "omegaconf+" afterwards
         parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -151,8 +161,22 @@ class StageCLI(LightningCLI):
             folder = Path(config.trainer.default_root_dir)
             check_writable(folder / "config.yaml", "--trainer.default_root_dir")
             if is_main():
+                if self.locks is not None:
+                    self.locks.enter_context(locked(folder, f"the stage {folder}"))
                 recover(run_folder.last_checkpoint(folder))
             self.resume_from = run_folder.start_point(folder, **flags)
+            if self.resume_from:
+                self.check_settings(folder)
+
+    def check_settings(self, folder: Path) -> None:
+        """Says in which settings this call differs from the one that started the stage, or raises UsageError."""
+        started = folder / "config.yaml"
+        if not started.exists():
+            return
+        now = self._parser("fit").dump(self.config.fit, skip_unset=False)
+        changed = check_resumed(yaml.safe_load(started.read_text()), yaml.safe_load(now), str(folder))
+        if changed and is_main():
+            print(f"{folder} was started with other settings: {', '.join(changed)}", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
         with naming(Path(self.config[subcommand].trainer.default_root_dir)):
@@ -179,7 +203,7 @@ class StageCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except TypeError as error:
             raise UsageError(f"an option of trainer is wrong: {error}") from error
-        trainer.callbacks.insert(0, EndTogether())
+        trainer.callbacks[:0] = [EndTogether(), FinalValidation(), CurvesOnce(), self.clock]
         return trainer
 
 
@@ -246,11 +270,11 @@ def check_folder(trainer: Namespace) -> None:
         raise UsageError("trainer.default_root_dir is empty: name the folder of the stage, such as runs/fit")
 
 
-def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> StageCLI:
-    """`uae fit ...` or `uae validate ...` in this process."""
+def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage, *, lock: bool = True) -> StageCLI:
+    """`uae fit ...` or `uae validate ...` in this process; `lock` keeps others from writing to the stage's folder."""
     quiet()
-    with errors_explained(), command_line(args), own_ranks():
-        return StageCLI(model_class=model_class)
+    with errors_explained(), command_line(args), own_ranks(), ExitStack() as locks:
+        return StageCLI(model_class=model_class, locks=locks if lock else None)
 
 
 def parse_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> ParsedStage:

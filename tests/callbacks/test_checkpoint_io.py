@@ -62,6 +62,23 @@ def test_a_cut_file_is_refused(tmp_path, keep):
         io.load_checkpoint(path)
 
 
+def test_a_flipped_byte_is_found(tmp_path):
+    # Red without check_zip: torch.load gives other weights without a word.
+    path, io = tmp_path / "a.ckpt", AtomicCheckpointIO()
+    io.save_checkpoint({"weights": torch.arange(1000.0), "step": 1}, path)
+    whole, taken = path.read_bytes(), 0
+    for place in range(0, len(whole), 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            read = io.load_checkpoint(path)
+        except ValueError as error:
+            assert "is damaged" in str(error)
+        else:  # padding, or a date
+            assert torch.equal(read["weights"], torch.arange(1000.0)) and read["step"] == 1
+            taken += 1
+    assert taken < len(whole) / 37 / 2
+
+
 class Payload:
     def __reduce__(self):
         return os.mkdir, (os.environ["PAYLOAD_FOLDER"],)

@@ -1,11 +1,9 @@
-import json
-
 import pytest
 import torch
 from standins import Closeness, TinyStage, fit, rows
 
 from callbacks import EMA, RewardCallback
-from callbacks.reward import append_row, evaluate, not_finite
+from callbacks.reward import append_row, cut_rows, evaluate, not_finite
 from uae_lightning.evaluation.image_health import compared
 from uae_lightning.evaluation.unified_bench import Pixels
 from uae_lightning.rewards.unified_score import UnifiedScore
@@ -32,15 +30,31 @@ def test_every_validation_is_a_row_step_0_included(tmp_path):
 
 
 def test_rows_from_before_a_resume_are_replaced(tmp_path):
-    # Red if < row["step"] becomes <=.
+    # Red if kept + 1 becomes kept, or the 1 goes from setup's -1.
     fit(tmp_path, RewardCallback(Closeness()), steps=6)
     whole = rows(tmp_path)
     fit(tmp_path, RewardCallback(Closeness()), steps=6, resume=tmp_path / "checkpoints/step=3.ckpt")
     assert rows(tmp_path) == whole and [row["step"] for row in whole] == [0, 2, 4, 6]
-    append_row(tmp_path / "validation.jsonl", {"step": 4, "new": True})
-    assert [row["step"] for row in rows(tmp_path)] == [0, 2, 4] and rows(tmp_path)[-1]["new"]
+    fit(
+        tmp_path,
+        RewardCallback(Closeness()),
+        steps=6,
+        resume=tmp_path / "checkpoints/step=3.ckpt",
+        val_check_interval=6,
+    )
+    assert [row["step"] for row in rows(tmp_path)] == [0, 2, 6]  # 4 came after the checkpoint
     fit(tmp_path, RewardCallback(Closeness()), steps=2)  # started anew
     assert [row["step"] for row in rows(tmp_path)] == [0, 2]
+
+
+def test_a_row_is_appended_behind_whole_rows(tmp_path, monkeypatch):
+    # Red with "w" for "a", with a rewrite in append_row, or without the except clause of _step.
+    path = tmp_path / "validation.jsonl"
+    path.write_text('{"step": 0}\n{"step": 2}\n{"step": 4, "rew')
+    cut_rows(path, 3)
+    whole = path.stat().st_ino
+    append_row(path, {"step": 4})
+    assert path.read_text() == '{"step": 0}\n{"step": 2}\n{"step": 4}\n' and path.stat().st_ino == whole
 
 
 class Counting(Pixels):
@@ -170,14 +184,14 @@ def test_image_statistics():
     assert worse["high_frequency"] < 1e-6 and worse["edge_density"] == 0
 
 
-def test_a_kill_while_a_row_is_written_keeps_the_rows_before(tmp_path, monkeypatch):
+def test_a_kill_while_rows_are_cut_keeps_them(tmp_path, monkeypatch):
     # Red if partial.write_text becomes path.write_text.
     path = tmp_path / "validation.jsonl"
     append_row(path, {"step": 0})
     monkeypatch.setattr("uae_lightning.checkpoint_io.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        append_row(path, {"step": 1})
-    assert json.loads(path.read_text()) == {"step": 0}
+        cut_rows(path, 0)
+    assert path.read_text() == '{"step": 0}\n'
 
 
 def test_step_0_is_on_the_curve(tmp_path):

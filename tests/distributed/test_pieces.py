@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from uae_lightning import checkpoint_io
 from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover, replacing_folder
+from uae_lightning.checksums import checksum
 from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.parallel import collectives, ending
 from uae_lightning.parallel.ending import EndTogether
@@ -137,9 +138,9 @@ def local(tensor):
 def two_shards(folder):
     torch.save({"state_dict": {"a": None, "b": torch.ones(1)}}, folder / REST)
     for rank, rows in enumerate(([[0.0, 1.0], [2.0, 3.0]], [[4.0, 5.0]])):
-        save_file(
-            {json.dumps(["state_dict", "a"]): torch.tensor(rows)}, folder / f"shard-0000{rank}-of-00002.safetensors"
-        )
+        place, tensor = json.dumps(["state_dict", "a"]), torch.tensor(rows)
+        file = folder / f"shard-0000{rank}-of-00002.safetensors"
+        save_file({place: tensor}, file, metadata={place: checksum(tensor)})
 
 
 def test_shards_of_two_ranks_are_one_tensor_without_ranks(tmp_path):
@@ -156,6 +157,23 @@ def test_a_folder_without_all_its_files_is_refused(tmp_path, damage):
     (tmp_path / damage).unlink()
     with pytest.raises(ValueError, match="cannot read the checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["shard-00000-of-00002.safetensors", "shard-00001-of-00002.safetensors", REST])
+def test_a_flipped_byte_in_a_shard_is_found(tmp_path, file):
+    # red without check_shards or check_zip, or with `if sums.keys()` left out
+    two_shards(tmp_path)
+    whole, taken = (tmp_path / file).read_bytes(), 0
+    for place in range(0, len(whole), 37 if file == REST else 1):
+        (tmp_path / file).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            state = AtomicCheckpointIO().load_checkpoint(tmp_path)["state_dict"]
+        except ValueError as error:
+            assert "cannot read the checkpoint" in str(error)
+        else:
+            assert torch.equal(state["a"], torch.arange(6.0).view(3, 2)) and torch.equal(state["b"], torch.ones(1))
+            taken += file != REST
+    assert taken < 9  # blanks between the header and the tensors
 
 
 def test_a_kill_between_the_two_renames_loses_no_checkpoint(tmp_path, monkeypatch):
@@ -256,6 +274,7 @@ def test_fsdp_by_name_is_fsdp2(tmp_path, monkeypatch):
         "lightning.pytorch.cli.LightningCLI.instantiate_trainer", lambda self, **k: seen.update(k) or trainer
     )
     cli = object.__new__(StageCLI)
+    cli.clock = None
     options = SimpleNamespace(logger=False, plugins=None, strategy="fsdp")
     cli.config_init, cli.subcommand = {"fit": SimpleNamespace(trainer=options)}, "fit"
     cli.instantiate_trainer()

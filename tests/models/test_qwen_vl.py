@@ -232,3 +232,13 @@ def test_captions_that_fit_no_picture_are_refused(make_encoder, images):
     tokens = torch.full((5, 3), 10)
     with pytest.raises(ValueError, match="5 captions.*4 pictures"):
         make_encoder().token_logits(images, Captions([""] * 5, tokens, tokens > 0))
+
+
+def test_what_it_saves_does_not_depend_on_what_it_has_read(make_encoder, tmp_path):
+    # red without no_padding in save: tokenizer.json would hold how the last texts were padded
+    encoder = make_encoder()
+    encoder.save(tmp_path / "fresh")
+    encoder.embed(["a large red ball", "a ball"])
+    encoder.save(tmp_path / "used")
+    files = [(tmp_path / folder / "tokenizer.json").read_bytes() for folder in ("fresh", "used")]
+    assert files[0] == files[1] and b'"padding": null' in files[0]

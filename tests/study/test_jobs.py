@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from uae_lightning.stopping import Stopped, stoppable
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.usage import UsageError
 
@@ -89,7 +90,7 @@ def test_jobs_end_with_their_study(job, tmp_path):
     pair = [job("a", script="exec sleep 60"), job("b", script="sleep 0.5; kill $PPID; exec sleep 60")]
     desk = Desk(tmp_path / "logs", pair)
     began = time.monotonic()
-    with pytest.raises(SystemExit):
+    with pytest.raises(Stopped), stoppable():
         Runner(desk, 2, 2).run()
     assert time.monotonic() - began < 30
     with desk.alone():  # no job is left that holds the lock

@@ -332,6 +332,8 @@ class QwenVLEncoder(Encoder):
         model.tie_weights()
         model.generation_config = self.saved_generation_config
         model.save_pretrained(folder)
+        self.tokenizer.backend_tokenizer.no_padding()  # of the last texts it read; they would stand in tokenizer.json
+        self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         if lora_layers(self.model):

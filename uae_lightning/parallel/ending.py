@@ -17,6 +17,7 @@ import lightning as L
 import torch.distributed as dist
 
 from uae_lightning.parallel.collectives import RaisedTogether, barrier
+from uae_lightning.stopping import Stopped
 
 KEY = "uae/failure"
 POLL_SECONDS = 0.5
@@ -31,6 +32,10 @@ class EndTogether(L.Callback):
         self.over = threading.Event()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Lightning's own answer to SIGTERM (2.6.6) is a broadcast from within the handler, which meets whatever
+        # collective is under way, then a normal end after the step; `stopping` needs the passing on alone
+        launcher = trainer.strategy.launcher
+        trainer._signal_connector._sigterm_notifier_fn = lambda number, _: launcher and launcher.kill(number)
         if trainer.world_size == 1 or self.store is not None:
             return
         self.store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: others may block
@@ -44,7 +49,7 @@ class EndTogether(L.Callback):
             return
         reason = f"rank {trainer.global_rank} failed: {exception or type(exception).__name__}"
         told = self.store.compare_set(KEY, "", reason).decode()
-        if told != reason:  # this one fails because another did
+        if told != reason and not isinstance(exception, Stopped):  # this one fails because another did
             end(told)
         if trainer.is_global_zero:
             time.sleep(GRACE_SECONDS)

@@ -5,6 +5,8 @@
       shard-00001-of-00002.safetensors    rank 1's
       rest.pt                             Lightning's checkpoint without them
 
+Every shard has the CRC-32 of its tensors in its metadata, rest.pt is a zip file with such sums: both are checked.
+
 Why not torch.distributed.checkpoint, which Lightning's ModelParallelStrategy writes (torch 2.13): its index is a
 pickle, and unpickling can run code; its names come from walking the model by attributes, which fails at the extra
 entries that bitsandbytes puts into a state dict.
@@ -25,13 +27,17 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from uae_lightning.checksums import Damaged, check_zip, checksum
+from uae_lightning.parallel.collectives import rank, ranks
+
 REST = "rest.pt"
 
 
 def save_shards(checkpoint: dict[str, Any], folder: Path, rank: int, ranks: int) -> None:
     """Write this rank's part of a checkpoint to a folder that exists and is empty."""
     shards = {place: tensor.to_local().contiguous().cpu() for place, tensor in sharded_tensors(checkpoint)}
-    save_file(shards, folder / f"shard-{rank:05d}-of-{ranks:05d}.safetensors")
+    sums = {place: checksum(tensor) for place, tensor in shards.items()}
+    save_file(shards, folder / f"shard-{rank:05d}-of-{ranks:05d}.safetensors", metadata=sums)
     if rank == 0:
         torch.save(without_sharded(checkpoint), folder / REST)
 
@@ -43,11 +49,13 @@ def load_shards(folder: Path, module: nn.Module | None = None) -> dict[str, Any]
         ValueError: a file is missing, damaged, or holds more than tensors and plain Python values.
     """
     try:
+        check_zip(folder / REST)
         checkpoint = torch.load(folder / REST, map_location="cpu", weights_only=True)
         files = [safe_open(path, framework="pt") for path in sorted(folder.glob("shard-*.safetensors"))]
         if not files or not sorted(folder.glob("shard-*"))[-1].name.endswith(f"-of-{len(files):05d}.safetensors"):
             raise FileNotFoundError(f"{len(files)} shards")
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError) as error:
+        check_shards(files)
+    except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(
             f"cannot read the checkpoint {folder}: a shard is missing, or it is damaged; delete it and resume from "
             "another, or start the stage anew"
@@ -57,6 +65,21 @@ def load_shards(folder: Path, module: nn.Module | None = None) -> dict[str, Any]
         path = json.loads(place)
         put(checkpoint, path, read(files, place, owner.of(path)))
     return checkpoint
+
+
+def check_shards(files: list) -> None:
+    """Names in all files, contents in this rank's share of them: together the ranks look at every byte once.
+
+    Raises:
+        Damaged: a tensor is not what was written.
+    """
+    for number, file in enumerate(files):
+        sums, places = file.metadata(), file.keys()
+        if sums.keys() != set(places):
+            raise Damaged(f"shard {number} names other tensors than its checksums")
+        for place in places if number % ranks() == rank() else ():
+            if checksum(file.get_tensor(place)) != sums[place]:
+                raise Damaged(f"{place} in shard {number} differs from its checksum")
 
 
 def distribute(checkpoint: dict[str, Any], module: nn.Module) -> dict[str, Any]:

@@ -6,9 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,14 +111,13 @@ class Runner:
         self.waiting = [job for job in desk.jobs if not desk.done(job)]
         self.running: dict[Job, tuple[subprocess.Popen, int, float]] = {}  # process, threads, when it began
         self.failed: list[Job] = []
-        self.began = self.spoke = time.time()
+        self.began = self.spoke = time.monotonic()
         self.estimated, self.taken = 0.0, 0.0  # core-seconds of the jobs that were done in this call
 
     def run(self) -> list[Job]:
         """Returns the jobs that failed; what needs them is not run."""
         if done := len(self.desk.jobs) - len(self.waiting):
             print(f"{done} of {len(self.desk.jobs)} jobs are done already", flush=True)
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`: jobs end with their study
         with self.desk.alone() as lock:
             try:
                 while (ready := self.ready()) or self.running:
@@ -131,12 +128,11 @@ class Runner:
                     for job in [job for job, (process, *_) in self.running.items() if process.poll() is not None]:
                         self.finish(job)
                     self.beat()
-            finally:
+            finally:  # after a signal, too: jobs end with their study
                 for process, *_ in self.running.values():
                     process.terminate()
                 for process, *_ in self.running.values():
                     process.wait()
-                signal.signal(signal.SIGTERM, before)
         for job in self.waiting:
             print(f"not run: {job.name}, which needs {job.needs}")
         return self.failed
@@ -158,12 +154,12 @@ class Runner:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=(lock,)
             )
-        self.running[job] = process, threads, time.time()
+        self.running[job] = process, threads, time.monotonic()
         print(f"start {job.name} ({threads} thread{'s' * (threads > 1)})", flush=True)
 
     def finish(self, job: Job) -> None:
         process, threads, began = self.running.pop(job)
-        seconds = time.time() - began
+        seconds = time.monotonic() - began
         if process.returncode or not job.result.exists():
             self.failed.append(job)
             lines = self.desk.log(job).read_text(errors="replace").splitlines()[-LAST_LINES:]
@@ -175,20 +171,20 @@ class Runner:
         done = len(self.desk.jobs) - len(self.waiting) - len(self.running) - len(self.failed)
         print(
             f"done {job.name} in {seconds / 60:.1f} min: {done} of {len(self.desk.jobs)} jobs, "
-            f"{(time.time() - self.began) / 60:.0f} min so far, about {self.minutes_left():.0f} min left",
+            f"{(time.monotonic() - self.began) / 60:.0f} min so far, about {self.minutes_left():.0f} min left",
             flush=True,
         )
 
     def minutes_left(self) -> float:
         """From the jobs' estimates, and how far those that are done were off them."""
-        scale, now = self.taken / self.estimated if self.estimated else 1.0, time.time()
+        scale, now = self.taken / self.estimated if self.estimated else 1.0, time.monotonic()
         rest = sum(scale * job.seconds for job in self.waiting)
         rest += sum(max(0.0, scale * job.seconds - (now - t) * n) for job, (_, n, t) in self.running.items())
         return rest / self.slots / 60
 
     def beat(self) -> None:
-        if time.time() - self.spoke >= HEARTBEAT:
-            self.spoke = time.time()
+        if time.monotonic() - self.spoke >= HEARTBEAT:
+            self.spoke = time.monotonic()
             for job, (_, _, began) in self.running.items():
                 last = " ".join(self.desk.log(job).read_text(errors="replace").split()[-12:])[-80:]
                 print(f"  {job.name}, {(self.spoke - began) / 60:.1f} min: {last}", flush=True)
