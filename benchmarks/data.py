@@ -33,13 +33,13 @@ from PIL import Image
 
 from benchmarks.own_stage import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
 from benchmarks.pretrain import our_step
-from uae_lightning.cache import command
-from uae_lightning.cache.shards import Entry, Header, write_shard
-from uae_lightning.cache.writing import Part
+from uae_lightning.commands import cache as command
+from uae_lightning.data.cache_shards import Entry, Header, write_shard
 from uae_lightning.data.cached import CachedData, CacheIndex, cached_batch
 from uae_lightning.data.image_text import ImageTextData, digest
-from uae_lightning.data.scenes_data import scene_batch
 from uae_lightning.data.streams import StreamedData
+from uae_lightning.prepare.cache_writing import Part
+from uae_lightning.scenes.data import scene_batch
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Batch
 from uae_lightning.usage import Parser

@@ -46,14 +46,14 @@ from benchmarks.objectives_table import BASELINE, REFERENCE, Found, Row, Trainin
 from benchmarks.own_stage import without_trainer
 from benchmarks.plain_flow_grpo import PUBLISHED, PlainFlowGRPO, Settings
 from callbacks.reward import evaluate
-from uae_lightning import run_folder
-from uae_lightning.evaluate import build_evaluation, parse_evaluation
+from uae_lightning.commands.evaluate import build_evaluation, parse_evaluation
 from uae_lightning.evaluation.geneval import Values
 from uae_lightning.evaluation.suites import Evaluation, of_prompts, sampled_as
 from uae_lightning.interfaces import Reward
-from uae_lightning.provenance import provenance
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
-from uae_lightning.run_spec import EvaluationSpec
+from uae_lightning.run import folder as run_folder
+from uae_lightning.run.provenance import provenance
+from uae_lightning.run.spec import EvaluationSpec
 from uae_lightning.stages.common import PolicyStage, Sampling
 from uae_lightning.types import Batch
 from uae_lightning.usage import Parser, UsageError
@@ -112,7 +112,7 @@ def build(arm: Arm, seed: int, weights: dict[str, Path], pictures: int) -> tuple
     """Stage and data of the arm, with the weights of a run."""
     from jsonargparse import Namespace
 
-    from uae_lightning.stage_cli import parse_stage, quiet
+    from uae_lightning.run.stage_cli import parse_stage, quiet
 
     quiet()
     torch.manual_seed(seed)  # adapters start from random numbers

@@ -32,8 +32,8 @@ from benchmarks.own_stage import (
     without_trainer,
 )
 from benchmarks.plain_flow_grpo import DEMO, PUBLISHED, PlainFlowGRPO, Samples, Settings, lora_of_peft
-from uae_lightning.data.scenes_data import scene_batch
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
+from uae_lightning.scenes.data import scene_batch
 from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout
 from uae_lightning.types import Batch, RewardInput

@@ -31,11 +31,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from benchmarks.caption_steps import OwnStep, Result, all_tokens_allowed, own_result, plain_result
 from benchmarks.trl_step import TRLStep, import_trl, trl_result
-from uae_lightning.bootstrap.captioner import PROMPT, build_model, build_tokenizer
-from uae_lightning.data.scenes import render, sample_scene
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.paths import resolve
+from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer
+from uae_lightning.scenes.scene import render, sample_scene
 from uae_lightning.types import Captions
 from uae_lightning.usage import Parser
 

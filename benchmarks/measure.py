@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from uae_lightning.provenance import provenance
+from uae_lightning.run.provenance import provenance
 
 Alternatives = Mapping[str, Callable[[], object]]  # name -> does the work once
 

@@ -18,7 +18,7 @@ def build_stage(config: Path, *overrides: str) -> Stage:
     """The stage of a YAML with options of the command line, without data, trainer or reward."""
     from jsonargparse import Namespace
 
-    from uae_lightning.stage_cli import parse_stage, quiet
+    from uae_lightning.run.stage_cli import parse_stage, quiet
 
     quiet()
     cli = parse_stage(["fit", f"--config={config}", *overrides])

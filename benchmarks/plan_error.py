@@ -24,7 +24,7 @@ from uae_lightning.planning.stage_plan import GB, plan_built, prompts_of, settin
 from uae_lightning.planning.step import Setting
 from uae_lightning.planning.text import caption, give_text
 from uae_lightning.planning.weightless import build
-from uae_lightning.stage_cli import parse_stage, quiet
+from uae_lightning.run.stage_cli import parse_stage, quiet
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Captions
 

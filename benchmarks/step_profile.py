@@ -40,9 +40,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.own_stage import build_stage, without_trainer
 from callbacks import RewardCallback
-from uae_lightning.data.scenes_data import ScenesData
-from uae_lightning.memory import keep_freed_memory
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
+from uae_lightning.run.memory import keep_freed_memory
+from uae_lightning.scenes.data import ScenesData
 from uae_lightning.types import Batch
 from uae_lightning.usage import Parser
 

@@ -14,9 +14,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks.caption_steps import OwnStep, Result, reward
-from uae_lightning.bootstrap.captioner import PROMPT
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.qwen_vl import TEXT_LINEARS, QwenVLEncoder
+from uae_lightning.scenes.bootstrap.captioner import PROMPT
 from uae_lightning.types import Captions
 from uae_lightning.usage import UsageError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 
 from callbacks.ema import EMA
-from uae_lightning.disk import shared
+from uae_lightning.files import shared
 from uae_lightning.parallel.collectives import barrier
 from uae_lightning.parallel.sharding import whole_on_main
 

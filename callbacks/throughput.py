@@ -10,8 +10,8 @@ from typing import Any
 
 import lightning as L
 
-from uae_lightning import run_folder
 from uae_lightning.ranges import Count, checked
+from uae_lightning.run import folder as run_folder
 from uae_lightning.types import Batch
 
 

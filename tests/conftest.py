@@ -7,14 +7,14 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test asks the hub
 
-import uae_lightning  # noqa: F401, I001  before diffusers, which imports bitsandbytes (uae_lightning.no_hub_kernels)
+import uae_lightning  # noqa: F401, I001  before diffusers, which imports bitsandbytes (uae_lightning.models.no_hub_kernels)
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from uae_lightning.bootstrap.captioner import PROMPT, build_model, build_tokenizer, pictures
-from uae_lightning.data.scenes import sample_scene
+from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer, pictures
+from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder

@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-from uae_lightning import no_hub_kernels
+from uae_lightning.models import no_hub_kernels
 
 no_hub_kernels.install()

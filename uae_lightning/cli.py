@@ -13,10 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve t
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from uae_lightning import __version__
-from uae_lightning.disk import explained
-from uae_lightning.memory import keep_freed_memory
-from uae_lightning.output import steady_output
-from uae_lightning.stopping import Stopped, say_how_to_go_on, stoppable
+from uae_lightning.files import explained
+from uae_lightning.parallel.stopping import Stopped, say_how_to_go_on, stoppable
+from uae_lightning.run.memory import keep_freed_memory
+from uae_lightning.run.output import steady_output
 from uae_lightning.usage import UsageError, closest
 
 COMMANDS = (
@@ -99,15 +99,15 @@ def dispatch(command: str, args: list[str]) -> None:
 
         pipeline.main(args)
     elif command in ("fit", "validate"):
-        from uae_lightning import stage_cli
+        from uae_lightning.run import stage_cli
 
         stage_cli.run_stage([command, *args])
     elif command == "evaluate":
-        from uae_lightning import evaluate
+        from uae_lightning.commands import evaluate
 
         evaluate.main(args)
     elif command == "plan":
-        from uae_lightning.planning import command as planning
+        from uae_lightning.commands import plan as planning
 
         planning.main(args)
     elif command == "study":
@@ -115,31 +115,31 @@ def dispatch(command: str, args: list[str]) -> None:
 
         run.main(args)
     elif command == "bootstrap":
-        from uae_lightning import bootstrap
+        from uae_lightning.scenes import bootstrap
 
         bootstrap.main(args)
     elif command == "reconstruct":
-        from uae_lightning import reconstruct
+        from uae_lightning.commands import reconstruct
 
         reconstruct.main(args)
     elif command == "generate":
-        from uae_lightning import generate
+        from uae_lightning.commands import generate
 
         generate.main(args)
     elif command == "export":
-        from uae_lightning.export import command as export
+        from uae_lightning.commands import export
 
         export.main(args)
     elif command == "caption-data":
-        from uae_lightning.caption_data import command as caption_data
+        from uae_lightning.commands import caption_data
 
         caption_data.main(args)
     elif command == "cache":
-        from uae_lightning.cache import command as cache
+        from uae_lightning.commands import cache
 
         cache.main(args)
     elif command == "import-release":
-        from uae_lightning.models import release
+        from uae_lightning.exchange import release
 
         release.main(args)
     else:

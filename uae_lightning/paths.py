@@ -14,7 +14,7 @@ def resolve(path: str | Path, files: list[str] | None = None) -> Path:
     """The folder (or file) that `path` names.
 
     Args:
-        path: "shipped:NAME" for what comes with the package, in `uae_lightning/weights/NAME`; a path on this machine,
+        path: "shipped:WING/NAME" for what comes with the package, in `uae_lightning/WING/weights/NAME`; a path here,
             in which "~" is the home folder; or, where that does not exist, a hub id such as
             "Qwen/Qwen2.5-VL-3B-Instruct", which is downloaded once into the cache of `huggingface_hub`. For a model
             without weights (`models.loading.weightless`) the configs that come with the package do.
@@ -27,7 +27,8 @@ def resolve(path: str | Path, files: list[str] | None = None) -> Path:
     if text.startswith(SHIPPED):
         if ".." in Path(text.removeprefix(SHIPPED)).parts:
             raise FileNotFoundError(f"{text!r} leaves the package: {SHIPPED}NAME is of a folder that comes with it")
-        found = _package() / "weights" / text.removeprefix(SHIPPED)
+        wing, _, name = text.removeprefix(SHIPPED).partition("/")
+        found = _package() / wing / "weights" / name
         remedy = "train the shipped weights with `uae bootstrap`, or install the package with its weights"
     else:
         found = Path(text).expanduser()

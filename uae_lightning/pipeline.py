@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning import run_folder
 from uae_lightning.locking import locked
-from uae_lightning.masking import masked_command
-from uae_lightning.provenance import provenance
-from uae_lightning.run_spec import RunSpec, StageSpec, fit_args, read_run
-from uae_lightning.run_summary import one_line, stage_record, summarise
+from uae_lightning.report.summary import one_line, stage_record, summarise
+from uae_lightning.run import folder as run_folder
+from uae_lightning.run.masking import masked_command
+from uae_lightning.run.provenance import provenance
+from uae_lightning.run.spec import RunSpec, StageSpec, fit_args, read_run
 from uae_lightning.usage import Parser, UsageError, closest
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ Any other dotted option, such as --trainer.max_steps 2, is passed to every stage
 
 
 def main(args: list[str]) -> None:
-    from uae_lightning.evaluate import parse_evaluation
+    from uae_lightning.commands.evaluate import parse_evaluation
     from uae_lightning.parallel.launch import Followers, is_main
 
     options, overrides = parse(args)
@@ -80,7 +80,7 @@ def main(args: list[str]) -> None:
 
 def follow(main: Followers) -> None:
     """On every process but rank 0, where the ranks were started from outside: trains the stages along with it."""
-    from uae_lightning.stage_cli import run_stage
+    from uae_lightning.run.stage_cli import run_stage
 
     while (args := main.hear()) is not None:
         run_stage(args)
@@ -171,7 +171,7 @@ def check_earlier(folder: Path, spec: RunSpec, kept: int, overrides: list[str]) 
     Raises:
         UsageError: they do not, and what is there would be mixed with something else, or lost.
     """
-    from uae_lightning.stage_cli import parse_stage
+    from uae_lightning.run.stage_cli import parse_stage
 
     record, names = folder / "run.json", [stage.name for stage in spec.stages]
     before = run_folder.read_json(record, "stages")["stages"] if record.exists() else []
@@ -196,7 +196,7 @@ def write_run_record(folder: Path, spec: RunSpec, config: Path, command: str) ->
 
 def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], others: Followers) -> None:
     """Runs a stage, unless it is done, and records it."""
-    from uae_lightning.checkpoint_io import recover
+    from uae_lightning.parallel.checkpoint_io import recover
 
     stage, place = spec.stages[index], folder / spec.stages[index].name
     heading = f"[{index + 1}/{len(spec.stages)}] {stage.name}"
@@ -222,14 +222,14 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], other
 
 def trained(args: list[str]) -> tuple[int, float]:
     """Steps and seconds of the stage; nothing of it stays in memory."""
-    from uae_lightning.stage_cli import run_stage
+    from uae_lightning.run.stage_cli import run_stage
 
     cli = run_stage(args, lock=False)  # the run holds the locks of its stages
     return cli.trainer.global_step, cli.clock.seconds()
 
 
 def check_stage(stage: StageSpec, overrides: list[str]) -> None:
-    from uae_lightning.stage_cli import check_training, parse_stage
+    from uae_lightning.run.stage_cli import check_training, parse_stage
 
     try:
         config = parse_stage(fit_args(stage, overrides, Path("unused"), {})).config.fit
@@ -256,7 +256,7 @@ def check_callbacks(trainer: Namespace) -> None:
 
 def evaluate(folder: Path, spec: RunSpec, moment: str, overrides: list[str], command: str) -> None:
     """Judges the run at its "start" or its "end", unless that was done before with the same settings."""
-    from uae_lightning.evaluate import evaluate_into
+    from uae_lightning.commands.evaluate import evaluate_into
 
     if spec.evaluation is None:
         return

@@ -13,12 +13,12 @@ import torch
 from benchmarks import decoder_objectives as bench
 from benchmarks import objectives_table as results
 from benchmarks.measure import Lap
-from uae_lightning.data.prompts import TASKS
-from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.evaluation.object_detectors import SceneObjectDetector
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
-from uae_lightning.stage_cli import parse_stage
+from uae_lightning.run.stage_cli import parse_stage
+from uae_lightning.scenes.data import ScenesData
+from uae_lightning.scenes.prompts import TASKS
 from uae_lightning.stages.common import Captioning, Sampling
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_rl import DecoderRL

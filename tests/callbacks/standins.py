@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from uae_lightning.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.interfaces import Projector, Reward
+from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
 
 

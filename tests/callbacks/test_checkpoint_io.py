@@ -5,8 +5,8 @@ import pytest
 import torch
 from standins import fit
 
-from uae_lightning import checkpoint_io
-from uae_lightning.checkpoint_io import AtomicCheckpointIO
+from uae_lightning.parallel import checkpoint_io
+from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 
 
 class Killed(BaseException):

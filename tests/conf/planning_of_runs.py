@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from uae_lightning import run_spec
 from uae_lightning.planning.stage_plan import plan_stage
-from uae_lightning.stage_cli import parse_stage, quiet
+from uae_lightning.run import spec as run_spec
+from uae_lightning.run.stage_cli import parse_stage, quiet
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from uae_lightning.bootstrap.captioner import build_tokenizer
+from uae_lightning.scenes.bootstrap.captioner import build_tokenizer
 
 HIDDEN, TEXT, POOLED = 32, 24, 8  # widths: of the encoder, of the decoder's text stream, of each pooled embedding
 

@@ -15,10 +15,10 @@ import yaml
 from jsonargparse import Namespace
 from small_models import HIDDEN, TEXT, save_models, save_pictures
 
-from uae_lightning import run_spec
 from uae_lightning.planning.stage_plan import GB
-from uae_lightning.run_spec import StageSpec
-from uae_lightning.stage_cli import parse_stage, run_stage
+from uae_lightning.run import spec as run_spec
+from uae_lightning.run.spec import StageSpec
+from uae_lightning.run.stage_cli import parse_stage, run_stage
 from uae_lightning.stages.common import Stage
 from uae_lightning.study.plan import settings_of
 from uae_lightning.usage import UsageError

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from PIL import Image
 
 from uae_lightning.data.image_text import ImageTextData
-from uae_lightning.data.scenes import render, sample_scene
+from uae_lightning.scenes.scene import render, sample_scene
 from uae_lightning.types import Batch
 
 PICTURES = 40

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from uae_lightning.cache.fingerprint import fingerprint
-from uae_lightning.cache.shards import Entry, Header, read_entry, write_shard
+from uae_lightning.data.cache_shards import Entry, Header, read_entry, write_shard
 from uae_lightning.data.cached import CachedData, CacheIndex, as_batch
+from uae_lightning.data.fingerprint import fingerprint
 from uae_lightning.data.image_text import digest
-from uae_lightning.data.scenes import render, sample_scene
 from uae_lightning.interfaces import Reward
 from uae_lightning.models.adapters import LoRA
+from uae_lightning.scenes.scene import render, sample_scene
 from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from uae_lightning.cache import command as cache
-from uae_lightning.caption_data import command as caption_data
+from uae_lightning.commands import cache, caption_data
 from uae_lightning.data.cached import CachedData
 from uae_lightning.data.image_text import ImageTextData
-from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.ranges import RANGES
-from uae_lightning.stage_cli import parse_stage
+from uae_lightning.run.stage_cli import parse_stage
+from uae_lightning.scenes.data import ScenesData
 from uae_lightning.usage import UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from uae_lightning.data.images import BadFile, read_picture, square
-from uae_lightning.data.scenes import render, sample_scene
+from uae_lightning.scenes.scene import render, sample_scene
 
 SCENE = Image.fromarray(render(sample_scene("train", 0, 0)))
 

@@ -1,9 +1,9 @@
 import pytest
 
-from uae_lightning.caption_data.filters import Caption, CaptionFilter
 from uae_lightning.data.image_text import read_caption
 from uae_lightning.data.images import BadFile
 from uae_lightning.data.words import count_words, words_of
+from uae_lightning.prepare.filters import Caption, CaptionFilter
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,16 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from uae_lightning import checkpoint_io
-from uae_lightning.checkpoint_io import AtomicCheckpointIO, recover, replacing_folder
-from uae_lightning.checksums import checksum
-from uae_lightning.data.scenes_data import ScenesData
-from uae_lightning.parallel import collectives, ending
+from uae_lightning.parallel import checkpoint_io, collectives, ending
+from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO, recover, replacing_folder
+from uae_lightning.parallel.checksums import checksum
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import LEFT_BY_LIGHTNING, Followers, is_main, own_ranks
 from uae_lightning.parallel.sharded_checkpoint import REST, load_shards, save_shards
 from uae_lightning.parallel.sharding import shard, units, whole, whole_on_main
 from uae_lightning.parallel.strategy import ShardedStrategy
-from uae_lightning.stage_cli import StageCLI
+from uae_lightning.run.stage_cli import StageCLI
+from uae_lightning.scenes.data import ScenesData
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from uae_lightning.checkpoint_io import read_checkpoint
 from uae_lightning.cli import main
-from uae_lightning.run_folder import read_rows
+from uae_lightning.parallel.checkpoint_io import read_checkpoint
+from uae_lightning.run.folder import read_rows
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("decoder_pretrain", "encoder_rl", "decoder_rl")

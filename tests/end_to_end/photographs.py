@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from uae_lightning.data.scenes import render, sample_scene
+from uae_lightning.scenes.scene import render, sample_scene
 
 GOOD = 50
 SKIPPED = {"cut.png": "damaged", "zero.jpg": "empty file", "text.png": "not a picture", "bomb.png": "too many pixels"}

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 from small_models import HIDDEN, TEXT, save_models  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-FOREIGN, FOREIGN_DATA = ROOT / "tests/export/foreign.py", Path(__file__).with_name("foreign_data.py")
+FOREIGN, FOREIGN_DATA = ROOT / "tests/exchange/foreign.py", Path(__file__).with_name("foreign_data.py")
 PROMPT = "a small blue star on the left"  # of foreign.py
 PICTURES = GOOD + len(SKIPPED) + 4 + 2  # four to convert, a copy and a held-out one
 USED = 60  # pictures that an RL stage trains on: more than there are, so that it meets every file

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from uae_lightning.data.faults import FAULTS, faulty_scenes
-from uae_lightning.data.prompts import TASKS, Prompt, Wanted, prompts
-from uae_lightning.data.scenes import render
 from uae_lightning.evaluation import geneval
 from uae_lightning.evaluation.geneval import BREAKS, perfect, planted, relations, scene_prompts, score
 from uae_lightning.evaluation.object_detectors import DetectedObject, ObjectDetector, SceneObjectDetector
+from uae_lightning.scenes.faults import FAULTS, faulty_scenes
+from uae_lightning.scenes.prompts import TASKS, Prompt, Wanted, prompts
+from uae_lightning.scenes.scene import render
 from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 

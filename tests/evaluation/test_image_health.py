@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from uae_lightning.bootstrap.captioner import pictures
-from uae_lightning.data.scenes import sample_scene
 from uae_lightning.evaluation.image_health import (
     STATISTICS,
     color_entropy,
@@ -13,6 +11,8 @@ from uae_lightning.evaluation.image_health import (
     ratio_interval,
     summarise_image_health,
 )
+from uae_lightning.scenes.bootstrap.captioner import pictures
+from uae_lightning.scenes.scene import sample_scene
 
 
 @pytest.fixture(scope="module")

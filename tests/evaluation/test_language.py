@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
-from uae_lightning.data.captions import LEVELS, write_caption
-from uae_lightning.data.scenes import sample_scene
 from uae_lightning.evaluation.language import distinct, language, summarise_language
+from uae_lightning.scenes.captions import LEVELS, write_caption
+from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.types import Captions
 
 SCENES = [sample_scene("validation", 0, i, max_objects=4) for i in range(40)]
@@ -93,7 +93,7 @@ def test_nll_is_that_of_the_reference_over_the_tokens_alone(make_encoder, images
 
 def test_the_reference_is_surprised_by_gibberish():
     # Red if the sign of nll goes. The shipped encoder has read complete captions, never scrambled ones.
-    from uae_lightning.bootstrap.captioner import pictures, scenes_encoder
+    from uae_lightning.scenes.bootstrap.captioner import pictures, scenes_encoder
 
     encoder = scenes_encoder("shipped:scenes/encoder")
     images, clean = pictures(SCENES[:16]), encoder.tokenize(COMPLETE[:16])

@@ -13,7 +13,6 @@ from transformers.models.mask2former import modeling_mask2former
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
 
-from uae_lightning.data.scenes import render, sample_scene
 from uae_lightning.evaluation import object_detectors
 from uae_lightning.evaluation.object_detectors import (
     CLIP_COLORS,
@@ -22,6 +21,7 @@ from uae_lightning.evaluation.object_detectors import (
     TransformersDetector,
     cell_box,
 )
+from uae_lightning.scenes.scene import render, sample_scene
 
 LABELS = {0: "cat", 1: "aeroplane", 2: "mouse"}
 NAMES = ("cat", "airplane", "computer mouse")

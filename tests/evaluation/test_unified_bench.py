@@ -6,14 +6,14 @@ import torch
 import transformers as hf
 import yaml
 
-from uae_lightning.bootstrap.captioner import pictures
-from uae_lightning.data.scenes import sample_scene
 from uae_lightning.evaluation.intervals import mean_interval
-from uae_lightning.evaluation.judges import fault_ranking, scores
 from uae_lightning.evaluation.unified_bench import Pixels, floor, summarise_unified, unified_bench
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.clip_similarity import ClipSimilarity
 from uae_lightning.rewards.dino_similarity import DinoSimilarity
+from uae_lightning.scenes.bootstrap.captioner import pictures
+from uae_lightning.scenes.instruments import fault_ranking, scores
+from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.types import RewardOutput
 
 # Share of scenes in which each backbone must notice a fault, with margin; measured on 64 scenes (pixels: at least 0.81,

@@ -28,8 +28,8 @@ import yaml
 from PIL import Image
 from stand_ins import RUN_YAML, STAGE_YAML, TinyStage, write_confs
 
-from uae_lightning.bootstrap import SHIPPED
 from uae_lightning.cli import main
+from uae_lightning.scenes.bootstrap import SHIPPED
 
 NONSENSE = [
     None, -7, 0, 1, 2.5, -0.5, 1e30, math.nan, math.inf, -math.inf, 2**70, True, "", "words", "\u00e9\u2028\x00", [],

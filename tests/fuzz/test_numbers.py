@@ -13,8 +13,8 @@ import pytest
 from jsonargparse import ArgumentError
 
 from uae_lightning.cli import COMMANDS, main
-from uae_lightning.evaluate import evaluation_parser
-from uae_lightning.stage_cli import check_fit, explain, parse_stage
+from uae_lightning.commands.evaluate import evaluation_parser
+from uae_lightning.run.stage_cli import check_fit, explain, parse_stage
 from uae_lightning.usage import UsageError
 
 STAGES = [

@@ -11,9 +11,9 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from uae_lightning.caption_data.captioner import Captioner
 from uae_lightning.models.adapters import LoRA, merged_state
 from uae_lightning.models.quantization import dequantized, is_quantized, quantize_linears
+from uae_lightning.prepare.captioner import Captioner
 from uae_lightning.types import Conditioning
 
 LORA = LoRA(rank=4, alpha=8)

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from uae_lightning.data.scenes import _glyph_file
 from uae_lightning.rewards.efficientnet_lite import STAGES, EfficientNetLite0, SameConv2d, fuse_norms
+from uae_lightning.scenes.scene import _glyph_file
 
 # What ImageNet may call a cartoon of it: analog clock; umbrella; cup, coffee mug; yawl.
 IMAGENET = {"clock": {409}, "umbrella": {879}, "cup": {968, 504}, "boat": {914}}

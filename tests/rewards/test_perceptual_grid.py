@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uae_lightning.data.scenes import render, sample_scene
-from uae_lightning.evaluation.judges import fault_ranking
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
+from uae_lightning.scenes.instruments import fault_ranking
+from uae_lightning.scenes.scene import render, sample_scene
 from uae_lightning.types import RewardInput
 
 

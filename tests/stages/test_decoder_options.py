@@ -11,8 +11,8 @@ import torch
 from benchmarks.own_stage import without_trainer
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.flow_sde import sde_step
-from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
+from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.common import Captioning, PolicyStage, Sampling
 from uae_lightning.stages.decoder_matching import DecoderMatching, PolicyLag
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain

@@ -11,8 +11,8 @@ import test_stages as small
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from uae_lightning.data.scenes_data import ScenesData
-from uae_lightning.stage_cli import parse_stage, run_stage
+from uae_lightning.run.stage_cli import parse_stage, run_stage
+from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL

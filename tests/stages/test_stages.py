@@ -9,8 +9,8 @@ from torch import Tensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import group_advantages
-from uae_lightning.data.scenes_data import ScenesData
 from uae_lightning.models.adapters import LoRA
+from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.common import Captioning, Sampling, Stage
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, weighted_mean

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from uae_lightning.data.prompts import TASKS
+from uae_lightning.scenes.prompts import TASKS
 from uae_lightning.study.claims import claimed, direction, figure, figures, worsened
 
 

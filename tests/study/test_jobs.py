@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from uae_lightning.stopping import Stopped, stoppable
+from uae_lightning.parallel.stopping import Stopped, stoppable
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.usage import UsageError
 

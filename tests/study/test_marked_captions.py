@@ -1,4 +1,4 @@
-from uae_lightning.data.scenes import Scene, SceneObject, sample_scene
+from uae_lightning.scenes.scene import Scene, SceneObject, sample_scene
 from uae_lightning.study.captions import marked_captions, plain, scene_of
 
 SCENE = Scene("sand", (SceneObject("car", "red", "large", 0), SceneObject("cat", "blue", "small", 8)))

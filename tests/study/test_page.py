@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 from PIL import Image
 
-from uae_lightning.data.scenes import Scene, SceneObject
-from uae_lightning.report_pictures import Column
+from uae_lightning.report.pictures import Column
+from uae_lightning.scenes.scene import Scene, SceneObject
 from uae_lightning.study import page
 from uae_lightning.study.figures import columns_along
 from uae_lightning.study.page import caption_table, instruments, number, renewed

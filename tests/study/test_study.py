@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from uae_lightning import cli, run_folder
-from uae_lightning.data.prompts import TASKS
+from uae_lightning import cli
+from uae_lightning.run import folder as run_folder
+from uae_lightning.scenes.prompts import TASKS
 from uae_lightning.study import jobs, page, plan
 
 ROOT = Path(__file__).parents[2]

@@ -13,9 +13,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from uae_lightning.cache.fingerprint import differences, fingerprint
-from uae_lightning.cache.shards import Entry, contents, inspect_all, read_entry
 from uae_lightning.data import held_out
+from uae_lightning.data.cache_shards import Entry, contents, inspect_all, read_entry
+from uae_lightning.data.fingerprint import differences, fingerprint
 from uae_lightning.data.image_text import HeldOutPictures, Preparation, digest, image_bytes
 from uae_lightning.data.images import MAX_PIXELS
 from uae_lightning.data.skipped import Tally

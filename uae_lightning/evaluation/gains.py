@@ -9,9 +9,9 @@ import numpy as np
 from uae_lightning.evaluation import geneval
 from uae_lightning.evaluation.image_health import STATISTICS
 from uae_lightning.evaluation.intervals import mean_interval
-from uae_lightning.evaluation.perception import STATED
 from uae_lightning.evaluation.suites import Figures, Items
 from uae_lightning.evaluation.unified_bench import summarise_unified
+from uae_lightning.scenes.perception import STATED
 
 Interval = dict[str, float | int]
 

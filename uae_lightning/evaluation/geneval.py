@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uae_lightning.data.captions import RELATIONS
-from uae_lightning.data.faults import faulty_scenes
-from uae_lightning.data.prompts import TASKS, Prompt, Wanted, prompts
-from uae_lightning.data.scenes import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, SceneObject, render
 from uae_lightning.evaluation.intervals import grouped_interval, mean_interval
 from uae_lightning.evaluation.object_detectors import Box, DetectedObject, ObjectDetector, cell_box
+from uae_lightning.scenes.captions import RELATIONS
+from uae_lightning.scenes.faults import faulty_scenes
+from uae_lightning.scenes.prompts import TASKS, Prompt, Wanted, prompts
+from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, SceneObject, render
 from uae_lightning.stages.common import Stage
 
 Values = dict[str, list[float]]  # name -> one value per item

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
-from uae_lightning.data.captions import COUNTS, PLURALS, RELATIONS, parse_caption
-from uae_lightning.data.scenes import BACKGROUNDS, COLORS, POSITIONS, SIZES
 from uae_lightning.data.words import words_of
 from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.interfaces import Encoder
+from uae_lightning.scenes.captions import COUNTS, PLURALS, RELATIONS, parse_caption
+from uae_lightning.scenes.scene import BACKGROUNDS, COLORS, POSITIONS, SIZES
 from uae_lightning.types import Captions
 
 REPEATED = 4  # words in a row that count as a repetition where they come again

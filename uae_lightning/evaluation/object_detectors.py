@@ -32,11 +32,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING
 
-from uae_lightning.data.scenes import CELL_CENTERS, CLASSES, COLORS, SIZES
-from uae_lightning.evaluation.detector import NAMES, SceneDetector
 from uae_lightning.paths import resolve
 from uae_lightning.ranges import Count, Share, checked
 from uae_lightning.rewards.vision_features import Preprocessing
+from uae_lightning.scenes.detector import NAMES, SceneDetector
+from uae_lightning.scenes.scene import CELL_CENTERS, CLASSES, COLORS, SIZES
 
 Box = tuple[float, float, float, float]
 

@@ -14,21 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uae_lightning.data.captions import write_caption
-from uae_lightning.data.prompts import Prompt
-from uae_lightning.data.scenes import Scene, sample_scene
-from uae_lightning.data.scenes_data import ScenesData
-from uae_lightning.evaluation import geneval, judges
+from uae_lightning.evaluation import geneval
 from uae_lightning.evaluation.image_health import image_health, summarise_image_health
 from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.evaluation.language import language, summarise_language
 from uae_lightning.evaluation.object_detectors import ObjectDetector, SceneObjectDetector
-from uae_lightning.evaluation.perception import perception, summarise_perception
-from uae_lightning.evaluation.questions import questions_accuracy, summarise_questions
 from uae_lightning.evaluation.table import SUITES
 from uae_lightning.evaluation.unified_bench import floor, summarise_unified, unified_bench
 from uae_lightning.interfaces import Encoder, Reward
 from uae_lightning.ranges import Count, checked
+from uae_lightning.scenes import instruments as judges
+from uae_lightning.scenes.captions import write_caption
+from uae_lightning.scenes.data import ScenesData
+from uae_lightning.scenes.perception import perception, summarise_perception
+from uae_lightning.scenes.prompts import Prompt
+from uae_lightning.scenes.questions import questions_accuracy, summarise_questions
+from uae_lightning.scenes.scene import Scene, sample_scene
 from uae_lightning.stages.common import Sampling, Stage
 from uae_lightning.types import Batch, Captions
 

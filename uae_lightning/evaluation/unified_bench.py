@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uae_lightning.evaluation.intervals import mean_interval
-from uae_lightning.evaluation.judges import scores
 from uae_lightning.interfaces import Reward
 from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
+from uae_lightning.scenes.instruments import scores
 
 OVERALL = "overall"
 

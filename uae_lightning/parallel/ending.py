@@ -17,7 +17,7 @@ import lightning as L
 import torch.distributed as dist
 
 from uae_lightning.parallel.collectives import RaisedTogether, barrier
-from uae_lightning.stopping import Stopped
+from uae_lightning.parallel.stopping import Stopped
 
 KEY = "uae/failure"
 POLL_SECONDS = 0.5

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from uae_lightning.checksums import Damaged, check_zip, checksum
+from uae_lightning.parallel.checksums import Damaged, check_zip, checksum
 from uae_lightning.parallel.collectives import rank, ranks
 
 REST = "rest.pt"

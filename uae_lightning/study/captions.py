@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from html import escape
 
-from uae_lightning.data.captions import COUNTS, PLURALS, ObjectFact, parse_caption
-from uae_lightning.data.prompts import true_relations
-from uae_lightning.data.scenes import BACKGROUNDS, COLORS, POSITIONS, SIZES, Scene, SceneObject, sample_scene
+from uae_lightning.scenes.captions import COUNTS, PLURALS, ObjectFact, parse_caption
+from uae_lightning.scenes.prompts import true_relations
+from uae_lightning.scenes.scene import BACKGROUNDS, COLORS, POSITIONS, SIZES, Scene, SceneObject, sample_scene
 
 NAMES = frozenset(PLURALS) | frozenset(PLURALS.values())
 _POSITION = re.compile("|".join(sorted(POSITIONS, key=len, reverse=True)))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from uae_lightning.data.prompts import TASKS
 from uae_lightning.evaluation.intervals import grouped_interval
+from uae_lightning.scenes.prompts import TASKS
 
 Items = dict[str, dict[str, list[float]]]
 Interval = dict[str, Any]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from uae_lightning import run_folder
-from uae_lightning.charts import Band, Frame, Line, line_chart, ticks
-from uae_lightning.report_pictures import Column, column_at, pictures_of
+from uae_lightning.report.charts import Band, Frame, Line, line_chart, ticks
+from uae_lightning.report.pictures import Column, column_at, pictures_of
+from uae_lightning.run import folder as run_folder
 
 COLORS = ("#2563a8", "#b4632a", "#2f7d4f", "#8a3fa0", "#b23b30", "#5f6770", "#0f8b8d", "#c29a17", "#7a5c3e")
 STYLE = """

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from uae_lightning import run_folder
-from uae_lightning.charts import Band
-from uae_lightning.data.prompts import TASKS
-from uae_lightning.data.scenes import Scene
-from uae_lightning.report_pictures import Column
+from uae_lightning.report.charts import Band
+from uae_lightning.report.pictures import Column
+from uae_lightning.run import folder as run_folder
+from uae_lightning.scenes.prompts import TASKS
+from uae_lightning.scenes.scene import Scene
 from uae_lightning.study import results
 from uae_lightning.study.captions import marked_captions, scene_of
 from uae_lightning.study.claims import KINDS, Figure, worsened

@@ -33,7 +33,7 @@ import yaml
 from uae_lightning import ranges
 from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
-from uae_lightning.run_spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
+from uae_lightning.run.spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
 from uae_lightning.usage import UsageError, closest
 
 START = "start"  # the name of the untrained weights among the arms

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uae_lightning import run_folder
-from uae_lightning.provenance import provenance
+from uae_lightning.run import folder as run_folder
+from uae_lightning.run.provenance import provenance
 from uae_lightning.study.claims import Figure, Items, claimed, figures
 from uae_lightning.study.jobs import Desk
 from uae_lightning.study.plan import START, Arm, Study, decoder_forwards

@@ -12,13 +12,13 @@ from typing import Any
 
 import yaml
 
-from uae_lightning import run_folder
-from uae_lightning.disk import check_writable
-from uae_lightning.masking import masked_command
+from uae_lightning.files import check_writable
 from uae_lightning.paths import resolve
 from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
-from uae_lightning.run_spec import StageSpec
+from uae_lightning.run import folder as run_folder
+from uae_lightning.run.masking import masked_command
+from uae_lightning.run.spec import StageSpec
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.study.plan import (
     SECONDS_PER_SAMPLE,

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from uae_lightning.cli import main
+from uae_lightning.commands import generate
+from uae_lightning.run import loading as stage_loading
+from uae_lightning.stages.common import Sampling
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+
+
+@pytest.fixture
+def stage(make_encoder, make_projector, make_decoder):
+    return DecoderPretrain(make_encoder(), make_projector(), make_decoder(), sampling=Sampling(steps=2)).eval()
+
+
+def test_a_picture_depends_on_its_text_and_the_seed_alone(stage):
+    # red with `manual_seed(0)`, or with `torch.randn` without a generator
+    torch.manual_seed(5)
+    ball = generate.draw(stage, "a red ball", 1)
+    assert ball.shape == (3, 64, 64) and 0 <= ball.min() and ball.max() <= 1
+    torch.manual_seed(6)
+    again, other, later = (
+        generate.draw(stage, *call) for call in (("a red ball", 1), ("a star", 1), ("a red ball", 2))
+    )
+    assert torch.equal(ball, again) and not torch.equal(ball, other) and not torch.equal(ball, later)
+
+
+def test_it_is_conditioned_on_as_in_training(stage):
+    # red with `stage.encoder.embed` in place of `stage.condition`
+    noise = torch.randn(1, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(4))
+    wanted = stage.sample_images(stage.condition(["a red ball"]), noise)[0]
+    assert torch.equal(generate.draw(stage, "a red ball", 4), wanted)
+
+
+def test_the_command_writes_one_row(stage, tmp_path, monkeypatch, capsys):
+    # red with `torch.cat(pictures, 1)`, or with the texts of --prompts before the others
+    monkeypatch.setattr(generate, "load_chosen", lambda options: stage)
+    (tmp_path / "prompts.txt").write_text("a star\n\n  a red ball  \n")
+    output = tmp_path / "row.png"
+    call = ["generate", "a red ball", "--config=x.yaml", f"--prompts={tmp_path / 'prompts.txt'}", f"--output={output}"]
+    assert main(call) == 0
+    assert f"3 pictures: {output}" in capsys.readouterr().out
+    row = np.asarray(Image.open(output))
+    assert row.shape == (64, 192, 3)
+    assert main(["generate", "a red <|im_end|> ball", "--config=x.yaml", f"--output={output}"]) == 0
+    assert "1 of the texts hold control tokens" in capsys.readouterr().out
+    ball, star, ball_again = np.split(row, 3, 1)
+    assert np.array_equal(ball, ball_again) and not np.array_equal(ball, star)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["in quotes", "--prompts"]),
+        (["a ball"], ["--config", "--weights"]),
+        (["a ball", "--weights=none"], ["none is not the folder of a run"]),
+        (["a ball", "--config=none.yaml"], ["none.yaml does not exist"]),
+        (["--prompts=none.txt"], ["--prompts none.txt does not exist"]),
+        (["--prompts=latin.txt"], ["--prompts latin.txt", "UTF-8"]),
+        (["a ball", "--config=a.yaml", "--output=a.mp3"], ["--output a.mp3", ".png"]),
+        (["a ball", "--config=a.yaml", "--output=none/a.png"], ["none does not exist"]),
+        (["a ball", "--config=a.yaml", "--steps=0"], ["--steps"]),
+        (["a ball", "--weights=empty"], ["empty has no stage"]),
+    ],
+)
+def test_mistakes_in_the_call(args, words, tmp_path, monkeypatch, capsys):
+    # red without check_output, or without the try in read_lines
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("käse".encode("latin-1"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "run.json").write_text('{"stages": ["see"]}')
+    assert main(["generate", *args]) in (1, 2)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and all(word in error for word in words), error
+
+
+def test_settings_reach_the_stage(tmp_path, monkeypatch):
+    # red with `if v` in place of `is not None`, or with the weights over the settings turned round
+    seen = {}
+
+    def build(config, settings):
+        seen.update(settings, config=config)
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(stage_loading, "build_stage", build)
+    (tmp_path / "see" / "weights" / "encoder").mkdir(parents=True)
+    (tmp_path / "run.json").write_text('{"stages": ["see"]}')
+    options = generate.parse(["a ball", f"--weights={tmp_path}", "--guidance=0", f"--output={tmp_path / 'a.png'}"])
+    stage_loading.load_chosen(options)
+    assert seen == {
+        "config": tmp_path / "see" / "config.yaml",
+        "encoder.init_args.path": tmp_path / "see" / "weights" / "encoder",
+        "sampling.guidance": 0.0,
+    }

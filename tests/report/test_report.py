@@ -1,0 +1,178 @@
+"""The report of a run that is written here by hand: two stages, the second one under way."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from uae_lightning.report import charts
+from uae_lightning.report.page import write_report
+
+
+@pytest.fixture
+def run(tmp_path):
+    record = {"name": "<demo>", "command": "uae run", "written": "today", "versions": {"torch": "2"},
+              "stages": ["draw", "see", "later"]}  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    for number, stage in enumerate(("draw", "see")):
+        write_stage(tmp_path / stage, base=number, done=stage == "draw")
+    return tmp_path
+
+
+def write_stage(folder, base, done):
+    rng = np.random.default_rng(base)
+    (folder / "gallery").mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed_everything: 7\n")
+    rows = []
+    for step in (0, 5, 10):
+        reward = (base + step / 10 + rng.random(8)).tolist()
+        rows.append({"step": step, "keys": [f"k{i}" for i in range(8)], "reward": reward, "reward_name": "Grid",
+                     "unrewarded": reward, "unrewarded_name": "Facts", "caption_tokens": [3 + base] * 8})  # fmt: skip
+        Image.new("RGB", (64, 8), (step * 20, 0, 200)).save(folder / "gallery" / f"step-{step:06d}.png")
+    Image.new("RGB", (64, 8), "white").save(folder / "gallery" / "originals.png")
+    captions = {str(step): [f"{step} & more"] * 8 for step in (0, 5, 10)}
+    (folder / "gallery" / "captions.json").write_text(json.dumps(captions))
+    (folder / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if done:
+        (folder / "stage.json").write_text(
+            json.dumps({"seconds": 75.0, "command": "uae fit", "time": {"steps": 60, "validation": 9}})
+        )
+    with SummaryWriter(folder) as writer:
+        for step in range(10):
+            writer.add_scalar("train/loss", 1 / (step + 1), step)
+            writer.add_scalar("policy/clip_fraction", float("nan") if step == 3 else 0.1, step)
+            writer.add_scalar("time/score", 0.5, step)
+
+
+class Balanced(HTMLParser):
+    """Every tag that opens closes."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.counts = [], {}
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_report_shows_stages_curves_and_pictures(run):
+    # red with a section left out of write_report, or a tag left open in one
+    text = write_report(run).read_text()
+    page = Balanced()
+    page.feed(text)
+    assert page.open == []
+    assert page.counts["svg"] == 3 + 2 * 2  # held-out curves; loss and clip fraction of each stage, no time/score
+    assert page.counts["img"] == 1 + 8 * 4  # hero; original, start, after each of two stages
+    assert (
+        "1 of 3 stages finished" in text
+        and "1 min 15 s" in text
+        and "(steps 60; validation 9)" in text
+        and "under way" in text
+        and "seed 7" in text
+    )
+    assert "&lt;demo&gt;" in text and "<demo>" not in text and "10 &amp; more" in text  # red without escape()
+    assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text  # self-contained
+    for drawing in re.findall(r"<svg.*?</svg>", text):
+        ElementTree.fromstring(drawing)
+        assert "nan" not in drawing
+
+
+def interval(mean, half=0.01):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 96}
+
+
+def write_evaluation(run, **changes):
+    """Figures by path: (before, after)."""
+    pairs = {
+        "unified_bench/overall": (0.5, 0.8),
+        "unified_bench/backbones/<clip>": (0.4, 0.9),
+        "unified_bench/backbones/pixels": (0.6, 0.7),
+        "perception/hallucination": (0.3, 0.1),
+        "perception/color": (0.9, 0.6),
+        "language/tokens": (18.0, 34.0),
+    }
+    evaluation = {"reward": "Grid", "kin_of_reward": ["pixels"], "instruments": {"parser": interval(0.995)}}
+    for part, of in [("before", lambda a, b: a), ("after", lambda a, b: b), ("gain", lambda a, b: b - a)]:
+        evaluation[part] = {}
+        for path, pair in (pairs | changes).items():
+            *folders, name = path.split("/")
+            figures = evaluation[part]
+            for folder in folders:
+                figures = figures.setdefault(folder, {})
+            figures[name] = interval(of(*pair))
+    evaluation["before"]["language"]["parses"] = interval(0.9)  # without a gain
+    (run / "summary.json").write_text(json.dumps({"evaluation": evaluation}))
+
+
+def dots(row):
+    """Where the means are drawn in a row."""
+    drawing = ElementTree.fromstring(re.search("<svg.*?</svg>", row)[0])
+    return [float(circle.get("cx")) for circle in drawing.findall("circle")]
+
+
+def test_report_shows_what_the_evaluation_found(run):
+    # red with `any` in has(), with `better` of hallucination left at 1, or with `top` left out of bars()
+    write_evaluation(run)
+    text = write_report(run).read_text()
+    page = Balanced()
+    page.feed(text)
+    assert page.open == []
+    section = text[text.index("What changed, by judges") : text.index("The stages")]
+    rows = {re.sub("<.*?>", "", row.split("</td>")[0]): row for row in section.split("<tr>")[2:]}
+    assert set(rows) >= {"unified score", "&lt;clip&gt;", "pixels (shares weights with the reward)", "tokens"}
+    assert "single object" not in section and "Drawing" not in section  # not measured
+    assert "+0.300" in rows["unified score"] and 'class="good"' in rows["unified score"]
+    assert 'class="good"' in rows["objects that are not there"] and 'class="bad"' in rows["color"]
+    assert "18.0" in rows["tokens"] and "+16.0" in rows["tokens"] and 'class=""' in rows["tokens"]
+    assert "The reward was Grid" in section and "caption parser 99.5%" in section
+    assert "is understood" not in section
+    assert dots(rows["unified score"]) == pytest.approx([8 + 0.5 * 224, 8 + 0.8 * 224], abs=0.1)  # on a scale to 1
+    assert dots(rows["tokens"]) == pytest.approx([8 + x / 1.05 / 34.01 * 224 for x in (18, 34)], abs=0.1)
+
+
+def test_a_gain_that_may_be_none_has_no_color(run):
+    # red with `mean` in place of `low` in the look at the sign
+    write_evaluation(run, **{"unified_bench/overall": (0.5, 0.505)})
+    text = write_report(run).read_text()
+    assert '<span class="">+0.005</span>' in text
+
+
+def test_before_and_after_are_the_first_and_last_reconstructions(run):
+    # red with `columns[-2]` in place of `columns[-1]`
+    Image.new("RGB", (64, 8), "lime").save(run / "see" / "gallery" / "step-000010.png")
+    write_report(run)
+    image = Image.open(run / "before_after.png")
+    rows = [image.getpixel((image.width - 60, int(image.height * part))) for part in (1 / 6, 1 / 2, 5 / 6)]
+    assert rows == [(255, 255, 255), (0, 0, 200), (0, 255, 0)]
+
+
+def test_a_run_without_results_is_refused(tmp_path):
+    # red without the check: an IndexError says nothing
+    (tmp_path / "run.json").write_text(json.dumps({"name": "x", "stages": ["a"]}))
+    with pytest.raises(FileNotFoundError, match="nothing to report"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.912, 0.934), (0, 12345), (-3e-7, 2e-7)])
+def test_ticks_are_few_round_and_inside(low, high):
+    # red with `floor` in place of `ceil` for the first tick
+    found = charts.ticks(low, high)
+    assert 2 <= len(found) <= 7 and all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
+
+
+def test_running_mean_of_a_constant_is_the_constant():
+    # red without the division by mass: pulled towards 0
+    assert charts.smoothed([2.0, 2.0, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])

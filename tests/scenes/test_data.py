@@ -1,0 +1,74 @@
+from itertools import islice
+from types import SimpleNamespace
+
+import torch
+
+from uae_lightning.scenes.data import ScenesData
+
+
+def keys(data: ScenesData, batches: int) -> list[list[str]]:
+    return [batch.keys for batch in islice(iter(data.train_dataloader()), batches)]
+
+
+def on_rank(rank: int, world: int) -> ScenesData:
+    data = ScenesData(batch_size=2)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)
+    return data
+
+
+def test_ranks_share_the_stream_without_overlap():
+    # red if `rank` or `world` is left out of the first index
+    alone = [key for batch in keys(ScenesData(batch_size=4), 3) for key in batch]
+    both = zip(keys(on_rank(0, 2), 3), keys(on_rank(1, 2), 3), strict=True)
+    assert alone == [key for pair in both for batch in pair for key in batch]
+
+
+def test_a_restored_stream_goes_on_where_it_stopped():
+    # red if `first_batch` is ignored
+    data = ScenesData(batch_size=2)
+    wanted = keys(data, 5)[3:]
+    data.load_state_dict({"batches": 3})
+    assert keys(data, 2) == wanted
+
+
+def test_held_out_pictures_are_always_the_same_and_never_trained_on():
+    # red if the held-out set takes the split "train"
+    data = ScenesData(batch_size=4, validation_pictures=5, validation_batch_size=3)
+    first, again = ([batch for batch in data.val_dataloader()] for _ in range(2))
+    assert [len(batch.keys) for batch in first] == [3, 2]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    trained = {key for batch in keys(data, 20) for key in batch}
+    assert not trained & {key for batch in first for key in batch.keys}
+
+
+def test_caption_level_is_that_of_the_training_captions():
+    # red if `level` is not handed on
+    batch = next(iter(ScenesData(batch_size=8, caption_level="tag").train_dataloader()))
+    assert all(len(caption.split()) == 2 for caption in batch.captions)
+    assert batch.images.shape == (8, 3, 64, 64) and 0 <= batch.images.min() < batch.images.max() <= 1
+
+
+def test_a_share_of_the_captions_are_prompts():
+    # red if `prompt_share` is not handed on, or compared the other way round
+    def sentences(**options) -> list[bool]:  # a prompt has no full stop
+        return [
+            "." in caption for caption in next(iter(ScenesData(batch_size=64, **options).train_dataloader())).captions
+        ]
+
+    assert all(sentences())
+    assert 6 <= 64 - sum(sentences(prompt_share=0.25)) <= 28
+
+
+def test_the_seed_of_training_leaves_the_held_out_pictures_alone():
+    # red if the held-out set uses `seed`
+    a, b = (next(iter(ScenesData(seed=seed).val_dataloader())) for seed in (0, 1))
+    assert a.keys == b.keys and torch.equal(a.images, b.images)
+    assert keys(ScenesData(seed=0), 1) != keys(ScenesData(seed=1), 1)
+
+
+def test_pixels_of_objects_weigh_more():
+    # red if (object_weight - 1) becomes object_weight
+    batch = next(iter(ScenesData(batch_size=8, object_weight=6.0).train_dataloader()))
+    assert set(batch.weights.unique().tolist()) == {1.0, 6.0}
+    assert batch.weights.shape == (8, 1, 64, 64) and (batch.weights > 1).float().mean() < 0.5
+    assert next(iter(ScenesData(batch_size=8).train_dataloader())).weights.unique().tolist() == [1.0]

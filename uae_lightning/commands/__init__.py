@@ -1,0 +1,1 @@
+"""The commands of `uae`, one a file: options, and what is done with them."""

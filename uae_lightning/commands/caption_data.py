@@ -1,0 +1,228 @@
+"""`uae caption-data`: what is asked for, whether it fits what the folder holds, and what comes next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from uae_lightning.files import enough_space
+from uae_lightning.ranges import Count, NonNegative, Seed, Share
+from uae_lightning.usage import Parser, UsageError
+
+DESCRIPTION = """\
+Captions pictures at length with any image-text-to-text model of transformers, drops what is of no use, and writes
+WebDataset shards and a captions.jsonl that `uae fit` reads. (Paper: 700,000 pictures, over 250 words each.)
+
+    uae caption-data --from photos --to captioned --model Qwen/Qwen2.5-VL-7B-Instruct --batch-size 16
+    uae caption-data --from photos --to captioned --model OpenGVLab/InternVL3-78B-hf --quantization 4bit
+    uae caption-data --from 'web/{000..127}.tar' --to captioned --model MODEL --part 2/8     on the second of 8 machines
+    uae caption-data --from scenes --to captioned --model shipped:scenes/encoder --prompt "describe the picture" \\
+        --min-words 2 --max-pixels 4096                                                      small, on a CPU
+
+Stopped, killed, or out of disk: the same command again goes on behind the last finished shard, and ends with the same
+set. Try a few hundred pictures first: report.json and dropped.jsonl say what was dropped and why.
+"""
+PROMPT = (
+    "Describe this picture in one long paragraph of at least 300 words. Go from the main subject to the background: "
+    "what there is and how many, where each thing stands and next to what, colors, materials, light, viewpoint and "
+    "style. Transcribe text in double quotes. Say only what can be seen."
+)
+FEWEST_PIXELS = 3200  # images.MIN_SIDE squared times images.MAX_ASPECT
+FREE = {"to", "batch_size", "max_skipped"}  # may change when a folder is gone on with
+
+
+def parse(args: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="uae caption-data", description=DESCRIPTION)
+    add_files(parser.add_argument_group("pictures and folders"))
+    add_model(parser.add_argument_group("model"))
+    add_filters(parser.add_argument_group("what is dropped"))
+    options = parser.parse(args)
+    if options.min_words > options.max_words:
+        parser.error(f"--min-words ({options.min_words}) must not exceed --max-words ({options.max_words})")
+    if options.max_pixels < FEWEST_PIXELS:
+        parser.error(f"--max-pixels must be at least {FEWEST_PIXELS} (long pictures keep 8 pixels across)")
+    return options
+
+
+def add_files(group) -> None:
+    add = group.add_argument
+    add("--from", dest="source", required=True, metavar="PICTURES", help="folder (searched below too), .jsonl, .tar "
+        "shards (`{000..127}.tar`, `*.tar`, URLs), or a folder saved by `datasets`")  # fmt: skip
+    add("--to", type=Path, required=True, metavar="FOLDER", help="new, or one to go on with")
+    add("--image-column", default="image", metavar="NAME", help="in a .jsonl or `datasets`; default: %(default)s")
+    add("--part", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts, into "
+        "FOLDER/part-I-of-N; duplicates are found within a part")  # fmt: skip
+    add("--shard-size", type=Count, default=1000, metavar="N", help="pictures read for a shard, which is what a "
+        "kill can cost; default: %(default)s")  # fmt: skip
+    add("--max-skipped", type=Share, default=0.05, metavar="SHARE", help="of unusable files, above which it stops; "
+        "default: %(default)s")  # fmt: skip
+
+
+def add_model(group) -> None:
+    add = group.add_argument
+    add("--model", required=True, metavar="MODEL", help="hub id, folder or shipped:NAME")
+    add("--prompt", default=PROMPT, metavar="TEXT", help="default: asks for a long paragraph of what can be seen")
+    add("--batch-size", type=Count, default=8, metavar="N", help="pictures at a time; default: %(default)s")
+    add("--max-pixels", type=Count, default=1_003_520, metavar="N", help="larger pictures are scaled down for the "
+        "model; default: %(default)s, 1,280 tokens of Qwen2.5-VL")  # fmt: skip
+    add("--max-new-tokens", type=Count, default=1024, metavar="N", help="of a caption; default: %(default)s")
+    add("--temperature", type=NonNegative, default=0.0, metavar="T", help="0 is greedy; default: %(default)s")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights; auto: "
+        "bfloat16 on a GPU, float32 without")  # fmt: skip
+    add("--quantization", choices=("none", "8bit", "4bit"), default="none", help="by bitsandbytes")
+    add("--seed", type=Seed, default=0, metavar="N", help="of sampled captions; default: %(default)s")
+
+
+def add_filters(group) -> None:
+    add = group.add_argument
+    add("--min-words", type=Count, default=250, metavar="N", help="shorter captions; in Chinese and Japanese each "
+        "character is a word; default: %(default)s")  # fmt: skip
+    add("--max-words", type=Count, default=600, metavar="N", help="longer captions; default: %(default)s")
+    add("--max-repetition", type=Share, default=0.2, metavar="SHARE", help="captions of which more than this is runs "
+        "of 4 words said before; default: %(default)s")  # fmt: skip
+    add("--near-duplicates", type=bits, default=3, metavar="BITS", help="pictures whose 64-bit hash differs from an "
+        "earlier one's in at most BITS bits, 0 to 15; off: the same bytes only; default: %(default)s")  # fmt: skip
+
+
+def main(args: list[str]) -> None:
+    options = parse(args)
+    from uae_lightning.prepare.caption_writer import claimed  # imports torch, which `--help` need not wait for
+
+    folder = options.to
+    if options.part[1] > 1:
+        folder = folder / "part-{}-of-{}".format(*options.part)
+    with own_option_names(), enough_space(folder):
+        source = opened(options)
+        with claimed(folder):
+            begin_or_go_on(folder, settings(options, source))
+            counts = caption_data(options, source, folder).run()
+    print_end(options, source.without(), folder, counts)
+
+
+def opened(options: argparse.Namespace):
+    from uae_lightning.data.sources import Columns, open_source
+
+    return open_source(options.source, Columns(options.image_column, caption=""))  # captions it may have are not read
+
+
+def caption_data(options: argparse.Namespace, source, folder: Path):
+    from uae_lightning.prepare.caption_reading import Reading
+    from uae_lightning.prepare.caption_set import CaptionData
+    from uae_lightning.prepare.filters import CaptionFilter
+
+    def load_captioner():
+        from uae_lightning.prepare.captioner import Captioner
+
+        names = ("model", "prompt", "max_new_tokens", "temperature", "dtype", "quantization")
+        return Captioner(**{name: getattr(options, name) for name in names})
+
+    names = ("model", "near_duplicates", "batch_size", "shard_size", "max_pixels", "max_skipped", "seed")
+    return CaptionData(
+        reading=Reading(source, *options.part),
+        load_captioner=load_captioner,
+        caption_filter=CaptionFilter(options.min_words, options.max_words, options.max_repetition),
+        folder=folder,
+        **{name: getattr(options, name) for name in names},
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- going on
+
+
+def settings(options: argparse.Namespace, source) -> dict[str, Any]:
+    """What decides what is in the set; JSON keeps it as it is."""
+    from uae_lightning.prepare.caption_reading import fingerprint
+
+    found = {name: value for name, value in vars(options).items() if name not in FREE}
+    if Path(options.source).exists():
+        found["source"] = str(Path(options.source).resolve())
+    found |= {"part": "{}/{}".format(*options.part), "pictures": len(source), "names": fingerprint(source)}
+    return found
+
+
+def begin_or_go_on(folder: Path, wanted: dict[str, Any]) -> None:
+    """Raises UsageError where `folder` holds shards that were made with other settings."""
+    from uae_lightning.prepare.caption_writer import SETTINGS, record_path
+    from uae_lightning.run.folder import write_json
+
+    if not (folder / SETTINGS).exists() or not record_path(folder, 0).exists():  # nothing yet, or a first try failed
+        write_json(folder / SETTINGS, wanted)
+        return
+    try:
+        earlier = dict(json.loads((folder / SETTINGS).read_text()))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{folder / SETTINGS} is damaged ({error}): put it back, or name another --to") from error
+    differing = [name for name in wanted if earlier.get(name) != wanted[name]]
+    if not differing:
+        return
+    if {"pictures", "names"}.issuperset(differing):
+        raise UsageError(
+            f"{wanted['source']} has {wanted['pictures']} pictures (or shards), {earlier['pictures']} or others when "
+            f"{folder} was begun: caption what is new from a folder of its own, or name another --to"
+        )
+    changes = "; ".join(
+        f"--{'from' if name == 'source' else name.replace('_', '-')} was {json.dumps(earlier.get(name))}, "
+        f"is {json.dumps(wanted[name])}"
+        for name in differing
+        if name not in ("pictures", "names")
+    )
+    raise UsageError(f"{folder} was begun with other settings ({changes}): go on with those, or name another --to")
+
+
+def print_end(options: argparse.Namespace, left_out: str, folder: Path, counts) -> None:
+    print(counts.table())
+    if left_out:
+        print("not looked at:", left_out)
+    print(f"\n{folder}: shards, captions.jsonl, dropped.jsonl, skipped.jsonl, report.json")
+    if counts.dropped and (most := counts.dropped.most_common(1)[0])[1] > counts.seen / 2:
+        print(
+            f"more than half was dropped as {most[0]!r}: look into dropped.jsonl before you caption more "
+            "(other limits, another --prompt or --model go into another --to)"
+        )
+    path = str(folder) if options.part[1] == 1 else f"{options.to}/part-*/*.tar"
+    if counts.kept:
+        print(
+            "next: uae fit --config conf/real/decoder_pretrain.yaml "
+            f"--data.init_args.path {shlex.quote(path)} --data.init_args.validation_path null"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- errors
+
+
+@contextmanager
+def own_option_names() -> Iterator[None]:
+    """`data` speaks of the init_args of a data module: here they are options."""
+    names = {"path": "--from", "max_skipped": "--max-skipped", "image_column": "--image-column"}
+    try:
+        yield
+    except (UsageError, FileNotFoundError) as error:
+        text = re.sub(r"data\.init_args(?:\.(\w+))?", lambda found: names.get(found[1], "--from"), str(error))
+        raise type(error)(text) from error
+
+
+# ---------------------------------------------------------------------------------------------------- values of options
+
+
+def bits(text: str) -> int | None:
+    if text == "off":
+        return None
+    return _checked(int(text) if text.isdecimal() else -1, lambda value: 0 <= value <= 15, text, "0 to 15, or off")
+
+
+def part(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, of = map(int, found.groups()) if found else (0, 0)
+    return _checked((number, of), lambda _: 1 <= number <= of, text, "I/N with I from 1 to N, such as 2/8")
+
+
+def _checked(value, right, text: str, wanted: str):
+    if not right(value):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
+    return value

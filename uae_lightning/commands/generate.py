@@ -1,0 +1,81 @@
+"""`uae generate`: pictures from texts, through the encoder's states, the projector and the decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uae_lightning.run.loading import add_options, check_options, check_output, load_chosen, save_picture
+from uae_lightning.usage import Parser, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from uae_lightning.stages.common import Stage
+
+DESCRIPTION = """\
+Draws a picture from each text, as the decoder learned to draw from captions.
+
+    uae generate "a large red ball in the center" --weights runs/demo     with what a run has trained
+    uae generate "a ball" "two stars" --weights runs/demo --seed 3        several, side by side
+    uae generate --prompts prompts.txt --config conf/scenes/decoder_rl.yaml
+
+Texts are drawn one at a time and from the same noise: a picture depends on its text, the seed and the weights, and not
+on what is drawn beside it. `uae export` writes a folder that draws the same picture without this package.
+"""
+
+
+def main(args: list[str]) -> None:
+    from tqdm import tqdm
+
+    options = parse(args)
+    stage = load_chosen(options)
+    prompts = tqdm(options.texts, disable=None if len(options.texts) > 1 else True, unit="picture", leave=False)
+    save_picture(side_by_side([draw(stage, prompt, options.seed) for prompt in prompts]), options.output)
+    if count := stage.encoder.control_texts:
+        print(f"{count} of the texts hold control tokens of the encoder, which were read as text")
+    print(f"{len(options.texts)} picture{'s' * (len(options.texts) > 1)}: {options.output}")
+
+
+def parse(args: list[str]):
+    parser = Parser(prog="uae generate", description=DESCRIPTION)
+    parser.add_argument("texts", nargs="*", metavar="TEXT")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="more texts, one a line")
+    parser.add_argument("--output", type=Path, default=Path("generated.png"), help="default: %(default)s")
+    add_options(parser)
+    options = parser.parse(args)
+    options.texts = [*options.texts, *(read_lines(options.prompts) if options.prompts else [])]
+    if not options.texts:
+        parser.error('say what to draw: a text in quotes, such as "a red ball", or a file of them with --prompts')
+    check_options(parser, options)
+    check_output(options.output)
+    return options
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines that are not empty."""
+    if not path.is_file():
+        raise UsageError(f"--prompts {path} does not exist: name a text file with one prompt a line")
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--prompts {path} is not UTF-8 text: {error}") from error
+
+
+def draw(stage: Stage, prompt: str, seed: int) -> Tensor:
+    """The picture [3, H, W] in [0, 1] of one text."""
+    import torch
+
+    noise = torch.randn(1, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return stage.sample_images(stage.condition([prompt]), noise.to(stage.device))[0]
+
+
+def side_by_side(pictures: list[Tensor]) -> Image.Image:
+    """[3, H, W] each -> one row of them."""
+    import torch
+    from PIL import Image
+
+    row = torch.cat(pictures, 2).permute(1, 2, 0).cpu()  # [H, sum of W, 3]
+    return Image.fromarray((row * 255).round().byte().numpy())

@@ -1,0 +1,79 @@
+"""`uae reconstruct`: pictures of one's own through the round trip, picture -> caption -> picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from uae_lightning.data.images import BadFile, read_picture, square
+from uae_lightning.run.loading import add_options, check_options, check_output, load_chosen, save_picture
+from uae_lightning.usage import Parser, UsageError
+
+DESCRIPTION = """\
+Captions each picture, draws it again from the caption alone, and writes both side by side.
+
+    uae reconstruct scene.png                                     with the shipped weights, untrained by any stage
+    uae reconstruct scene.png --weights runs/demo                 with what a run has trained
+    uae reconstruct cat.png --config conf/scenes/encoder_rl.yaml  with the weights the YAML names
+"""
+
+
+def main(args: list[str]) -> None:
+    options = parse(args)
+    pictures = [open_picture(path) for path in options.images]  # before the models are loaded
+    stage = load_chosen(options)
+    originals, captions, reconstructions = round_trip(stage, pictures, options.seed)
+    for path, caption in zip(options.images, captions, strict=True):
+        print(f"{path}: {caption}")
+    save_picture(side_by_side(originals, reconstructions), options.output)
+    print(f"original | reconstruction: {options.output}")
+
+
+def parse(args: list[str]):
+    parser = Parser(prog="uae reconstruct", description=DESCRIPTION)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="default: %(default)s")
+    add_options(parser)
+    options = parser.parse(args)
+    check_options(parser, options)
+    check_output(options.output)
+    return options
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture at `path`, upright and in sRGB; a UsageError that names the file if it is none."""
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: name a picture, such as a PNG or JPEG file")
+    try:
+        return read_picture(path).image
+    except BadFile as error:
+        raise UsageError(f"{path} cannot be read as a picture ({error}): name a PNG or JPEG file") from error
+
+
+def round_trip(stage, pictures: list[Image.Image], seed: int):
+    """(originals [B, 3, H, W], captions, reconstructions [B, 3, H, W]) at the decoder's picture size."""
+    import torch
+
+    with torch.no_grad():
+        blank = stage.decoder.decode_latents(torch.zeros(1, *stage.decoder.latent_shape, device=stage.device))
+        originals = torch.stack([as_tensor(picture, blank.shape[-1]) for picture in pictures]).to(stage.device)
+        captions, reconstructions = stage.reconstruct(originals, seed)
+    return originals, captions.texts, reconstructions
+
+
+def as_tensor(picture: Image.Image, side: int):
+    """The central square, scaled: [3, side, side] in [0, 1]."""
+    import numpy as np
+    import torch
+
+    pixels = picture if picture.size == (side, side) else square(picture, side)
+    return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def side_by_side(originals, reconstructions) -> Image.Image:
+    """One row per picture: original, reconstruction."""
+    import torch
+
+    rows = torch.cat([originals, reconstructions], 3).clamp(0, 1).cpu()  # [B, 3, H, 2W]
+    return Image.fromarray((torch.cat(list(rows), 1).permute(1, 2, 0) * 255).round().byte().numpy())

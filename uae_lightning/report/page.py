@@ -1,0 +1,291 @@
+"""report.html: what a run did, for a person to look at. One file, no scripts; works for a run that is not finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.report.charts import Band, Line, line_chart, smoothed
+from uae_lightning.report.evaluation import evaluation_section
+from uae_lightning.report.pictures import before_after, gallery, gallery_columns, hero_section
+from uae_lightning.report.style import STYLE
+from uae_lightning.report.summary import in_brackets
+from uae_lightning.run import folder as run_folder
+from uae_lightning.run.masking import masked_text
+
+BLUE, GREEN, ORANGE = "#2563a8", "#2f7d4f", "#b4632a"
+
+TRAINING_CURVES = ("train/loss", "train/reward", "train/reward_std", "train/grad_norm")  # and policy/*
+MEANING = {  # what a training curve says, by the last part of its name
+    "loss": "What the optimiser minimises; in RL its size means little.",
+    "reward": "Mean reward of the training batch.",
+    "reward_std": "Spread of the rewards in a batch: what an advantage is made of.",
+    "ratio": "New over old probability of the samples; 1 is on policy.",
+    "ratio_mean": "New over old probability of the samples; 1 is on policy.",
+    "ratio_max": "The largest change of a probability since sampling.",
+    "clip_fraction": "Share of terms whose ratio was clipped.",
+    "kl_reference": "Distance from the policy the stage started from.",
+    "entropy": "How undecided the policy is; a fall to 0 is a collapse.",
+    "zero_variance_share": "Share of groups with equal rewards, which teach nothing.",
+    "caption_tokens": "Mean caption length in the training batch.",
+    "first_log_ratio": "Must be near 0: sampling and replay are the same policy.",
+    "grad_norm": "Gradient norm before clipping.",
+    "empty_captions": "Share of captions without a word.",
+    "cut_captions": "Share of captions cut at the length limit.",
+    "skipped_groups": "Groups passed over for a reward that is NaN or infinite.",
+    "skipped_step": "1 where gradients overflowed in float16 and the step was not taken.",
+}
+
+
+@dataclass(frozen=True)
+class StageView:
+    """What a stage has left so far."""
+
+    name: str
+    folder: Path
+    rows: list[dict[str, Any]]  # validations
+    record: dict[str, Any] | None  # stage.json, None while it is not done
+    offset: int  # steps of the stages before it
+
+    @property
+    def steps(self) -> int:
+        return self.rows[-1]["step"]
+
+
+def write_report(run: Path) -> Path:
+    """Writes report.html and before_after.png into the folder of a run and returns the former.
+
+    Raises:
+        FileNotFoundError: it is not the folder of a run.
+    """
+    record = run_folder.read_json(run / "run.json") if run_folder.stages_of(run) else {}
+    stages = read_stages(run)
+    if not stages:
+        raise FileNotFoundError(f"{run}: no stage has been validated yet, there is nothing to report")
+    folders = run_folder.comparable([stage.folder for stage in stages])
+    compared, columns = [stage for stage in stages if stage.folder in folders], gallery_columns(folders)
+    hero = before_after(columns)
+    if hero:
+        hero.save(run / "before_after.png")
+    sections = [
+        header(record, stages),
+        hero_section(hero),
+        cards(stages, compared),
+        not_compared(stages, compared),
+        evaluation(run),
+        stage_table(stages),
+        validation_charts(stages),
+        gallery(columns),
+        training_charts(stages),
+        provenance(record, stages),
+    ]
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>UAE: {escape(record["name"])}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+    path = run / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def read_stages(run: Path) -> list[StageView]:
+    stages: list[StageView] = []
+    for folder in run_folder.stages_of(run):
+        if not (folder / "validation.jsonl").exists():
+            continue
+        file = folder / "stage.json"
+        record = run_folder.read_json(file, "seconds", "command") if file.exists() else None
+        offset = stages[-1].offset + stages[-1].steps if stages else 0
+        stages.append(StageView(folder.name, folder, run_folder.read_rows(folder), record, offset))
+    return stages
+
+
+# ------------------------------------------------------------------------------------------------ words and numbers
+
+
+def header(record: dict[str, Any], stages: list[StageView]) -> str:
+    done = sum(stage.record is not None for stage in stages)
+    state = "finished" if done == len(record["stages"]) else f"{done} of {len(record['stages'])} stages finished so far"
+    return (
+        f"<h1>One image &rarr; caption &rarr; image auto-encoder</h1>"
+        f'<p class="muted">Run <b>{escape(record["name"])}</b>, {state}, {escape(record["written"])}. Rewards are '
+        f"measured on {len(stages[0].rows[0]['reward'])} held-out pictures that no stage has trained on; brackets are "
+        f"95% bootstrap intervals over these pictures.</p>"
+    )
+
+
+def cards(stages: list[StageView], compared: list[StageView]) -> str:
+    first, last = compared[0].rows[0], compared[-1].rows[-1]
+    seconds = sum(stage.record["seconds"] for stage in stages if stage.record)
+    items = []
+    for measure, title in [("reward", "reward"), ("unrewarded", "not rewarded")]:
+        if measure in first:
+            gain = gain_of(first, last, measure)
+            items.append((f"{last[f'{measure}_name']} ({title})", signed(gain), span(gain)))
+    tokens = [sum(row["caption_tokens"]) / len(row["caption_tokens"]) for row in (first, last)]
+    items.append(("Caption length", f"{tokens[0]:.1f} &rarr; {tokens[1]:.1f}", "tokens, start and now"))
+    items.append(("Time", duration(seconds), "training and validation"))
+    blocks = [f'<div class="card"><span>{escape(a)}</span><b>{b}</b><span>{c}</span></div>' for a, b, c in items]
+    return f'<div class="cards">{"".join(blocks)}</div>'
+
+
+def not_compared(stages: list[StageView], compared: list[StageView]) -> str:
+    names = ", ".join(stage.name for stage in stages if stage not in compared)
+    if not names:
+        return ""
+    return (
+        f'<p class="muted">Not among the pictures, and not in the gain of the run: {escape(names)}, validated on other '
+        "pictures than the last stage, such as samples of a cache drawn from the captions they have.</p>"
+    )
+
+
+def evaluation(run: Path) -> str:
+    """Nothing where start and end of the run have not both been evaluated."""
+    summary = run_folder.read_json(run / "summary.json") if (run / "summary.json").exists() else {}
+    return evaluation_section(summary["evaluation"]) if "evaluation" in summary else ""
+
+
+def stage_table(stages: list[StageView]) -> str:
+    heads = ["Stage", "Reward before", "after", "Gain", "Not rewarded: gain", "Caption tokens", "Steps", "Time"]
+    rows = []
+    for stage in stages:
+        before, after = stage.rows[0], stage.rows[-1]
+        other = signed_span(gain_of(before, after, "unrewarded")) if "unrewarded" in before else "&ndash;"
+        tokens = [sum(row["caption_tokens"]) / len(row["caption_tokens"]) for row in (before, after)]
+        cells = [
+            escape(stage.name),
+            f"{mean_interval(before['reward'])['mean']:.4f}",
+            f"{mean_interval(after['reward'])['mean']:.4f}",
+            signed_span(gain_of(before, after, "reward")),
+            other,
+            f"{tokens[0]:.1f} &rarr; {tokens[1]:.1f}",
+            str(stage.steps),
+            time_cell(stage.record) if stage.record else "under way",
+        ]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    return (
+        "<h2>The stages</h2><p>Each stage starts from the weights of the one before it; a gain is the mean difference "
+        "of the same pictures before and after the stage.</p>"
+        f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+    )
+
+
+def gain_of(before: dict[str, Any], after: dict[str, Any], measure: str) -> dict[str, float | int]:
+    first = dict(zip(before["keys"], before[measure], strict=True))
+    return mean_interval([value - first[key] for key, value in zip(after["keys"], after[measure], strict=True)])
+
+
+def signed(gain: dict[str, float]) -> str:
+    kind = "good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else ""
+    return f'<span class="{kind}" style="font-size:inherit">{gain["mean"]:+.4f}</span>'
+
+
+def span(gain: dict[str, float]) -> str:
+    return f"[{gain['low']:+.4f}, {gain['high']:+.4f}], n = {gain['n']}"
+
+
+def signed_span(gain: dict[str, float]) -> str:
+    return f"{signed(gain)} <small>[{gain['low']:+.4f}, {gain['high']:+.4f}]</small>"
+
+
+def time_cell(record: dict[str, Any]) -> str:
+    return duration(record["seconds"]) + f" <small>{escape(in_brackets(record.get('time', {})))}</small>"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def provenance(record: dict[str, Any], stages: list[StageView]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    blocks = []
+    for stage in stages:
+        config = stage.folder / "config.yaml"
+        text = masked_text(config.read_text()) if config.exists() else ""
+        seed = (yaml.safe_load(text) or {}).get("seed_everything", "?")
+        command = stage.record["command"] if stage.record else "(written when the stage is done)"
+        blocks.append(
+            f"<details><summary><b>{escape(stage.name)}</b>, seed {escape(str(seed))}: its command and configuration"
+            f"</summary><pre>{escape(masked_text(command))}</pre><pre>{escape(text)}</pre></details>"
+        )
+    return (
+        "<h2>What was run</h2><p>The first command repeats the whole run, that of a stage repeats it alone.</p>"
+        f'<pre>{escape(masked_text(record["command"]))}</pre><p class="muted">{escape(versions)}</p>{"".join(blocks)}'
+    )
+
+
+# ------------------------------------------------------------------------------------------------ curves
+
+
+def validation_charts(stages: list[StageView]) -> str:
+    last = stages[-1].rows[-1]
+    charts = [
+        ("reward", f"Held-out reward: {last['reward_name']}", "What the RL stages maximise, on unseen pictures.", BLUE),
+        ("caption_tokens", "Caption length in tokens", "What the encoder spends to say it.", ORANGE),
+    ]
+    if "unrewarded" in last:
+        text = "A measure that no stage was rewarded for: where it rises too, the gain is no trick on the reward."
+        charts.insert(1, ("unrewarded", f"Not rewarded: {last['unrewarded_name']}", text, GREEN))
+    bands = [Band(stage.offset, stage.offset + max(stage.steps, 1), stage.name) for stage in stages]
+    blocks = [
+        f'<div class="chart"><h4>{escape(title)}</h4><p>{escape(text)}</p>'
+        f"{line_chart([validation_line(stage, measure, color) for stage in stages], bands=bands, label=title)}</div>"
+        for measure, title, text, color in charts
+    ]
+    return (
+        "<h2>Along the run</h2><p>Optimiser steps of the stages one after the other; the light area is the 95% "
+        f"interval of the mean.</p>{''.join(blocks)}"
+    )
+
+
+def validation_line(stage: StageView, measure: str, color: str) -> Line:
+    intervals = [mean_interval(row[measure]) for row in stage.rows]
+    xs = [stage.offset + row["step"] for row in stage.rows]
+    mean, low, high = ([interval[key] for interval in intervals] for key in ("mean", "low", "high"))
+    return Line(xs, mean, low, high, color=color, dots=True)
+
+
+def training_charts(stages: list[StageView]) -> str:
+    blocks = []
+    for stage in stages:
+        curves = training_curves(stage.folder)
+        if curves:
+            charts = "".join(small_chart(tag, *curve) for tag, curve in curves.items())
+            blocks.append(f'<h3>{escape(stage.name)}</h3><div class="small">{charts}</div>')
+    if not blocks:
+        return ""
+    return (
+        "<h2>Inside the stages</h2><p>Curves of the training itself, from the TensorBoard files: every step in pale, "
+        f"its running mean in full colour.</p>{''.join(blocks)}"
+    )
+
+
+def training_curves(stage: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """Loss, reward and the signs of the policy's health: tag -> (steps, values). A later event of a step wins."""
+    curves = {}
+    for file in sorted(stage.glob("events.out.*")):  # one for each time the stage was resumed
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            if tag in TRAINING_CURVES or tag.startswith("policy/"):
+                curves.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    order = sorted(curves, key=lambda tag: (tag.startswith("policy/"), tag))
+    return {tag: (sorted(curves[tag]), [curves[tag][step] for step in sorted(curves[tag])]) for tag in order}
+
+
+def small_chart(tag: str, steps: list[int], values: list[float]) -> str:
+    weight = 0.9 if len(values) > 60 else 0.7
+    lines = [Line(steps, values, opacity=0.25), Line(steps, smoothed(values, weight))]
+    text = MEANING.get(tag.split("/")[-1], "")
+    chart = line_chart(lines, width=320, height=150, label=tag)
+    return f'<div class="chart"><h4>{escape(tag)}</h4><p>{escape(text)}</p>{chart}</div>'

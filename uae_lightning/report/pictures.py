@@ -1,0 +1,97 @@
+"""The grid over time: the same few held-out pictures at the start of a run and after each stage."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from uae_lightning.run import folder as run_folder
+
+
+@dataclass(frozen=True)
+class Column:
+    """The same few held-out pictures at one moment of the run."""
+
+    title: str
+    pictures: list[Image.Image]
+    captions: list[str]
+
+
+def gallery_columns(stages: list[Path]) -> list[Column]:
+    """Originals, the start, and the end of each stage, from the stages' folders; nothing without a gallery."""
+    galleries = [stage / "gallery" for stage in stages if (stage / "gallery" / "captions.json").exists()]
+    if not galleries:
+        return []
+    originals = pictures_of(galleries[0] / "originals.png")
+    columns = [Column("original", originals, [""] * len(originals))]
+    for number, folder in enumerate(galleries):
+        captions = run_folder.read_json(folder / "captions.json")
+        steps = sorted(map(int, captions))
+        if number == 0:
+            columns.append(column_at("at the start", folder, captions, steps[0]))
+        if steps[-1] > 0:
+            columns.append(column_at(f"after {folder.parent.name}", folder, captions, steps[-1]))
+    return columns
+
+
+def column_at(title: str, folder: Path, captions: dict[str, list[str]], step: int) -> Column:
+    return Column(title, pictures_of(folder / f"step-{step:06d}.png"), captions[str(step)])
+
+
+def pictures_of(path: Path) -> list[Image.Image]:
+    """A row of square pictures, cut up."""
+    row = Image.open(path).convert("RGB")
+    side = row.height
+    return [row.crop((left, 0, left + side, side)) for left in range(0, row.width, side)]
+
+
+def gallery(columns: list[Column]) -> str:
+    if not columns:
+        return ""
+    cells = [f'<div class="head">{escape(column.title)}</div>' for column in columns]
+    for row in zip(*(zip(column.pictures, column.captions, strict=True) for column in columns), strict=True):
+        for picture, caption in row:
+            cells.append(
+                f'<figure><img src="{embedded(picture)}" alt="{escape(caption or "original")}">'
+                f"<figcaption>{escape(caption)}</figcaption></figure>"
+            )
+    return (
+        "<h2>What it looks like</h2><p>The same held-out pictures along the run: the encoder writes the caption, and "
+        "the decoder draws the picture above it from that caption alone.</p>"
+        f'<div class="wide"><div class="gallery" style="grid-template-columns: repeat({len(columns)}, 1fr)">'
+        f"{''.join(cells)}</div></div>"
+    )
+
+
+def before_after(columns: list[Column], side: int = 128, gap: int = 8, margin: int = 96) -> Image.Image | None:
+    """Originals, first and last reconstructions, a row each, enlarged without smoothing."""
+    if len(columns) < 3:
+        return None
+    rows = [("original", columns[0]), ("before", columns[1]), ("after", columns[-1])]
+    count = len(columns[0].pictures)
+    size = (margin + count * (side + gap), len(rows) * (side + gap) + gap)
+    image = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(18)
+    for y, (label, column) in enumerate(rows):
+        top = gap + y * (side + gap)
+        draw.text((margin - 12, top + side / 2), label, fill="#454b52", font=font, anchor="rm")
+        for x, picture in enumerate(column.pictures):
+            image.paste(picture.resize((side, side), Image.Resampling.NEAREST), (margin + x * (side + gap), top))
+    return image
+
+
+def hero_section(hero: Image.Image | None) -> str:
+    if hero is None:
+        return ""
+    return f'<img class="hero" src="{embedded(hero)}" alt="originals, reconstructions before and after the run">'
+
+
+def embedded(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

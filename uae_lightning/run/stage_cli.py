@@ -1,0 +1,373 @@
+"""One stage from YAML and dotted options: LightningCLI with the habits of this project."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import lightning as L
+import transformers
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+
+from callbacks import CurvesOnce, FinalValidation, StageCheckpoint, StageClock
+from uae_lightning import ranges
+from uae_lightning.files import check_writable, naming
+from uae_lightning.locking import locked
+from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO, recover, replacing
+from uae_lightning.parallel.ending import EndTogether
+from uae_lightning.parallel.launch import is_main, own_ranks
+from uae_lightning.parallel.strategy import ShardedStrategy
+from uae_lightning.ranges import check
+from uae_lightning.run import folder as run_folder
+from uae_lightning.run.class_paths import check_class_paths
+from uae_lightning.run.masking import masked
+from uae_lightning.run.settings import check_resumed
+from uae_lightning.run.spec import read_stage_yaml
+from uae_lightning.stages.common import Stage
+from uae_lightning.usage import UsageError, closest
+
+set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # "omegaconf+" with subcommands needs it
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/fit",  # everything a stage leaves behind lies here
+    "max_epochs": -1,  # stages count optimiser steps
+    "num_sanity_val_steps": -1,  # the whole validation set before training: the "before" of every gain
+    "check_val_every_n_epoch": None,  # `val_check_interval` counts batches across epochs
+    "log_every_n_steps": 1,
+    "use_distributed_sampler": False,  # Lightning's shuffles even where shuffling is off; the data modules shard
+    "enable_model_summary": False,
+}
+CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO makes the replacement atomic
+    "checkpoint.filename": "last",
+    "checkpoint.enable_version_counter": False,
+    "checkpoint.every_n_train_steps": 20,
+}
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are Lightning's other names
+FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only NaN is refused
+    "seed_everything": ranges.Seed,
+    "model.init_args.optimizer.init_args.lr": ranges.Positive,
+    "trainer.max_steps": ranges.CountOrEndless,
+    "trainer.max_epochs": ranges.CountOrEndless,
+    "trainer.limit_train_batches": ranges.Positive,
+    "trainer.limit_val_batches": ranges.NonNegative,
+    "trainer.overfit_batches": ranges.NonNegative,
+    "trainer.num_sanity_val_steps": ranges.NaturalOrAll,
+    "trainer.reload_dataloaders_every_n_epochs": ranges.Natural,
+    "trainer.val_check_interval": ranges.Positive,
+    "trainer.check_val_every_n_epoch": ranges.Count,
+    "trainer.log_every_n_steps": ranges.Natural,
+    "trainer.accumulate_grad_batches": ranges.Count,
+    "trainer.num_nodes": ranges.Count,
+    "checkpoint.every_n_train_steps": ranges.Natural,
+    "checkpoint.save_top_k": ranges.NaturalOrAll,
+}
+DESCRIPTIONS = {
+    "fit": "Train one stage. Options are dotted keys of the YAML: --trainer.max_steps 20, "
+    "--model.init_args.group_size 8; --print_config shows the outcome.",
+    "validate": "Score the round trip of one stage on the held-out pictures, without training.",
+}
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """config.yaml is what a stage was trained with: `validate` leaves it alone. Secrets are left out of it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            text = self.parser.dump(masked(self.config), skip_unset=False, skip_validation=True)
+            with replacing(Path(trainer.default_root_dir) / "config.yaml") as partial:
+                partial.write_text(text)
+
+
+class StageCLI(LightningCLI):
+    """`uae fit` and `uae validate`."""
+
+    resume_from: Path | None = None
+
+    def __init__(
+        self,
+        args: list[str] | None = None,
+        model_class: type[L.LightningModule] = Stage,
+        locks: ExitStack | None = None,
+    ) -> None:
+        self.clock, self.locks = StageClock(time.monotonic()), locks
+        # "omegaconf" resolves ${...} before options are merged and so ignores them; "omegaconf+" afterwards
+        parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            model_class,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=SaveFitConfig,
+            save_config_kwargs={"overwrite": True},  # a resumed stage writes it again
+            parser_kwargs={"prog": "uae", **parser}
+            | {name: {"description": text, **parser} for name, text in DESCRIPTIONS.items()},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # checkpoints resume; they never say which class to train
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
+        parser.set_defaults(CHECKPOINT_DEFAULTS)
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=run_folder.checkpoints)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            for flag, text in [
+                ("--resume", "continue from the last checkpoint in trainer.default_root_dir, if there is one"),
+                ("--overwrite", "clear what an earlier stage left in trainer.default_root_dir and start again"),
+            ]:
+                parser.add_argument(flag, action="store_true", help=text)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        super().parse_arguments(parser, args)
+        check_precision(self.config[self.config.subcommand].trainer)
+        if self.config.subcommand == "fit":
+            check_fit(self.config.fit)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let hyperparameters in a checkpoint replace the YAML's (Lightning #21116)."""
+
+    def before_instantiate_classes(self) -> None:
+        check_class_paths(self.config[self.subcommand])
+        if self.subcommand == "fit":
+            config = self.config.fit
+            check_training(config)
+            check_folder(config.trainer)
+            # both flags are for this call alone: saved in config.yaml they would act on whoever reuses it
+            flags = {name: config.pop(name) for name in ("resume", "overwrite")}
+            folder = Path(config.trainer.default_root_dir)
+            check_writable(folder / "config.yaml", "--trainer.default_root_dir")
+            if is_main():
+                if self.locks is not None:
+                    self.locks.enter_context(locked(folder, f"the stage {folder}"))
+                recover(run_folder.last_checkpoint(folder))
+            self.resume_from = run_folder.start_point(folder, **flags)
+            if self.resume_from:
+                self.check_settings(folder)
+
+    def check_settings(self, folder: Path) -> None:
+        """Says in which settings this call differs from the one that started the stage, or raises UsageError."""
+        started = folder / "config.yaml"
+        if not started.exists():
+            return
+        now = self._parser("fit").dump(self.config.fit, skip_unset=False)
+        changed = check_resumed(yaml.safe_load(started.read_text()), yaml.safe_load(now), str(folder))
+        if changed and is_main():
+            print(f"{folder} was started with other settings: {', '.join(changed)}", flush=True)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with naming(Path(self.config[subcommand].trainer.default_root_dir)):
+            super()._run_subcommand(subcommand)
+
+    def before_fit(self) -> None:
+        if self.resume_from:
+            self.config_init.fit.ckpt_path = str(self.resume_from)
+        elif is_main():  # only now that all parts are loaded: a mistake in the call costs no earlier results
+            run_folder.clear_stage(Path(self.config.fit.trainer.default_root_dir))
+
+    def instantiate_trainer(self, **kwargs) -> L.Trainer:
+        config = self.config_init[self.subcommand].trainer
+        if config.logger is None:  # a validation alone prints its numbers and leaves the stage's folder as it is
+            fit = self.subcommand == "fit"
+            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="") if fit else False
+        plugins = config.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        if config.strategy == "fsdp":
+            kwargs["strategy"] = ShardedStrategy()
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:
+            raise UsageError(f"an option of trainer is wrong: {error}") from error
+        trainer.callbacks[:0] = [EndTogether(), FinalValidation(), CurvesOnce(), self.clock]
+        return trainer
+
+
+class ParsedStage(StageCLI):
+    """A stage's configuration, parsed and checked, nothing built: mistakes are found before time is spent."""
+
+    def _set_seed(self) -> None: ...
+
+    def before_instantiate_classes(self) -> None:
+        check_class_paths(self.config[self.subcommand])
+        if self.subcommand == "fit":
+            check_folder(self.config.fit.trainer)
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def check_fit(config: Namespace) -> None:
+    """What Lightning, or an optimizer, would only find when all is loaded, or never; raises UsageError."""
+    trainer = config.trainer
+    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None:
+        raise UsageError("training would never end: set trainer.max_steps")
+    if trainer.gradient_clip_val is not None:
+        raise UsageError("trainer.gradient_clip_val would do nothing: set model.init_args.max_grad_norm")
+    try:
+        for key, value in config.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                check(key, FOREIGN_RANGES.get(key, ranges.Number), value)
+        Timer(trainer.max_time)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except MisconfigurationException as error:
+        raise UsageError(f"trainer.max_time: {error}") from error
+
+
+def check_training(config: Namespace) -> None:
+    """Raises UsageError where a stage would never be validated, or its options exclude each other.
+
+    Commands that train nothing do not ask.
+    """
+    trainer, (module, _, name) = config.trainer, config.model.class_path.rpartition(".")
+    if trainer.check_val_every_n_epoch is None and not isinstance(trainer.val_check_interval, int | float):
+        raise UsageError(f"trainer.val_check_interval must be a number of steps, got {trainer.val_check_interval!r}")
+    try:
+        getattr(sys.modules[module], name).check_training(config.model.init_args)
+    except ValueError as error:
+        raise UsageError(f"model.init_args: {error}") from error
+
+
+def check_precision(trainer: Namespace) -> None:
+    if str(trainer.precision or PRECISIONS[0]) not in PRECISIONS:
+        raise UsageError(
+            f"trainer.precision {trainer.precision} would hold in that type what is trained as well, where small steps "
+            f"are rounded away, and what must stay float32: choose one of {', '.join(PRECISIONS)}; weights that are "
+            "frozen are halved by `dtype: bfloat16` in the init_args of encoder and decoder"
+        )
+    if trainer.strategy == "fsdp" and str(trainer.precision).startswith("16"):
+        raise UsageError("fsdp has no loss scale for float16: choose trainer.precision bf16-mixed, or strategy ddp")
+
+
+def check_folder(trainer: Namespace) -> None:
+    if not str(trainer.default_root_dir or "").strip():
+        raise UsageError("trainer.default_root_dir is empty: name the folder of the stage, such as runs/fit")
+
+
+def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage, *, lock: bool = True) -> StageCLI:
+    """`uae fit ...` or `uae validate ...` in this process; `lock` keeps others from writing to the stage's folder."""
+    quiet()
+    with errors_explained(), command_line(args), own_ranks(), ExitStack() as locks:
+        return StageCLI(model_class=model_class, locks=locks if lock else None)
+
+
+def parse_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> ParsedStage:
+    """Checks the same command line and stops there."""
+    with errors_explained(), command_line(args):
+        return ParsedStage(model_class=model_class)
+
+
+@contextmanager
+def command_line(args: list[str]) -> Iterator[None]:
+    """`sys.argv` as if `uae ARGS` had been typed: Lightning starts the other ranks of a stage with that command."""
+    for name in configs_of(args):
+        read_stage_yaml(Path(name))  # here, since jsonargparse names no file and quotes what is in it
+    before, sys.argv = sys.argv, [sys.argv[0], *args]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def configs_of(args: list[str]) -> list[str]:
+    """What `--config YAML`, `-c YAML` and `--config=YAML` name."""
+    apart = [value for name, value in zip(args, args[1:], strict=False) if name in ("--config", "-c")]
+    return apart + [word.partition("=")[2] for word in args if word.startswith("--config=")]
+
+
+def quiet() -> None:
+    """Progress and errors stay; advertisements, and advice that does not fit these stages, go."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()  # of loading; the one of training is Lightning's
+    for message in (
+        ".*does not have many workers.*",  # pictures are drawn in the loop; the cores are busy already
+        ".*no pre-optimization state was saved.*",  # the state after a step is what a checkpoint is for
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*treespec, LeafSpec.*is deprecated.*",
+        ".*in eval mode at the start of training.*",  # frozen parts are, on purpose
+        ".*recommended to use `self.log.*sync_dist=True.*",  # what is logged is the same on all ranks
+        ".*FSDP2-wrapped module .* returned a view tensor.*",  # nobody writes to it in place
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextmanager
+def errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except argparse.ArgumentError as error:
+        raise UsageError(explain(str(error))) from error
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        if "Does not validate against any of" not in str(error):
+            raise
+        raise ValueError(explain(str(error))) from error  # jsonargparse wraps what a constructor raises
+
+
+def explain(message: str) -> str:
+    """What is wrong in jsonargparse's nested message, with the closest name that would have been right."""
+    if text := ranges.explained(message):
+        return text
+    owners = re.findall(r"Problem with given class_path '([\w.]+)'", message)
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
+        owner = owners[-1] if owners else "it"
+        return f"{owner} has no option {unknown[1]!r}{closest(unknown[1], parameters(owner))}"
+    if unknown := re.search(r"unrecognized arguments: (--)?([\w.-]+)", message, re.IGNORECASE):
+        return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
+    if unknown := re.search(r"does not accept option '([\w.]+)'", message):
+        return f"unknown key {unknown[1]} in the YAML{closest(unknown[1], parser_keys())}"
+    key = ".init_args.".join(re.findall(r'Parser key "([\w.]+)"', message))  # from the outer to the inner
+    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
+        return f"{key}: {denied[1]} is never called from a YAML: name a class of the kind that belongs there"
+    noise = (
+        r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value|Parser key|"
+        r"Problem with given class_path|Subclass types expect|^ *- a (class path \(str\)|dict with)"
+    )
+    lines = [line.strip(" -")[:200] for line in message.splitlines() if line.strip() and not re.search(noise, line)]
+    return f"{key}: ".removeprefix(": ") + re.sub(r"(Got value: .{80}).+", r"\1...", " ".join(lines))
+
+
+def parameters(class_path: str) -> list[str]:
+    """Names of the init args of a class, of its base classes too (they are passed on by **kwargs)."""
+    module, _, name = class_path.rpartition(".")
+    owner = getattr(sys.modules.get(module), name, None)
+    bases = inspect.getmro(owner)[:-1] if inspect.isclass(owner) else ()
+    return sorted({name for base in bases for name in inspect.signature(base.__init__).parameters} - {"self"})
+
+
+def parser_keys() -> list[str]:
+    """The options that are the same for all stages."""
+    groups = {"trainer": L.Trainer, "checkpoint": StageCheckpoint}
+    dotted = [f"{key}.{name}" for key, owner in groups.items() for name in inspect.signature(owner.__init__).parameters]
+    return [*dotted, "config", "seed_everything", "resume", "overwrite", "ckpt_path", "model", "data"]

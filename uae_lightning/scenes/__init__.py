@@ -1,0 +1,1 @@
+"""The embedded default: procedural scenes, their captions, prompts, judges and shipped weights."""

@@ -1,0 +1,96 @@
+"""One resumable training loop for all backbones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from uae_lightning.parallel.checkpoint_io import replacing
+
+LossFunction = Callable[[int], dict[str, Tensor]]  # step -> named terms; their sum is the loss
+
+
+def learning_rate(step: int, steps: int, peak: float, *, warmup: int = 100, decay_share: float = 0.35) -> float:
+    """Linear warm-up, a plateau, linear decay to zero over the last `decay_share` of the steps."""
+    decay_start = steps * (1 - decay_share)
+    down = min(1.0, (steps - step) / (steps - decay_start)) if decay_share else 1.0
+    return peak * min(1.0, (step + 1) / warmup) * down
+
+
+def train(
+    model: nn.Module,
+    loss_function: LossFunction,
+    *,
+    steps: int,
+    lr: float,
+    work: Path,
+    ema_decay: float = 0.997,
+    weight_decay: float = 0.01,
+    report: Callable[[int], str] | None = None,
+    report_every: int = 500,
+    save_every: int = 250,
+) -> float:
+    """Train all parameters of `model` that require gradients; leaves the averaged weights in it.
+
+    Data and noise must be functions of the step, so that a run killed at any moment and started again ends in the same
+    weights. Returns the seconds spent, earlier runs counted in.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    checkpoint, start, seconds = work / "state.pt", 0, 0.0
+    work.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        start, seconds = state["step"], state["seconds"]
+        optimizer.load_state_dict(state["optimizer"])
+        for target, source in zip(parameters + average, state["parameters"] + state["average"], strict=True):
+            target.data.copy_(source)
+    began, sums = time.perf_counter(), {}
+    for step in range(start, steps):
+        terms = loss_function(step)
+        loss = sum(terms.values())
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{work.name}: loss is {loss.item()} at step {step}")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, lr)
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        done = step + 1
+        if done % save_every == 0 or done == steps:
+            spent = seconds + time.perf_counter() - began
+            state = {"step": done, "seconds": spent, "parameters": [p.data for p in parameters], "average": average}
+            with replacing(checkpoint) as partial:
+                torch.save(state | {"optimizer": optimizer.state_dict()}, partial)
+        if done % report_every == 0 or done == steps:
+            spent = seconds + time.perf_counter() - began
+            means = "  ".join(
+                f"{name} {value / (done % report_every or report_every):.4f}" for name, value in sums.items()
+            )
+            extra = ""
+            if report is not None:
+                current = [p.detach().clone() for p in parameters]
+                _copy(average, parameters)
+                extra = report(done)
+                _copy(current, parameters)
+            print(f"{work.name}  step {done}/{steps}  {spent:.0f} s  {means}  {extra}", flush=True)
+            sums = {}
+    _copy(average, parameters)
+    return seconds + time.perf_counter() - began
+
+
+def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
+    torch._foreach_copy_([p.data for p in targets], [s.detach() for s in sources])
