@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.qwen_vl import QwenVLEncoder
-from uae_lightning.stages.common import Captioning
 from uae_lightning.stages.encoder_rl import EncoderRL
 from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput
 

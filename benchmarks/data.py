@@ -182,8 +182,8 @@ def loader_table(rows: list[dict[str, Any]]) -> str:
 
 def step(options: argparse.Namespace, device: torch.device, root: Path) -> tuple[dict[str, float], list[Row]]:
     """(equality, rows) of a step of DecoderPretrain from pictures and captions, and from a cache of them."""
-    dtype = [f"--model.init_args.{part}.init_args.dtype={options.dtype}" for part in ("encoder", "decoder")]
-    stage = build_stage(options.config, f"--model.init_args.decoder.init_args.train={options.train}", *dtype)
+    dtype = [f"--model.autoencoder.{part}.dtype={options.dtype}" for part in ("encoder", "decoder")]
+    stage = build_stage(options.config, f"--model.autoencoder.decoder.train={options.train}", *dtype)
     if options.train == "lora":
         disturb(stage, 0.01)
     scenes = scene_batch("train", 0, list(range(options.pictures)), max_objects=3)

@@ -46,16 +46,16 @@ from benchmarks.objectives_table import BASELINE, REFERENCE, Found, Row, Trainin
 from benchmarks.own_stage import without_trainer
 from benchmarks.plain_flow_grpo import PUBLISHED, PlainFlowGRPO, Settings
 from callbacks.reward import evaluate
-from uae_lightning.commands.evaluate import build_evaluation, parse_evaluation
-from uae_lightning.evaluation.geneval import Values
-from uae_lightning.evaluation.suites import Evaluation, of_prompts, sampled_as
+from uae_lightning.evaluation.statistics import Items
+from uae_lightning.evaluation.suite import Evaluation, Subject, sampled_as
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.run import folder as run_folder
+from uae_lightning.run.evaluation import build_evaluation, parse_evaluation
 from uae_lightning.run.provenance import provenance
 from uae_lightning.run.spec import EvaluationSpec
-from uae_lightning.stages.common import PolicyStage, Sampling
-from uae_lightning.types import Batch
+from uae_lightning.stages.common import PolicyStage
+from uae_lightning.types import Batch, Sampling
 from uae_lightning.usage import Parser, UsageError
 
 CONFIGS = Path("conf/scenes")
@@ -93,15 +93,15 @@ class Judges:
     reward: Reward
     evaluation: Evaluation  # with the prompts of GenEval's tasks and their detector
 
-    def geneval(self, stage: PolicyStage) -> Values:
+    def geneval(self, stage: PolicyStage) -> Items:
         """Task -> 1 where the picture drawn for a prompt fulfils it, else 0; seed 0 for all arms and trainings."""
-        _, values = of_prompts(stage, self.evaluation, seed=0)
-        return values["geneval"]
+        of = self.evaluation
+        return of.suites["geneval"].measure(Subject(stage, of.data, 0, of.drawings, of.batch_size))
 
 
 def judges_on(device: torch.device) -> Judges:
-    evaluation = build_evaluation(parse_evaluation(EvaluationSpec(CONFIGS / "evaluation.yaml", {"backbones": {}})))
-    evaluation.detector.to(device)
+    evaluation = build_evaluation(parse_evaluation(EvaluationSpec(CONFIGS / "evaluation.yaml", {})))
+    evaluation.suites["geneval"].to(device)
     return Judges(PerceptualGrid().to(device), evaluation)
 
 
@@ -134,7 +134,7 @@ def step_of(arm: Arm, stage: PolicyStage) -> Step:
     plain = PlainFlowGRPO(stage, arm.plain, group_size=stage.group_size, micro_batch=stage.micro_batch)
 
     def step(batch: Batch, number: int) -> float:
-        captions = stage.caption(batch.images, 1, stage.step_seed(0))
+        captions = stage.autoencoder.write(batch.images, 1, stage.step_seed(0))
         generators = stage.generators(1, len(captions.texts) * stage.group_size)
         return plain.step(captions.texts, batch.images, stage.score, generators)
 
@@ -185,7 +185,7 @@ def train_arm(name: str, seed: int, weights: dict[str, Path], judges: Judges, op
     stage.to(device)
     own = Sampling(arm.plain.steps, arm.plain.guidance) if arm.plain else None
 
-    def judged() -> tuple[Values, list[float]]:
+    def judged() -> tuple[Items, list[float]]:
         return judges.geneval(stage), validate(stage, data, judges.reward, device, own) if own else []
 
     before, points = judged(), options.points if arm.times == 1 else arm.times

@@ -34,9 +34,8 @@ from benchmarks.own_stage import (
 from benchmarks.plain_flow_grpo import DEMO, PUBLISHED, PlainFlowGRPO, Samples, Settings, lora_of_peft
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.scenes.data import scene_batch
-from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout
-from uae_lightning.types import Batch, RewardInput
+from uae_lightning.types import Batch, RewardInput, Sampling
 from uae_lightning.usage import Parser
 
 CONFIG = Path("conf/scenes/decoder_rl.yaml")
@@ -58,7 +57,7 @@ LADDER = {  # each is the one above it with one thing less
 
 def configure(stage: DecoderRL, settings: Settings, *, group_size: int, micro_batch: int) -> None:
     values = asdict(settings)
-    stage.sampling = Sampling(values.pop("steps"), values.pop("guidance"))
+    stage.autoencoder.sampling = Sampling(values.pop("steps"), values.pop("guidance"))
     for name, value in (values | {"group_size": group_size, "micro_batch": micro_batch}).items():
         setattr(stage, name, value)
 
@@ -66,7 +65,7 @@ def configure(stage: DecoderRL, settings: Settings, *, group_size: int, micro_ba
 def with_captions(stage: DecoderRL, batch: Batch) -> list[str]:
     """Hands the stage the captions of the batch at every step: the work of sampling them is not compared."""
     captions = stage.encoder.tokenize(batch.captions)
-    stage.caption = lambda *_: captions
+    stage.autoencoder.write = lambda *_: captions
     return captions.texts
 
 
@@ -126,7 +125,7 @@ class Contest:
     """Both loops on one batch; each of its functions does a whole part of a step."""
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
-        dtype = [f"--model.init_args.{part}.init_args.dtype={options.dtype}" for part in ("encoder", "decoder")]
+        dtype = [f"--model.autoencoder.{part}.dtype={options.dtype}" for part in ("encoder", "decoder")]
         self.stage, self.options, self.device = build_stage(options.config, *dtype).to(device), options, device
         disturb(self.stage, 0.01)
         self.reward, self.stage.score = PixelSimilarity(), PixelSimilarity()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from uae_lightning.evaluation.geneval import Interval, Values
-from uae_lightning.evaluation.intervals import grouped_interval
+from uae_lightning.evaluation.intervals import Interval, grouped_interval
+from uae_lightning.evaluation.statistics import Items
 
 BASELINE, REFERENCE = "cps", "published"
 NEEDED_SEEDS = 3  # for a new default
@@ -26,7 +26,7 @@ class Training:
     seed: int
     settings: dict  # what it depends on; another training of that name with other settings is not this one
     rows: list[Row]
-    geneval: list[Values]  # before and after: task -> 1 where the picture fulfils the prompt, else 0
+    geneval: list[Items]  # before and after: task -> 1 where the picture fulfils the prompt, else 0
     own_sampler: list[list[float]]  # before and after: reward per picture under the arm's sampler; [] if all share it
 
 

@@ -194,8 +194,8 @@ class Contest:
         self.equality: dict[str, dict[str, float]] = {}
 
     def build(self, *overrides: str) -> DecoderPretrain:
-        decoder = "--model.init_args.decoder.init_args"
-        dtypes = [f"--model.init_args.{part}.init_args.dtype={self.options.dtype}" for part in ("encoder", "decoder")]
+        decoder = "--model.autoencoder.decoder.init_args"
+        dtypes = [f"--model.autoencoder.{part}.dtype={self.options.dtype}" for part in ("encoder", "decoder")]
         stage = build_stage(self.options.config, f"{decoder}.train={self.train}", *dtypes, *overrides).to(self.device)
         stage.condition_dropout = 0.0  # the scripts have none
         if self.train == "lora":
@@ -215,7 +215,7 @@ class Contest:
     def add_compiled(self) -> float:
         """Compile and take the alternatives up; busy seconds of the first step."""
         torch.compiler.reset()  # else what was compiled before counts, and after eight graphs torch compiles no more
-        stage = self.build("--model.init_args.decoder.init_args.compile=true")
+        stage = self.build("--model.autoencoder.decoder.compile=true")
         stage.load_state_dict(self.stage.state_dict())  # adapters start at random
         self.ours |= {COMPILED: (stage, self.batch), BOTH: (stage, self.ours[CACHED][1])}
         with tempfile.TemporaryDirectory() as folder:  # torch keeps what it compiles: the first run of all is measured

@@ -87,7 +87,7 @@ class Step:
 
     def __init__(self, name: str, options: argparse.Namespace, device: torch.device) -> None:
         config = Path(f"conf/scenes/{name}.yaml")
-        dtype = [f"--model.init_args.{part}.init_args.dtype={options.dtype}" for part in ("encoder", "decoder")]
+        dtype = [f"--model.autoencoder.{part}.dtype={options.dtype}" for part in ("encoder", "decoder")]
         self.stage = build_stage(config, *dtype).to(device)
         data = ScenesData(**yaml.safe_load(config.read_text())["data"]["init_args"])
         self.batch: Batch = next(iter(data.train_dataloader()))

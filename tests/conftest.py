@@ -13,12 +13,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer, pictures
-from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
+from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer, pictures
+from uae_lightning.scenes.scene import sample_scene
 
 torch.set_num_threads(1)
 

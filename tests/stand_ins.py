@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.interfaces import Reward
-from uae_lightning.stages.common import Sampling, Stage
-from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput, ValidationOutput
+from uae_lightning.stages.common import Stage
+from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput, Sampling, ValidationOutput
 
 
 class Part(nn.Module):
@@ -33,20 +34,16 @@ class Part(nn.Module):
         return latents
 
 
-class TinyStage(Stage):
+class TinyAutoEncoder(AutoEncoder):
     def __init__(
         self,
         encoder: Part,
         projector: Part,
         decoder: Part,
-        learns: list[str] = ["decoder"],  # noqa: B006
-        fails_at: int = -1,
         sampling: Sampling = Sampling(),  # noqa: B008
     ) -> None:
-        L.LightningModule.__init__(self)
-        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
-        self.encoder, self.projector, self.decoder = encoder, projector, decoder
-        self.trained, self.fails_at, self.sampling = tuple(learns), fails_at, sampling
+        nn.Module.__init__(self)
+        self.encoder, self.projector, self.decoder, self.sampling = encoder, projector, decoder, sampling
 
     def round_trip(self, images: Tensor) -> Tensor:
         return images * self.encoder.value * self.projector.value * self.decoder.value
@@ -55,10 +52,23 @@ class TinyStage(Stage):
         tokens = torch.ones(len(images), self.sampling.steps)
         return Captions(["a caption"] * len(images), tokens, tokens > 0), self.round_trip(images)
 
+
+class TinyStage(Stage):
+    def __init__(
+        self,
+        autoencoder: AutoEncoder,
+        learns: list[str] = ["decoder"],  # noqa: B006
+        fails_at: int = -1,
+    ) -> None:
+        L.LightningModule.__init__(self)
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        self.autoencoder = autoencoder
+        self.trained, self.fails_at = tuple(learns), fails_at
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.global_step == self.fails_at:
             raise FloatingPointError("the loss is NaN")
-        loss = (self.round_trip(batch.images) - batch.images).square().mean()
+        loss = (self.autoencoder.round_trip(batch.images) - batch.images).square().mean()
         self.log("train/loss", loss)
         return loss
 
@@ -69,7 +79,7 @@ class TinyStage(Stage):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None: ...
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
-        captions, images = self.reconstruct(batch.images)
+        captions, images = self.autoencoder.reconstruct(batch.images)
         return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -110,9 +120,12 @@ seed_everything: 3
 model:
   class_path: stand_ins.TinyStage
   init_args:
-    encoder: {class_path: stand_ins.Part, init_args: {path: shipped}}
-    projector: {class_path: stand_ins.Part, init_args: {path: shipped}}
-    decoder: {class_path: stand_ins.Part, init_args: {path: shipped}}
+    autoencoder:
+      class_path: stand_ins.TinyAutoEncoder
+      init_args:
+        encoder: {class_path: stand_ins.Part, init_args: {path: shipped}}
+        projector: {class_path: stand_ins.Part, init_args: {path: shipped}}
+        decoder: {class_path: stand_ins.Part, init_args: {path: shipped}}
 data: {class_path: stand_ins.TinyData}
 trainer:
   accelerator: cpu

@@ -5,14 +5,15 @@ import pytest
 import yaml
 
 from callbacks import EMA, PolicyHealth, SampleGallery, Throughput
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.ranges import Count, Limit, Natural, OutOfRange, Seed, ShareBelow1
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.rewards.weighted_sum import WeightedSum
 from uae_lightning.run.stage_cli import check_training, parse_stage
-from uae_lightning.stages.common import Captioning, Sampling
 from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError
 
 
@@ -65,9 +66,9 @@ def test_classes_called_from_python_refuse_them_too(make, name):
     ("stage", "option", "words"),
     [
         ("encoder_rl", "model.init_args.max_grad_norm=-1", ["model.init_args.max_grad_norm", "above 0", "-1"]),
-        ("encoder_rl", "model.init_args.encoder.init_args.lora.rank=0", ["encoder.init_args.lora.rank (LoRA)"]),
+        ("encoder_rl", "model.autoencoder.encoder.lora.rank=0", ["encoder.init_args.lora.rank (LoRA)"]),
         ("decoder_pretrain", "model.init_args.condition_dropout=2", ["condition_dropout", "below 1", "'2'"]),
-        ("decoder_rl", "model.init_args.sampling.steps=0", ["model.init_args.sampling.steps", "from 1"]),
+        ("decoder_rl", "model.autoencoder.sampling.steps=0", ["model.autoencoder.sampling.steps", "from 1"]),
         ("decoder_rl", "model.init_args.optimizer.init_args.lr=0", ["optimizer.init_args.lr", "above 0"]),
         ("decoder_rl", "trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches", "from 1"]),
         ("decoder_rl", "trainer.val_check_interval=0", ["trainer.val_check_interval", "above 0"]),
@@ -86,7 +87,7 @@ def test_a_parsed_stage_names_option_value_and_range(stage, option, words):
 @pytest.mark.parametrize(
     ("stage", "option", "words"),
     [
-        ("encoder_rl", "model.init_args.captioning.temperature=0", "captioning.temperature must be above 0"),
+        ("encoder_rl", "model.autoencoder.captioning.temperature=0", "captioning.temperature must be above 0"),
         ("decoder_rl", "model.init_args.window=[2,5]", "window must lie within the 3 sampling steps"),
         ("decoder_rl", "model.init_args.noise_level=1.5", "noise_level must not exceed 1 with sde 'cps'"),
         ("decoder_rl", "trainer.val_check_interval=null", "trainer.val_check_interval must be a number of steps"),

@@ -5,6 +5,7 @@ Each command imports what it needs when it is called, so that `uae --help` is qu
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
@@ -19,31 +20,35 @@ from uae_lightning.run.memory import keep_freed_memory
 from uae_lightning.run.output import steady_output
 from uae_lightning.usage import UsageError, closest
 
-COMMANDS = (
-    "run", "fit", "validate", "evaluate", "study", "bootstrap", "reconstruct", "generate", "export", "plan",
-    "caption-data", "cache", "import-release",
-)  # fmt: skip
+COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
+    "run": ("the stages of a YAML, one after the other, then report.html and summary.json", "pipeline"),
+    "plan": (
+        "parameters, memory and time of each stage, and whether a card holds it, before anything is loaded",
+        "commands.plan",
+    ),
+    "fit": ("one stage alone", "commands.fit"),
+    "validate": ("score one stage's round trip on the held-out pictures, without training", "commands.validate"),
+    "evaluate": (
+        "measure a run, or the weights it starts from, by judges that were not the reward",
+        "commands.evaluate",
+    ),
+    "study": ("runs with several seeds, evaluated and compared: docs/results.md", "study.run"),
+    "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", "scenes.bootstrap"),
+    "reconstruct": ("caption pictures and draw them again from the caption", "commands.reconstruct"),
+    "generate": ("draw pictures from texts", "commands.generate"),
+    "export": (
+        "a folder that transformers, diffusers, peft and ComfyUI load without this package",
+        "commands.export",
+    ),
+    "caption-data": (
+        "long captions for your pictures by any vision-language model, filtered: a set for stage 1",
+        "commands.caption_data",
+    ),
+    "cache": ("latents and caption states of your pictures, computed once for stage 1", "commands.cache"),
+    "import-release": ("weights of the authors of UAE -> folders to start from", "exchange.release"),
+}
 
-HELP = """\
-usage: uae COMMAND [options]        `uae COMMAND --help` explains each
-
-Trains one image -> caption -> image auto-encoder in three stages (arXiv 2509.09666).
-
-commands:
-  run             the stages of a YAML, one after the other, then report.html and summary.json
-  plan            parameters, memory and time of each stage, and whether a card holds it, before anything is loaded
-  fit             one stage alone
-  validate        score one stage's round trip on the held-out pictures, without training
-  evaluate        measure a run, or the weights it starts from, by judges that were not the reward
-  study           runs with several seeds, evaluated and compared: docs/results.md
-  bootstrap       train the shipped backbones from scratch (hours; resumable)
-  reconstruct     caption pictures and draw them again from the caption
-  generate        draw pictures from texts
-  export          a folder that transformers, diffusers, peft and ComfyUI load without this package
-  caption-data    long captions for your pictures by any vision-language model, filtered: a set for stage 1
-  cache           latents and caption states of your pictures, computed once for stage 1
-  import-release  weights of the authors of UAE -> folders to start from
-
+EXAMPLES = """\
 examples:
   uae run --config conf/demo.yaml                           everything, about 10 minutes on 2 CPU cores
   uae run --config conf/demo.yaml --resume                  continue where it was stopped
@@ -56,6 +61,15 @@ examples:
 
 UAE_DEBUG=1 shows the traceback of an error.
 """
+
+
+def help_text() -> str:
+    lines = [f"  {name:15} {about}" for name, (about, _) in COMMANDS.items()]
+    return (
+        "usage: uae COMMAND [options]        `uae COMMAND --help` explains each\n\n"
+        "Trains one image -> caption -> image auto-encoder in three stages (arXiv 2509.09666).\n\n"
+        "commands:\n" + "\n".join(lines) + f"\n\n{EXAMPLES}"
+    )
 
 
 def main(args: list[str] | None = None) -> int:
@@ -72,7 +86,7 @@ def main(args: list[str] | None = None) -> int:
 
 def answer(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(help_text(), end="")
         return 0
     if args[0] == "--version":
         print(f"uae-lightning {__version__}")
@@ -94,54 +108,7 @@ def answer(args: list[str]) -> int:
 
 
 def dispatch(command: str, args: list[str]) -> None:
-    if command == "run":
-        from uae_lightning import pipeline
-
-        pipeline.main(args)
-    elif command in ("fit", "validate"):
-        from uae_lightning.run import stage_cli
-
-        stage_cli.run_stage([command, *args])
-    elif command == "evaluate":
-        from uae_lightning.commands import evaluate
-
-        evaluate.main(args)
-    elif command == "plan":
-        from uae_lightning.commands import plan as planning
-
-        planning.main(args)
-    elif command == "study":
-        from uae_lightning.study import run
-
-        run.main(args)
-    elif command == "bootstrap":
-        from uae_lightning.scenes import bootstrap
-
-        bootstrap.main(args)
-    elif command == "reconstruct":
-        from uae_lightning.commands import reconstruct
-
-        reconstruct.main(args)
-    elif command == "generate":
-        from uae_lightning.commands import generate
-
-        generate.main(args)
-    elif command == "export":
-        from uae_lightning.commands import export
-
-        export.main(args)
-    elif command == "caption-data":
-        from uae_lightning.commands import caption_data
-
-        caption_data.main(args)
-    elif command == "cache":
-        from uae_lightning.commands import cache
-
-        cache.main(args)
-    elif command == "import-release":
-        from uae_lightning.exchange import release
-
-        release.main(args)
-    else:
+    if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         raise UsageError(f"unknown {kind} {command!r}{closest(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+    importlib.import_module(f"uae_lightning.{COMMANDS[command][1]}").main(args)

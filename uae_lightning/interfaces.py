@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
-from uae_lightning.types import Captions, Conditioning, RewardInput, RewardOutput
+from uae_lightning.types import Captions, Conditioning, RewardInput, RewardOutput, Sampling
+
+ROWS_TOGETHER = 16  # in a forward pass of a decoder that is trained, at least
 
 
 class Component(nn.Module, ABC):
@@ -82,7 +85,7 @@ class Projector(Component):
 
 
 class Decoder(Component):
-    """Flow-matching image generator in a latent space; sigma in (0, 1], 1 is pure noise."""
+    """Image generator in a latent space."""
 
     latent_shape: tuple[int, int, int]  # C, h, w
     conditioning_size: int  # D
@@ -96,6 +99,25 @@ class Decoder(Component):
         """[N, C, h, w] -> images [N, 3, H, W] in [0, 1]."""
 
     @abstractmethod
+    def draw(
+        self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
+    ) -> Tensor:
+        """Noise -> clean latents, both [N, C, h, w].
+
+        Args:
+            unconditional: what the guidance branch reads; None is the decoder's own null input.
+        """
+
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the model is the one the stage started from: adapters off."""
+
+
+class FlowDecoder(Decoder):
+    """A decoder by flow matching: what Flow-GRPO, DiffusionNFT and decoder pre-training ask for. sigma in (0, 1], 1 is
+    pure noise."""
+
+    @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:
         """v = noise - x0 at x [N, C, h, w], sigma [N], float32; conditioning None is the unconditional branch."""
 
@@ -103,9 +125,45 @@ class Decoder(Component):
     def schedule(self, steps: int) -> Tensor:
         """[steps + 1] sigmas of the sampler, from 1 down to 0."""
 
-    @abstractmethod
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it the model is the one the stage started from: adapters off."""
+    def loss(self, latents: Tensor, conditioning: Conditioning, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Squared error of the velocity between latents and noise [N, C, h, w] at sigma [N]: a map [N, 1, h, w].
+
+        Texts of like length are computed together: short prompts are not padded to the longest caption. How many parts
+        there are depends on N alone: sharded ranks must call as often as each other.
+        """
+        x, target = flow.interpolate(latents, noise, sigma)
+        parts = max(1, len(x) // ROWS_TOGETHER)
+        if parts == 1:
+            velocity = self.velocity(x, sigma, conditioning)
+        else:
+            order = conditioning.mask.sum(1).argsort()
+            velocities = [self.velocity(x[r], sigma[r], conditioning[r]) for r in order.tensor_split(parts)]
+            velocity = torch.cat(velocities)[order.argsort()]
+        return (velocity - target).square().mean(1, keepdim=True)
+
+    def draw(
+        self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
+    ) -> Tensor:
+        """ODE (Euler)."""
+        sigmas, x = self.schedule(sampling.steps), noise
+        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+            unguided = self.unguided_velocity(x, sigma, unconditional, sampling.guidance)
+            velocity = self.guided_velocity(x, sigma, conditioning, unguided, sampling.guidance)
+            x = flow.euler_step(x, velocity, sigma, after)
+        return x
+
+    def guided_velocity(
+        self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unguided: Tensor | None, guidance: float
+    ) -> Tensor:
+        """Velocity [N, C, h, w] at one sigma [], guided away from `unguided` of the same states where that is given."""
+        velocity = self.velocity(x, sigma.to(x).expand(len(x)), conditioning)
+        return velocity if unguided is None else flow.guide(velocity, unguided, guidance)
+
+    def unguided_velocity(
+        self, x: Tensor, sigma: Tensor, unconditional: Conditioning | None, guidance: float
+    ) -> Tensor | None:
+        """Velocity [N, C, h, w] of the guidance branch; None where nothing is guided."""
+        return None if guidance == 1 else self.velocity(x, sigma.to(x).expand(len(x)), unconditional)
 
 
 class Reward(nn.Module, ABC):
@@ -113,3 +171,7 @@ class Reward(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: RewardInput) -> RewardOutput: ...
+
+    def title(self) -> str:
+        """For people who read figures."""
+        return type(self).__name__

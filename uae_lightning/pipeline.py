@@ -11,7 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.locking import locked
+from uae_lightning.evaluation.table import INSTRUMENTS
+from uae_lightning.parallel.locking import locked
 from uae_lightning.report.summary import one_line, stage_record, summarise
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_command
@@ -44,8 +45,8 @@ Any other dotted option, such as --trainer.max_steps 2, is passed to every stage
 
 
 def main(args: list[str]) -> None:
-    from uae_lightning.commands.evaluate import parse_evaluation
     from uae_lightning.parallel.launch import Followers, is_main
+    from uae_lightning.run.evaluation import parse_evaluation
 
     options, overrides = parse(args)
     others = Followers()
@@ -256,7 +257,7 @@ def check_callbacks(trainer: Namespace) -> None:
 
 def evaluate(folder: Path, spec: RunSpec, moment: str, overrides: list[str], command: str) -> None:
     """Judges the run at its "start" or its "end", unless that was done before with the same settings."""
-    from uae_lightning.commands.evaluate import evaluate_into
+    from uae_lightning.run.evaluation import evaluate_into
 
     if spec.evaluation is None:
         return
@@ -267,7 +268,7 @@ def evaluate(folder: Path, spec: RunSpec, moment: str, overrides: list[str], com
         spec.evaluation,
         run_folder.latest_weights([folder / stage.name for stage in spec.stages]) if moment == "end" else {},
         overrides=overrides,
-        without=("instruments",) if moment == "end" else (),  # the judges are the same
+        without=(INSTRUMENTS,) if moment == "end" else (),  # the judges are the same
         command=command,
         keep_earlier=True,
     )

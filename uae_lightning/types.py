@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uae_lightning.ranges import Count, NonNegative, checked
+
 
 @dataclass  # not frozen: Lightning rebuilds it field by field to move it or to change its precision
 class Batch:
@@ -63,6 +65,20 @@ class Conditioning:
         first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0
         states = self.states.masked_fill(rows[:, None, None], 0)
         return Conditioning(states, self.mask.where(~rows[:, None], first))
+
+
+@checked
+@dataclass
+class Sampling:
+    """How pictures are sampled.
+
+    Args:
+        steps: evaluations of the decoder per picture (twice as many with guidance).
+        guidance: classifier-free guidance; 1 leaves the unconditional branch out, 0 the caption.
+    """
+
+    steps: Count = 10
+    guidance: NonNegative = 1.0
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from staged import staged
 
 from benchmarks import decoder_rl, own_stage, plain_flow_grpo, pretrain
 from benchmarks.measure import Spread, forwards
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.adapters import LoRA
-from uae_lightning.stages.common import Captioning
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.types import Batch
@@ -27,8 +28,8 @@ DEMO = plain_flow_grpo.DEMO
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind, trained, **options):
-        return kind(
-            make_encoder(), make_projector(), make_decoder(**trained), captioning=Captioning(1.0, 10), **options
+        return staged(
+            kind, make_encoder(), make_projector(), make_decoder(**trained), captioning=Captioning(1.0, 10), **options
         )
 
     return make

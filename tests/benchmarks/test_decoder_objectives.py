@@ -9,19 +9,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from staged import staged
 
 from benchmarks import decoder_objectives as bench
 from benchmarks import objectives_table as results
 from benchmarks.measure import Lap
-from uae_lightning.evaluation.object_detectors import SceneObjectDetector
+from uae_lightning.autoencoder import Captioning
+from uae_lightning.evaluation.geneval import TASKS
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.run.stage_cli import parse_stage
 from uae_lightning.scenes.data import ScenesData
-from uae_lightning.scenes.prompts import TASKS
-from uae_lightning.stages.common import Captioning, Sampling
+from uae_lightning.scenes.object_detector import SceneObjectDetector
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError
 
 CPU = torch.device("cpu")
@@ -38,7 +40,7 @@ def training(name, seed, ends, start=(0.5, 0.5), settings=None, after=BEFORE, ow
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind, **options):
         decoder = make_decoder(train="lora", lora=LoRA(rank=4, alpha=8))
-        return kind(make_encoder(), make_projector(), decoder, **SIZES, **options)
+        return staged(kind, make_encoder(), make_projector(), decoder, **SIZES, **options)
 
     return make
 
@@ -86,7 +88,7 @@ def test_the_published_loop_trains_the_stage_on_captions_that_the_stage_samples(
 def test_both_judges_see_the_weights_before_and_after(make_stage, data, monkeypatch):
     # red if `before` is judged after the training, `* arm.times` goes, or `own` is not handed to `validate`
     stage, samplers, moments = make_stage(DecoderRL, window=(0, 1)), [], []
-    reconstruct = stage.reconstruct
+    reconstruct = stage.autoencoder.reconstruct
     monkeypatch.setattr(stage, "reconstruct", lambda *a, **b: samplers.append(stage.sampling) or reconstruct(*a, **b))
     monkeypatch.setattr(bench, "build", lambda *_: (stage, data))
     monkeypatch.setattr(bench, "timed", lambda run, device: run() or Lap(1.0, 1.0))
@@ -107,13 +109,14 @@ def test_both_judges_see_the_weights_before_and_after(make_stage, data, monkeypa
 
 
 def test_geneval_is_judged_as_by_uae_evaluate(monkeypatch):
-    # red if the seed of `of_prompts` is another, or the YAML of the judges is
+    # red if the seed of the Subject is another, or the YAML of the judges is
     judges, asked = bench.judges_on(CPU), []
-    monkeypatch.setattr(bench, "of_prompts", lambda *args, seed: asked.append((*args, seed)) or ({}, {"geneval": {}}))
-    assert judges.geneval("stage") == {} and asked == [("stage", judges.evaluation, 0)]
-    wanted = judges.evaluation.wanted(0)
+    suite = judges.evaluation.suites["geneval"]
+    monkeypatch.setattr(suite, "measure", lambda subject: asked.append((subject.model, subject.seed)) or {})
+    assert judges.geneval("stage") == {} and asked == [("stage", 0)]
+    wanted = suite.prompts(judges.evaluation.drawings, 0)
     assert [prompt.task for prompt in wanted] == 40 * list(TASKS)
-    assert isinstance(judges.evaluation.detector, SceneObjectDetector)
+    assert isinstance(suite.detector, SceneObjectDetector)
 
 
 def test_gains_are_compared_seed_by_seed_and_picture_by_picture():

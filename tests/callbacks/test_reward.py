@@ -5,7 +5,7 @@ from standins import Closeness, TinyStage, fit, rows
 from callbacks import EMA, RewardCallback
 from callbacks.reward import append_row, cut_rows, evaluate, not_finite
 from uae_lightning.evaluation.image_health import compared
-from uae_lightning.evaluation.unified_bench import Pixels
+from uae_lightning.rewards.pixel_similarity import Pixels
 from uae_lightning.rewards.unified_score import UnifiedScore
 from uae_lightning.types import RewardInput, RewardOutput
 

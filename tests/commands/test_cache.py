@@ -59,9 +59,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fit_options(parts: Path, photos: Path, **more) -> list[str]:
     options = {
         "config": ROOT / "conf/scenes/decoder_pretrain.yaml",
-        "model.init_args.encoder.init_args.path": parts / "encoder",
-        "model.init_args.projector.init_args.path": parts / "projector",
-        "model.init_args.decoder.init_args.path": parts / "decoder",
+        "model.autoencoder.encoder.path": parts / "encoder",
+        "model.autoencoder.projector.path": parts / "projector",
+        "model.autoencoder.decoder.path": parts / "decoder",
         "data": "uae_lightning.data.image_text.ImageTextData",
         "data.init_args.path": photos,
         "data.init_args.validation_path": photos.parent / "held_out",
@@ -127,15 +127,15 @@ def test_a_sample_is_what_the_stage_computes(straight: Path, loaded, photos: Pat
     # red if padding is stored, pixels are not divided by 255, or captions go with other pictures
     import torch
 
-    stage, data, _, _ = loaded
+    model, data, _, _ = loaded
     entry = shards.read_entry(shards.shards_in(straight)[1], 1)
     picture, caption = photos / entry.key, (photos / entry.key).with_suffix(".txt").read_text()
     pixels, _ = data.preparation.pixels(picture.read_bytes())
-    states, _ = stage.embed([caption])
+    states, _ = model.embed([caption])
     assert entry.caption == caption and entry.states.shape == states[0].shape
     torch.testing.assert_close(entry.states, states[0], atol=1e-4, rtol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(entry.latents, stage.decoder.encode_images(pixels[None] / 255)[0])
+        torch.testing.assert_close(entry.latents, model.decoder.encode_images(pixels[None] / 255)[0])
 
 
 def test_workers_and_parts_share_the_data(loaded, tmp_path: Path):
@@ -336,9 +336,9 @@ def test_what_cannot_be_cached_is_refused(photos: Path):
     with pytest.raises(UsageError, match="random_crop is true.*set it to false"):
         command.check_data(ImageTextData(str(photos), 64, random_crop=True))
     with pytest.raises(UsageError, match="no encoder"):
-        command.check_stage(SimpleNamespace(encoder=None))
+        command.check_model(SimpleNamespace(encoder=None))
     with pytest.raises(UsageError, match="mask_padding"):
-        command.check_stage(SimpleNamespace(encoder=1, decoder=SimpleNamespace(mask_padding=False)))
+        command.check_model(SimpleNamespace(encoder=1, decoder=SimpleNamespace(mask_padding=False)))
 
 
 def test_a_resolution_that_is_not_the_decoders_is_named(loaded, tmp_path: Path):

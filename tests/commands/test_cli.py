@@ -13,10 +13,15 @@ from uae_lightning.cli import COMMANDS, main
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_confs(tmp_path)
+    (tmp_path / "conf" / "judges.yaml").write_text(JUDGES)
     return tmp_path
 
 
-EVALUATE = ["evaluate", "--config=conf/run.yaml", "--output=a.json", "--evaluation=conf/run.yaml"]
+EVALUATE = ["evaluate", "--config=conf/run.yaml", "--output=a.json", "--evaluation=conf/judges.yaml"]
+JUDGES = """
+data: {class_path: stand_ins.TinyData}
+suites: {images: {class_path: uae_lightning.evaluation.image_health.ImageHealth}}
+"""
 FIT = ["fit", "--config=conf/stage.yaml", "--trainer.default_root_dir=runs/one"]
 
 
@@ -41,7 +46,7 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
         (["run", "--config", "conf/run.yaml", "--trainer.max_stps", "2"], ["trainer.max_stps", "trainer.max_steps"]),
         ([*FIT, "--trainer.max_step", "2"], ["trainer.max_step", "trainer.max_steps"]),  # no silent abbreviation
         ([*FIT, "--model.init_args.learn", "[]"], ["'learn'", "learns"]),
-        ([*FIT, "--model.init_args.encoder.init_args.pth", "x"], ["'pth'", "path", "Part"]),
+        ([*FIT, "--model.autoencoder.encoder.pth", "x"], ["'pth'", "path", "Part"]),
         ([*FIT, "--trainer.max_steps", "-1"], ["trainer.max_steps", "never end"]),
         ([*FIT, "--resume", "--overwrite"], ["choose one"]),
         (["fit", "--config", "conf/none.yaml"], ["none.yaml"]),
@@ -51,7 +56,7 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
         (["evaluate", "--output", "a.json"], ["--config"]),
         (["evaluate", "--config", "conf/run.yaml", "--output", "a.txt"], ["--output", "evaluation.json"]),
         (EVALUATE[:3], ["what to judge with", "--evaluation"]),
-        ([*EVALUATE, "--suite", "genevl"], ["'genevl'", "did you mean geneval", "unified_bench"]),
+        ([*EVALUATE, "--suite", "image"], ["no suite 'image'", "did you mean images"]),
         ([*EVALUATE, "--stage", "see"], ["--stage", "--weights"]),
         ([*EVALUATE, "--weights", "conf"], ["conf is not the folder of a run", "uae run"]),
         ([*EVALUATE, "--samples", "x"], ["--samples", "'x'"]),
@@ -67,7 +72,7 @@ def test_mistakes_in_a_call_name_the_option_and_the_remedy(args, words, place, c
 @pytest.mark.parametrize(("path", "words"), [("broken", "choose another path"), ("missing", "correct the path")])
 def test_what_a_part_refuses_is_said_without_a_traceback(path, words, place, capsys):
     # red without unwrapping what jsonargparse adds around the error of a constructor
-    assert main([*FIT, f"--model.init_args.encoder.init_args.path={path}"]) == 1
+    assert main([*FIT, f"--model.autoencoder.encoder.path={path}"]) == 1
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1
 
@@ -89,7 +94,7 @@ def test_fit_leaves_everything_in_its_folder_and_never_mixes_two_stages(place, c
 
     assert main(FIT) == 2
     assert "--resume" in capsys.readouterr().err
-    mistaken = [*FIT, "--overwrite", "--model.init_args.encoder.init_args.path=missing"]
+    mistaken = [*FIT, "--overwrite", "--model.autoencoder.encoder.path=missing"]
     assert main(mistaken) == 1 and (place / "runs" / "one" / "weights").exists()  # nothing was lost
     config = (place / "runs" / "one" / "config.yaml").read_bytes()
     assert main(["validate", *FIT[1:], "--model.init_args.learns=[encoder]"]) == 0

@@ -3,40 +3,40 @@ import pytest
 import torch
 from PIL import Image
 
+from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.cli import main
 from uae_lightning.commands import generate
 from uae_lightning.run import loading as stage_loading
-from uae_lightning.stages.common import Sampling
-from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.types import Sampling
 
 
 @pytest.fixture
-def stage(make_encoder, make_projector, make_decoder):
-    return DecoderPretrain(make_encoder(), make_projector(), make_decoder(), sampling=Sampling(steps=2)).eval()
+def model(make_encoder, make_projector, make_decoder):
+    return AutoEncoder(make_encoder(), make_projector(), make_decoder(), sampling=Sampling(steps=2)).eval()
 
 
-def test_a_picture_depends_on_its_text_and_the_seed_alone(stage):
+def test_a_picture_depends_on_its_text_and_the_seed_alone(model):
     # red with `manual_seed(0)`, or with `torch.randn` without a generator
     torch.manual_seed(5)
-    ball = generate.draw(stage, "a red ball", 1)
+    ball = generate.draw(model, "a red ball", 1)
     assert ball.shape == (3, 64, 64) and 0 <= ball.min() and ball.max() <= 1
     torch.manual_seed(6)
     again, other, later = (
-        generate.draw(stage, *call) for call in (("a red ball", 1), ("a star", 1), ("a red ball", 2))
+        generate.draw(model, *call) for call in (("a red ball", 1), ("a star", 1), ("a red ball", 2))
     )
     assert torch.equal(ball, again) and not torch.equal(ball, other) and not torch.equal(ball, later)
 
 
-def test_it_is_conditioned_on_as_in_training(stage):
-    # red with `stage.encoder.embed` in place of `stage.condition`
-    noise = torch.randn(1, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(4))
-    wanted = stage.sample_images(stage.condition(["a red ball"]), noise)[0]
-    assert torch.equal(generate.draw(stage, "a red ball", 4), wanted)
+def test_it_is_conditioned_on_as_in_training(model):
+    # red with `model.encoder.embed` in place of `model.read`
+    noise = torch.randn(1, *model.decoder.latent_shape, generator=torch.Generator().manual_seed(4))
+    wanted = model.draw(model.read(["a red ball"]), noise)[0]
+    assert torch.equal(generate.draw(model, "a red ball", 4), wanted)
 
 
-def test_the_command_writes_one_row(stage, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_one_row(model, tmp_path, monkeypatch, capsys):
     # red with `torch.cat(pictures, 1)`, or with the texts of --prompts before the others
-    monkeypatch.setattr(generate, "load_chosen", lambda options: stage)
+    monkeypatch.setattr(generate, "load_chosen", lambda options: model)
     (tmp_path / "prompts.txt").write_text("a star\n\n  a red ball  \n")
     output = tmp_path / "row.png"
     call = ["generate", "a red ball", "--config=x.yaml", f"--prompts={tmp_path / 'prompts.txt'}", f"--output={output}"]
@@ -76,7 +76,7 @@ def test_mistakes_in_the_call(args, words, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in error and all(word in error for word in words), error
 
 
-def test_settings_reach_the_stage(tmp_path, monkeypatch):
+def test_settings_reach_the_model(tmp_path, monkeypatch):
     # red with `if v` in place of `is not None`, or with the weights over the settings turned round
     seen = {}
 
@@ -84,13 +84,13 @@ def test_settings_reach_the_stage(tmp_path, monkeypatch):
         seen.update(settings, config=config)
         return torch.nn.Identity()
 
-    monkeypatch.setattr(stage_loading, "build_stage", build)
+    monkeypatch.setattr(stage_loading, "build_autoencoder", build)
     (tmp_path / "see" / "weights" / "encoder").mkdir(parents=True)
     (tmp_path / "run.json").write_text('{"stages": ["see"]}')
     options = generate.parse(["a ball", f"--weights={tmp_path}", "--guidance=0", f"--output={tmp_path / 'a.png'}"])
     stage_loading.load_chosen(options)
     assert seen == {
         "config": tmp_path / "see" / "config.yaml",
-        "encoder.init_args.path": tmp_path / "see" / "weights" / "encoder",
+        "encoder.path": tmp_path / "see" / "weights" / "encoder",
         "sampling.guidance": 0.0,
     }

@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from PIL import Image
+from staged import staged
 
 from uae_lightning.data.cache_shards import Entry, Header, read_entry, write_shard
 from uae_lightning.data.cached import CachedData, CacheIndex, as_batch
@@ -19,10 +20,9 @@ from uae_lightning.data.image_text import digest
 from uae_lightning.interfaces import Reward
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.scenes.scene import render, sample_scene
-from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.types import Batch, RewardInput, RewardOutput
+from uae_lightning.types import Batch, RewardInput, RewardOutput, Sampling
 from uae_lightning.usage import UsageError
 
 SAMPLES = 30
@@ -194,17 +194,17 @@ def make_stage(make_encoder, make_projector, make_decoder):
         decoder = make_decoder(train="lora", lora=LoRA(rank=4, alpha=8))
         optimizer = {"optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)}
         parts = (make_encoder() if encoder else None, make_projector(), decoder)
-        return kind(*parts, sampling=Sampling(2), **optimizer, **options)
+        return staged(kind, *parts, sampling=Sampling(2), **optimizer, **options)
 
     return make
 
 
 def cache_of(stage, batches: list[Batch], folder: Path, precision: str = "32-true") -> Path:
     """Made by the stage's own methods, in other batches than those it trains on."""
-    header = Header(fingerprint(stage, precision) | {"resolution in pixels": "64"}, "uae cache --to x")
+    header = Header(fingerprint(stage.autoencoder, precision) | {"resolution in pixels": "64"}, "uae cache --to x")
     entries = []
     for batch in batches:
-        latents, (states, mask) = stage.latents_of(batch), stage.embed(batch.captions)
+        latents, (states, mask) = stage.latents_of(batch), stage.autoencoder.embed(batch.captions)
         content = [digest(key.encode()) * 2 for key in batch.keys]
         rows = zip(content, batch.keys, batch.captions, latents, states, mask, strict=True)
         entries += [Entry(c, key, caption, x, s[m]) for c, key, caption, x, s, m in rows]
@@ -270,7 +270,7 @@ def test_stages_that_cannot_train_from_it_are_refused(make_stage, batches, tmp_p
         CachedData(path, validation_path="held_out").check(make_stage(encoder=False), "32-true")
     with pytest.raises(ValueError, match="negative_prompt.*null"):
         make_stage(encoder=False, negative_prompt="ugly")
-    with pytest.raises(ValueError, match="no encoder to read captions with"):
+    with pytest.raises(ValueError, match="no encoder to read or write captions"):
         make_stage(encoder=False).training_step(batches[0], 0)
     stage.decoder.mask_padding = False
     with pytest.raises(UsageError, match="mask_padding"):
@@ -310,7 +310,7 @@ def test_training_from_the_cache_is_training_without_it(make_stage, batches, tmp
     plain = [Batch(pictures[list(rows)], [captions[i] for i in rows], ["", ""]) for rows in order]
     cached = [as_batch([index.sample(i).read() for i in rows]) for rows in order]
     other = deepcopy(stage)
-    other.encoder = other.decoder.vae = None  # touched by neither
+    other.autoencoder.encoder = other.decoder.vae = None  # touched by neither
     losses, from_cache = trained(stage, plain), trained(other, cached)
     assert losses == pytest.approx(from_cache, rel=1e-5) and len(set(losses)) == 4
     mine, theirs = dict(stage.named_parameters()), dict(other.named_parameters())

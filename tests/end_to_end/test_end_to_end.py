@@ -72,7 +72,7 @@ def run_yaml() -> dict:
         return {"name": name, "config": [*configs, *small], "options": options}
 
     cached = {"data.init_args.path": "cache", "trainer.val_check_interval": 16}  # 16 batches of 4: 64 samples
-    without = ("model.init_args.encoder", "model.init_args.negative_prompt", "data.init_args.validation_path")
+    without = ("model.autoencoder.encoder", "model.autoencoder.negative_prompt", "data.init_args.validation_path")
     learns = {"model.init_args.optimizer.init_args.lr": 0.01}
     return {"name": "mine", "stages": [
         stage("decoder_pretrain", ["80gb", "cached"], ["small.yaml"], cached | dict.fromkeys(without)),

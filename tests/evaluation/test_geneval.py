@@ -6,15 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from staged import staged
 
 from uae_lightning.evaluation import geneval
-from uae_lightning.evaluation.geneval import BREAKS, perfect, planted, relations, scene_prompts, score
-from uae_lightning.evaluation.object_detectors import DetectedObject, ObjectDetector, SceneObjectDetector
+from uae_lightning.evaluation.geneval import TASKS, GenEval, Prompt, Wanted, relations, score
+from uae_lightning.evaluation.object_detectors import DetectedObject, ObjectDetector
 from uae_lightning.scenes.faults import FAULTS, faulty_scenes
-from uae_lightning.scenes.prompts import TASKS, Prompt, Wanted, prompts
+from uae_lightning.scenes.geneval import BREAKS, instrument_accuracy, perfect, planted, scene_prompts
+from uae_lightning.scenes.object_detector import SceneObjectDetector
+from uae_lightning.scenes.prompts import prompts
 from uae_lightning.scenes.scene import render
-from uae_lightning.stages.common import Sampling
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.types import Sampling
 
 OFFICIAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
@@ -174,7 +177,7 @@ def test_scene_prompts_are_held_out_and_even_over_tasks():
 @pytest.fixture
 def stage(make_encoder, make_projector, make_decoder):
     parts = make_encoder(), make_projector(), make_decoder(train="all")
-    return DecoderPretrain(*parts, sampling=Sampling(2)).eval()
+    return staged(DecoderPretrain, *parts, sampling=Sampling(2)).eval()
 
 
 def test_pictures_do_not_depend_on_the_batch_size(stage):
@@ -228,7 +231,7 @@ def test_values_are_in_the_order_of_the_prompts():
 def test_overall_is_the_mean_of_the_tasks():
     # Red if all items are put in one pot, or the key "seeds" stays.
     values = {"single_object": [1.0] * 30, "position": [0.0, 1.0] * 5}
-    summary = geneval.summarise(values)
+    summary = GenEval(SceneObjectDetector(), "").figures(values)
     assert summary["overall"]["mean"] == pytest.approx(0.75) and summary["overall"].keys() == {
         "mean",
         "low",
@@ -271,7 +274,7 @@ def test_a_detector_that_cannot_judge_the_prompts_is_refused():
 
 def test_the_judge_is_right_on_rendered_scenes():
     # Red if the cells of SceneObjectDetector are transposed, or `turn % 2` in _fault_of goes with the detector blind.
-    values = geneval.instrument_accuracy(SceneObjectDetector(), 240, seed=1)
+    values = instrument_accuracy(SceneObjectDetector(), 240, seed=1)
     assert {task: len(right) for task, right in values.items()} == dict.fromkeys(TASKS, 40)
     for task, right in values.items():
         assert np.mean(right) >= 0.97, (task, np.mean(right))
@@ -279,7 +282,7 @@ def test_the_judge_is_right_on_rendered_scenes():
 
 def test_a_blind_judge_is_found_out():
     # Red if all scenes are positives, or all have faults: then this detector would be right always, or every time.
-    values = geneval.instrument_accuracy(
+    values = instrument_accuracy(
         Told([], names=SceneObjectDetector.names, colors=SceneObjectDetector.colors), 48
     )
     assert all(np.mean(right) == 0.5 for right in values.values())

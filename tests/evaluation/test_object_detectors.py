@@ -17,10 +17,9 @@ from uae_lightning.evaluation import object_detectors
 from uae_lightning.evaluation.object_detectors import (
     CLIP_COLORS,
     MAX_OBJECTS,
-    SceneObjectDetector,
     TransformersDetector,
-    cell_box,
 )
+from uae_lightning.scenes.object_detector import SceneObjectDetector, cell_box
 from uae_lightning.scenes.scene import render, sample_scene
 
 LABELS = {0: "cat", 1: "aeroplane", 2: "mouse"}

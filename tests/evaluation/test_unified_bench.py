@@ -7,12 +7,14 @@ import transformers as hf
 import yaml
 
 from uae_lightning.evaluation.intervals import mean_interval
-from uae_lightning.evaluation.unified_bench import Pixels, floor, summarise_unified, unified_bench
+from uae_lightning.evaluation.unified_bench import UnifiedBench, floor, scores, unified_bench
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.clip_similarity import ClipSimilarity
 from uae_lightning.rewards.dino_similarity import DinoSimilarity
+from uae_lightning.rewards.pixel_similarity import Pixels
+from uae_lightning.rewards.unified_score import UnifiedScore
 from uae_lightning.scenes.bootstrap.captioner import pictures
-from uae_lightning.scenes.instruments import fault_ranking, scores
+from uae_lightning.scenes.instruments import fault_ranking
 from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.types import RewardOutput
 
@@ -20,7 +22,8 @@ from uae_lightning.types import RewardOutput
 # efficientnet_lite0: 0.84, scene_detector: 1.00). The CLIP is a bag of words: it does not see where objects stand.
 LEAST = {"efficientnet_lite0": 0.75, "scenes_clip": 0.85, "scene_detector": 0.95, "pixels": 0.7}
 BLIND = {"scenes_clip": {"moved", "swapped", "doubled"}}
-DEFAULT = yaml.safe_load((Path(__file__).parents[2] / "conf" / "scenes" / "evaluation.yaml").read_text())["backbones"]
+SCORE = Path(__file__).parents[2] / "conf" / "scenes" / "unified_score.yaml"
+DEFAULT = yaml.safe_load(SCORE.read_text())["init_args"]["backbones"]
 
 
 def build(class_path: str, init_args: dict | None = None) -> Reward:
@@ -61,11 +64,11 @@ def test_floor_is_each_original_against_the_next():
 
 
 def test_summary_has_an_interval_for_each_backbone_and_overall():
-    # red if overall stays among the backbones, or is the mean of means with n of something else
+    # red if overall is the mean of means with n of something else
     values = {"a": [0.1, 0.3, 0.2], "b": [0.5, 0.6, 0.9], "overall": [0.3, 0.45, 0.55]}
-    summary = summarise_unified(values)
-    assert summary["backbones"].keys() == {"a", "b"}
-    assert summary["backbones"]["b"] == mean_interval(values["b"])
+    summary = UnifiedBench(UnifiedScore({"a": Brightness(), "b": Brightness()})).figures(values)
+    assert summary.keys() == {"a", "b", "overall"}
+    assert summary["b"] == mean_interval(values["b"])
     assert summary["overall"] == mean_interval(values["overall"])
 
 

@@ -48,7 +48,12 @@ def write_config(file: Path, parts: dict[str, dict], common: dict[str, Any]) -> 
         part: {"class_path": f"{KINDS[part].__module__}.{KINDS[part].__name__}", "init_args": options}
         for part, options in parts.items()
     }
-    model = {"class_path": "uae_lightning.stages.decoder_pretrain.DecoderPretrain", "init_args": described | common}
+    model = {
+        "class_path": "uae_lightning.stages.decoder_pretrain.DecoderPretrain",
+        "init_args": {"autoencoder": {
+            "class_path": "uae_lightning.autoencoder.AutoEncoder", "init_args": described | common,
+        }},
+    }  # fmt: skip
     content = {
         "model": model,
         "data": {"class_path": "stand_ins.TinyData"},

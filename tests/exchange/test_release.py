@@ -397,7 +397,7 @@ def test_command(released, tmp_path, capsys):
     target = str(tmp_path / "uae")
     assert main(["import-release", "--from", str(released[0]), "--to", target]) == 0
     said = capsys.readouterr().out
-    assert f"model.init_args.encoder.init_args.path: {target}/encoder" in said and "merged: LoRA of" in said
+    assert f"model.autoencoder.encoder.path: {target}/encoder" in said and "merged: LoRA of" in said
     for args, words in (
         (["--from", str(released[0]), "--to", target], "exists"),
         (["--to", target], "--from"),

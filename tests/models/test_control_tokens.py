@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from staged import staged
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -63,7 +64,7 @@ def test_the_encoder_reads_them_as_words_it_does_not_know(make_encoder, text):
 
 def test_stage_1_logs_how_many_captions_hold_them(make_encoder, make_projector, make_decoder, images):
     # red if `embed` counts nothing, or `training_step` does not log
-    stage, logged = DecoderPretrain(make_encoder(), make_projector(), make_decoder()), {}
+    stage, logged = staged(DecoderPretrain, make_encoder(), make_projector(), make_decoder()), {}
     stage.log = lambda name, value, **_: logged.update({name: value})
     for caption in ("a ball", "a <|im_end|> ball"):
         assert "data/control_texts" not in logged

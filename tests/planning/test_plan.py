@@ -12,6 +12,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from conftest import SCENES_PROMPTS
+from staged import staged
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.plan_error import measure, peak_of, step
 from callbacks import RewardCallback
 from uae_lightning import cli
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.planning.blocks import StandIn
 from uae_lightning.planning.integers import KnownIntegers, Numbers
@@ -30,11 +32,10 @@ from uae_lightning.planning.stage_plan import part_of, plan_built
 from uae_lightning.planning.step import Setting
 from uae_lightning.planning.text import caption, give_text
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
-from uae_lightning.stages.common import Captioning, Sampling
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL
-from uae_lightning.types import Batch
+from uae_lightning.types import Batch, Sampling
 
 TOLERANCE = 0.15  # of what is used beyond the weights: workspaces of kernels, and what Python frees a little later
 PROMPTS = {name: SCENES_PROMPTS[name] for name in ("caption_system", "caption_prompt", "generate_system")}
@@ -56,7 +57,8 @@ KINDS = {
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind: str, **more):
         cls, encoder, decoder, options = KINDS[kind]
-        return cls(
+        return staged(
+            cls,
             make_encoder(**encoder),
             make_projector(),
             make_decoder(**decoder),
@@ -226,5 +228,5 @@ def test_the_command_prints_a_verdict_and_writes_json(tmp_path, capsys) -> None:
     assert stage["fits"] and stage["peak"] == stage["phases"][stage["peak_phase"]]["peak"] > stage["bytes"]["weights"]
     assert cli.main(["plan", "--config", "nowhere.yaml"]) == 1
     assert cli.main(["plan", "--config", "conf/demo.yaml", "--card", "-1"]) == 2
-    encoderless = ["plan", "--config", "conf/scenes/decoder_pretrain.yaml", "--model.init_args.encoder", "null"]
+    encoderless = ["plan", "--config", "conf/scenes/decoder_pretrain.yaml", "--model.autoencoder.encoder", "null"]
     assert cli.main(encoderless) == 2 and "leave that option out" in capsys.readouterr().err

@@ -94,26 +94,38 @@ def interval(mean, half=0.01):
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": 96}
 
 
+BETTER = {"perception/hallucination": -1, "language/tokens": 0}
+
+
 def write_evaluation(run, **changes):
     """Figures by path: (before, after)."""
     pairs = {
         "unified_bench/overall": (0.5, 0.8),
-        "unified_bench/backbones/<clip>": (0.4, 0.9),
-        "unified_bench/backbones/pixels": (0.6, 0.7),
+        "unified_bench/<clip>": (0.4, 0.9),
+        "unified_bench/pixels": (0.6, 0.7),
         "perception/hallucination": (0.3, 0.1),
         "perception/color": (0.9, 0.6),
         "language/tokens": (18.0, 34.0),
-    }
-    evaluation = {"reward": "Grid", "kin_of_reward": ["pixels"], "instruments": {"parser": interval(0.995)}}
+    } | changes
+    titles = {"overall": "unified score", "hallucination": "objects that are not there"}
+    evaluation = {"reward": "Grid", "kin_of_reward": ["pixels"], "suites": {}}
     for part, of in [("before", lambda a, b: a), ("after", lambda a, b: b), ("gain", lambda a, b: b - a)]:
         evaluation[part] = {}
-        for path, pair in (pairs | changes).items():
-            *folders, name = path.split("/")
-            figures = evaluation[part]
-            for folder in folders:
-                figures = figures.setdefault(folder, {})
-            figures[name] = interval(of(*pair))
+        for path, pair in pairs.items():
+            suite, name = path.split("/", 1)
+            evaluation[part].setdefault(suite, {})[name] = interval(of(*pair))
+    for suite, figures in evaluation["before"].items():
+        rows = [{"figure": name, "title": titles.get(name, name)} for name in (*figures, "single object")]
+        high = None if suite == "language" else 1.0
+        better = {name: {"better": BETTER.get(f"{suite}/{name}", 1)} for name in figures}
+        evaluation["suites"][suite] = {
+            "groups": [{"title": suite, "text": "", "rows": rows, "high": high},
+                       {"title": "Drawing", "text": "", "rows": rows[-1:], "high": 1.0}],
+            "statistics": better,
+        }  # fmt: skip
+    evaluation["before"]["instruments"] = {"parser": interval(0.995)}
     evaluation["before"]["language"]["parses"] = interval(0.9)  # without a gain
+    evaluation["suites"]["language"]["groups"][0]["rows"].append({"figure": "parses", "title": "is understood"})
     (run / "summary.json").write_text(json.dumps({"evaluation": evaluation}))
 
 
@@ -124,7 +136,7 @@ def dots(row):
 
 
 def test_report_shows_what_the_evaluation_found(run):
-    # red with `any` in has(), with `better` of hallucination left at 1, or with `top` left out of bars()
+    # red with `any` in place of `all`, with `better` of hallucination left at 1, or with `top` left out of bars()
     write_evaluation(run)
     text = write_report(run).read_text()
     page = Balanced()
@@ -137,7 +149,7 @@ def test_report_shows_what_the_evaluation_found(run):
     assert "+0.300" in rows["unified score"] and 'class="good"' in rows["unified score"]
     assert 'class="good"' in rows["objects that are not there"] and 'class="bad"' in rows["color"]
     assert "18.0" in rows["tokens"] and "+16.0" in rows["tokens"] and 'class=""' in rows["tokens"]
-    assert "The reward was Grid" in section and "caption parser 99.5%" in section
+    assert "The reward was Grid" in section and "parser 99.5%" in section
     assert "is understood" not in section
     assert dots(rows["unified score"]) == pytest.approx([8 + 0.5 * 224, 8 + 0.8 * 224], abs=0.1)  # on a scale to 1
     assert dots(rows["tokens"]) == pytest.approx([8 + x / 1.05 / 34.01 * 224 for x in (18, 34)], abs=0.1)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from uae_lightning.locking import LOCK, locked
+from uae_lightning.parallel.locking import LOCK, locked
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from uae_lightning.locking import locked
+from uae_lightning.parallel.locking import locked
 with locked(Path(sys.argv[1]), "it"):
     worker = os.fork()  # as a DataLoader does
     if worker:

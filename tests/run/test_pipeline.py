@@ -7,7 +7,7 @@ import yaml
 from stand_ins import write_confs
 
 from uae_lightning.cli import main
-from uae_lightning.locking import locked
+from uae_lightning.parallel.locking import locked
 from uae_lightning.report import summary as run_summary
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run import spec as run_spec
@@ -15,8 +15,14 @@ from uae_lightning.usage import UsageError
 
 EVALUATION_YAML = """
 data: {class_path: stand_ins.TinyData}
-backbones: {closeness: {class_path: stand_ins.Closeness}}
-suites: [unified_bench, images]
+suites:
+  unified_bench:
+    class_path: uae_lightning.evaluation.unified_bench.UnifiedBench
+    init_args:
+      score:
+        class_path: uae_lightning.rewards.unified_score.UnifiedScore
+        init_args: {backbones: {closeness: {class_path: stand_ins.Closeness}}}
+  images: {class_path: uae_lightning.evaluation.image_health.ImageHealth}
 """
 
 
@@ -54,7 +60,7 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
     # what the first stage trained is where the second one starts; red with `earlier` including the stage itself
     command = next(line.strip() for line in out.splitlines() if line.startswith("  uae fit"))
     for part in ("projector", "decoder"):
-        assert f"--model.init_args.{part}.init_args.path=runs/tiny/draw/weights/{part}" in shlex.split(command)
+        assert f"--model.autoencoder.{part}.path=runs/tiny/draw/weights/{part}" in shlex.split(command)
     drawn, seen = run_folder.read_rows(place / "draw"), run_folder.read_rows(place / "see")
     assert drawn[-1]["reward"] == pytest.approx(seen[0]["reward"]) and drawn[0]["reward"] != seen[0]["reward"]
     assert [row["step"] for row in seen] == [0, 2, 4, 6]
@@ -120,7 +126,7 @@ def test_a_stage_says_where_its_seconds_went(tmp_path):
 
 def test_a_mistake_in_the_evaluation_is_found_before_anything_is_cleared(conf, tmp_path, capsys):
     # red without parse_evaluation in pipeline.main
-    (conf.parent / "evaluation.yaml").write_text(EVALUATION_YAML.replace("unified_bench", "unifed_bench"))
+    (conf.parent / "evaluation.yaml").write_text(EVALUATION_YAML.replace("ImageHealth", "ImageHelth"))
     kept = tmp_path / "runs" / "tiny" / "draw" / "stage.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
@@ -171,7 +177,7 @@ def test_options_reach_fit_in_order_and_as_they_are(tmp_path):
     assert args[2:8] == ["--a.b=true", "--a.c=null", "--a.d=0.0001", "--a.e=x y", "--a.f=[1]", "--a.b=false"]
     assert args[8:] == [
         f"--trainer.default_root_dir={tmp_path / 'run'}",
-        f"--model.init_args.encoder.init_args.path={tmp_path / 'w'}",
+        f"--model.autoencoder.encoder.path={tmp_path / 'w'}",
     ]
 
 

@@ -19,11 +19,11 @@ STEPS = 5
 def fit_arguments(stage: str, parts: Path, folder: Path) -> list[str]:
     options = {
         "config": ROOT / f"conf/scenes/{stage}.yaml",
-        "model.init_args.encoder.init_args.path": parts / "encoder",
-        "model.init_args.projector.init_args.path": parts / "projector",
-        "model.init_args.decoder.init_args.path": parts / "decoder",
-        "model.init_args.captioning.max_new_tokens": 8,
-        "model.init_args.sampling.steps": 3,
+        "model.autoencoder.encoder.path": parts / "encoder",
+        "model.autoencoder.projector.path": parts / "projector",
+        "model.autoencoder.decoder.path": parts / "decoder",
+        "model.autoencoder.captioning.max_new_tokens": 8,
+        "model.autoencoder.sampling.steps": 3,
         "data.init_args.batch_size": 2,
         "data.init_args.validation_pictures": 4,
         "data.init_args.validation_batch_size": 4,

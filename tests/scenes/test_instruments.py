@@ -1,7 +1,7 @@
 import torch
 
-from uae_lightning.evaluation.unified_bench import Pixels
 from uae_lightning.interfaces import Reward
+from uae_lightning.rewards.pixel_similarity import Pixels
 from uae_lightning.scenes import instruments as judges
 from uae_lightning.scenes.faults import FAULTS
 from uae_lightning.types import RewardOutput

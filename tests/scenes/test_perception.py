@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from uae_lightning.scenes.captions import match_objects, parse_caption, write_caption
-from uae_lightning.scenes.perception import OF_AN_OBJECT, STATED, perception, summarise_perception
+from uae_lightning.scenes.perception import OF_AN_OBJECT, STATED, Perception, perception
 from uae_lightning.scenes.scene import Scene, SceneObject, sample_scene
 
 CAT = SceneObject("cat", "red", "large", 0)
@@ -107,7 +107,7 @@ def test_size_of_a_drop_is_known():
 
 def test_precision_is_that_of_all_facts_stated():
     # Red if true and stated change places, or captions that state nothing count as right.
-    summary = summarise_perception(perception(["red cat", "", "pink cat , pink cat , red cat"], [SCENE] * 3))
+    summary = Perception().figures(perception(["red cat", "", "pink cat , pink cat , red cat"], [SCENE] * 3))
     assert summary["precision/color"]["mean"] == 2 / 4 and summary["precision/color"]["n"] == 3
     assert summary["precision/class"]["mean"] == 2 / 4
     assert summary["precision/color"]["low"] < 2 / 4 < summary["precision/color"]["high"]
@@ -119,7 +119,7 @@ def test_precision_is_that_of_all_facts_stated():
 
 def test_figures_of_one_item_are_left_out():
     # Red if > 1 becomes >= 1.
-    summary = summarise_perception(perception(["red cat", ""], [Scene("sand", (CAT,)), Scene("sand", (BUS,))]))
+    summary = Perception().figures(perception(["red cat", ""], [Scene("sand", (CAT,)), Scene("sand", (BUS,))]))
     assert "class" in summary and "small_objects" not in summary
 
 

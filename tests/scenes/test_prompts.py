@@ -6,10 +6,11 @@ import re
 import numpy as np
 import pytest
 
-from uae_lightning.evaluation.geneval import perfect, score
+from uae_lightning.evaluation.geneval import TASKS, score
 from uae_lightning.scenes import prompts as module
 from uae_lightning.scenes.captions import COUNTS, PLURALS, RELATIONS, vocabulary
-from uae_lightning.scenes.prompts import TASKS, is_held_out, prompts, training_prompt, true_relations
+from uae_lightning.scenes.geneval import perfect
+from uae_lightning.scenes.prompts import is_held_out, prompts, training_prompt, true_relations
 from uae_lightning.scenes.scene import CLASSES, COLORS, POSITIONS, sample_scene
 
 CLASS, COLOR, PLACE = ("|".join(names) for names in (CLASSES, COLORS, sorted(POSITIONS, key=len, reverse=True)))

@@ -11,11 +11,11 @@ from uae_lightning.scenes.perception import relations_between
 from uae_lightning.scenes.questions import (
     KINDS,
     Question,
+    Questions,
     answer,
     option_logprobs,
     questions_accuracy,
     scene_questions,
-    summarise_questions,
 )
 from uae_lightning.scenes.scene import Scene, SceneObject, sample_scene
 from uae_lightning.types import Captions
@@ -200,4 +200,4 @@ def test_the_shipped_encoder_sees():
 
 def test_kinds_that_were_hardly_asked_are_left_out():
     # Red if > 1 becomes > 0.
-    assert summarise_questions({"class": [1.0, 0.0], "relation": [1.0]}).keys() == {"class"}
+    assert Questions().figures({"class": [1.0, 0.0], "relation": [1.0]}).keys() == {"class"}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from staged import staged
 
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.scenes.bootstrap import SHIPPED
@@ -13,9 +15,8 @@ from uae_lightning.scenes.bootstrap.captioner import pictures, scenes_encoder
 from uae_lightning.scenes.captions import matched_facts, parse_caption, write_caption
 from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.scenes.scene_facts import SceneFacts
-from uae_lightning.stages.common import Captioning, Sampling
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
-from uae_lightning.types import RewardInput
+from uae_lightning.types import RewardInput, Sampling
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def stage() -> DecoderPretrain:
         MLPProjector("shipped:scenes/projector"),
         SD3Decoder("shipped:scenes/decoder", resolution=64, sigma_spacing="even"),
     )
-    return DecoderPretrain(*parts, captioning=Captioning(1.0, 72), sampling=Sampling(6, 1.0))
+    return staged(DecoderPretrain, *parts, captioning=Captioning(1.0, 72), sampling=Sampling(6, 1.0))
 
 
 def test_they_are_small_and_safetensors():
@@ -50,8 +51,8 @@ def test_the_decoder_draws_short_captions(stage):
     originals = pictures(scenes)
     captions = [write_caption(scene, np.random.default_rng(0), level="short") for scene in scenes]
     noise = torch.randn(48, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(0))
-    drawn = stage.sample_images(stage.condition(captions), noise)
-    mixed = stage.sample_images(stage.condition(captions[1:] + captions[:1]), noise)
+    drawn = stage.autoencoder.draw(stage.autoencoder.read(captions), noise)
+    mixed = stage.autoencoder.draw(stage.autoencoder.read(captions[1:] + captions[:1]), noise)
     judge = SceneFacts()
     with torch.no_grad():
         right, wrong = (judge(RewardInput(originals, images, captions)).total.mean() for images in (drawn, mixed))

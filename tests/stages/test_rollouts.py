@@ -14,11 +14,12 @@ from torch import Tensor
 from callbacks import RewardCallback, StageCheckpoint
 from uae_lightning.algorithms.advantages import group_advantages
 from uae_lightning.algorithms.flow_sde import draw_noise
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.interfaces import Reward
 from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages import encoder_rl
-from uae_lightning.stages.common import Captioning, Stage
+from uae_lightning.stages.common import Stage
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL, take

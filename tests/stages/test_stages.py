@@ -5,20 +5,23 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
+from staged import staged
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import group_advantages
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.scenes.data import ScenesData
-from uae_lightning.stages.common import Captioning, Sampling, Stage
+from uae_lightning.stages.common import Stage
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, weighted_mean
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL, take
-from uae_lightning.types import RewardInput, RewardOutput
+from uae_lightning.types import RewardInput, RewardOutput, Sampling
 
 SMALL = LoRA(rank=4, alpha=8)
+ENCODER, PROJECTOR, DECODER = (f"autoencoder.{part}." for part in ("encoder", "projector", "decoder"))
 
 
 def reward(inputs: RewardInput) -> RewardOutput:
@@ -43,7 +46,7 @@ def make_stage(make_encoder, make_projector, make_decoder):
             defaults |= {"group_size": 4, "micro_batch": 4}
         if kind is DecoderRL:
             defaults |= {"window": (0, 2), "clip": 1e-3}
-        stage = kind(encoder, make_projector(), make_decoder(**trained), **(defaults | options))
+        stage = staged(kind, encoder, make_projector(), make_decoder(**trained), **(defaults | options))
         stage.score = reward
         return stage
 
@@ -73,10 +76,10 @@ def snapshot(stage: Stage) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "moves", "stays"),
     [
-        (DecoderPretrain, ("projector.", "decoder.transformer."), ("encoder.", "decoder.vae.")),
-        (EncoderRL, ("language_model", "lora_"), ("projector.", "decoder.", "visual")),
-        (DecoderRL, ("decoder.transformer.", "lora_"), ("projector.", "encoder.")),
-        (DecoderMatching, ("decoder.transformer.", "lora_"), ("projector.", "encoder.")),
+        (DecoderPretrain, (PROJECTOR, f"{DECODER}transformer."), (ENCODER, f"{DECODER}vae.")),
+        (EncoderRL, ("language_model", "lora_"), (PROJECTOR, DECODER, "visual")),
+        (DecoderRL, (f"{DECODER}transformer.", "lora_"), (PROJECTOR, ENCODER)),
+        (DecoderMatching, (f"{DECODER}transformer.", "lora_"), (PROJECTOR, ENCODER)),
     ],
 )
 def test_only_the_intended_parameters_move(make_stage, kind, moves, stays):
@@ -132,9 +135,9 @@ def test_the_negative_prompt_is_read_once_for_all(make_stage):
     stage, read = make_stage(DecoderRL, negative_prompt="red cat", sampling=Sampling(3, guidance=2.0)), []
     embed = stage.encoder.embed
     stage.encoder.embed = lambda texts: read.append(texts) or embed(texts)
-    unconditional = stage.unconditional(3)
+    unconditional = stage.autoencoder.unconditional(3)
     assert read == [["red cat"]]
-    torch.testing.assert_close(unconditional.states, stage.condition(["red cat"] * 3).states)
+    torch.testing.assert_close(unconditional.states, stage.autoencoder.read(["red cat"] * 3).states)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +198,16 @@ def test_texts_of_like_length_are_drawn_together(make_stage, monkeypatch):
     # red if rows come back in the order of their lengths, or parts mix long and short texts
     stage, lengths = make_stage(DecoderPretrain), []
     texts = ["a red cat", "the background is sand . there is one object . it is a small blue owl ."] * 4
-    conditioning = stage.condition(texts)
-    x = torch.randn(8, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(0))
+    conditioning = stage.autoencoder.read(texts)
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = (torch.randn(8, *stage.decoder.latent_shape, generator=generator) for _ in range(2))
     sigma = torch.linspace(0.1, 1, 8)
-    wanted = stage.decoder.velocity(x, sigma, conditioning)
+    wanted = stage.decoder.loss(latents, conditioning, noise, sigma)
     velocity = stage.decoder.velocity
     stage.decoder.velocity = lambda x, s, c: lengths.append(c.mask.sum(1).tolist()) or velocity(x, s, c)
-    monkeypatch.setattr("uae_lightning.stages.decoder_pretrain.ROWS_TOGETHER", 4)
-    torch.testing.assert_close(stage.velocity_by_length(x, sigma, conditioning), wanted, atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr("uae_lightning.interfaces.ROWS_TOGETHER", 4)
+    errors = stage.decoder.loss(latents, conditioning, noise, sigma)
+    torch.testing.assert_close(errors, wanted, atol=1e-5, rtol=1e-5)
     assert [len(set(rows)) for rows in lengths] == [1, 1] and lengths[0] != lengths[1]
 
 
@@ -218,7 +223,7 @@ def test_encoder_rl_looks_at_a_picture_once(make_stage):
 def test_adapters_of_two_parts_do_not_mix(make_encoder, make_decoder, make_projector):
     # red if `reference` of the encoder turns off the decoder's adapters too, or the other way round
     lora = {"train": "lora", "lora": SMALL}
-    stage = EncoderRL(make_encoder(**lora), make_projector(), make_decoder(**lora), group_size=2, micro_batch=2)
+    stage = staged(EncoderRL, make_encoder(**lora), make_projector(), make_decoder(**lora), group_size=2, micro_batch=2)
     for name, parameter in stage.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -288,8 +293,8 @@ def test_a_second_update_of_matching_compares_with_the_first(make_stage):
 def test_what_a_group_says_twice_is_drawn_once(make_stage, images):
     # red if the group is left out of the key, or `index` is not used
     stage, drawn = make_stage(EncoderRL), []
-    sample = stage.sample_images
-    stage.sample_images = lambda conditioning, noise: drawn.append(len(noise)) or sample(conditioning, noise)
+    sample = stage.autoencoder.draw
+    stage.autoencoder.draw = lambda conditioning, noise: drawn.append(len(noise)) or sample(conditioning, noise)
     noise = torch.randn(2, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(0))
     texts = ["red cat", "blue dog", "red cat", "red cat", "red cat", "blue dog", "blue dog", "sand"]
     pictures = stage.draw(texts, noise)
@@ -303,7 +308,7 @@ def test_what_a_group_says_twice_is_drawn_once(make_stage, images):
 def test_another_temperature_in_replay_shows(make_stage):
     # red if `captions.logp` is not compared: sampling and replay could drift apart unseen
     stage = make_stage(EncoderRL)
-    caption, watch = stage.caption, Watch()
+    caption, watch = stage.autoencoder.write, Watch()
 
     def hotter(*args):
         stage.captioning.temperature = 1.5
@@ -311,7 +316,7 @@ def test_another_temperature_in_replay_shows(make_stage):
         stage.captioning.temperature = 1.0
         return captions
 
-    stage.caption = hotter
+    stage.autoencoder.write = hotter
     fit(stage, 1, [watch])
     assert watch.rows[0]["first_log_ratio"] > 0.1
 
@@ -354,7 +359,7 @@ def test_noise_free_window_gives_the_pictures_of_the_ode(make_stage):
     stage.noise_level = 0.0  # refused as an option: nothing would be trained
     batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
     rollout = stage.rollout(batch)
-    ode = stage.sample_images(rollout.conditioning, rollout.trajectory.before[0])
+    ode = stage.autoencoder.draw(rollout.conditioning, rollout.trajectory.before[0])
     torch.testing.assert_close(rollout.reward_input.reconstructions, ode, atol=1e-4, rtol=1e-4)
 
 
@@ -384,14 +389,14 @@ def test_a_micro_batch_that_does_not_divide_is_refused(make_stage):
 def test_parts_that_do_not_fit_are_refused(make_encoder, make_decoder):
     from uae_lightning.models.projector import MLPProjector
 
-    with pytest.raises(ValueError, match="projector.init_args.output_size"):
-        DecoderPretrain(make_encoder(), MLPProjector(None, 192, 8, 25), make_decoder(train="all"))
-    with pytest.raises(ValueError, match="projector.init_args.input_size"):
-        DecoderPretrain(make_encoder(), MLPProjector(None, 191, 8, 24), make_decoder(train="all"))
+    with pytest.raises(ValueError, match="model.autoencoder.projector.output_size"):
+        staged(DecoderPretrain, make_encoder(), MLPProjector(None, 192, 8, 25), make_decoder(train="all"))
+    with pytest.raises(ValueError, match="model.autoencoder.projector.input_size"):
+        staged(DecoderPretrain, make_encoder(), MLPProjector(None, 191, 8, 24), make_decoder(train="all"))
 
 
 def test_nothing_to_train_is_refused(make_encoder, make_projector, make_decoder):
-    stage = EncoderRL(make_encoder(), make_projector(), make_decoder(), group_size=2, micro_batch=2)
+    stage = staged(EncoderRL, make_encoder(), make_projector(), make_decoder(), group_size=2, micro_batch=2)
     stage.score = reward
     with pytest.raises(ValueError, match="nothing to train"):
         fit(stage, 1)

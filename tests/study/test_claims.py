@@ -1,8 +1,36 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from uae_lightning.scenes.prompts import TASKS
-from uae_lightning.study.claims import claimed, direction, figure, figures, worsened
+from uae_lightning.evaluation.geneval import TASKS
+from uae_lightning.evaluation.statistics import Statistic
+from uae_lightning.study import claims as study
+from uae_lightning.study.claims import figure, worsened
+from uae_lightning.study.plan import read_shown
+from uae_lightning.usage import UsageError
+
+SHOWN = read_shown(Path(__file__).parents[2] / "conf" / "scenes" / "study.yaml")
+
+
+def mean(name, better=1):
+    return {name: {"lists": [name], "kind": "mean", "better": better}}
+
+
+ABOUT = {  # as an evaluation describes its suites
+    "unified_bench": {"statistics": mean("overall") | mean("pixels")},
+    "geneval": {"statistics": {"overall": {"lists": list(TASKS), "kind": "tasks", "better": 1}}},
+    "perception": {"statistics": mean("small_objects") | mean("hallucination", -1)},
+    "language": {"statistics": mean("tokens", 0)},
+}
+
+
+def figures(before, after):
+    return study.figures(ABOUT, before, after)
+
+
+def claimed(found):
+    return study.claimed(SHOWN.claims, found)
 
 
 def items(score, small, tokens, hallucination, geneval=0.5):
@@ -20,7 +48,7 @@ def items(score, small, tokens, hallucination, geneval=0.5):
 def test_a_planted_gain_is_reached_and_a_wrong_direction_is_not():
     # red with `>=` 2 * before turned into `>= before`, or with `gain["low"] > 0` turned into `gain["high"] > 0`
     found = figures(items(0.5, 0.3, 20, 0.1), [items(0.6, 0.5, 15, 0.2), items(0.7, 0.55, 16, 0.2)])
-    claims = {claim["name"]: claim for claim in claimed(found, ["pixels"])}
+    claims = {claim["name"]: claim for claim in claimed(found)}
     unified = claims["unified_score"]
     assert unified["reached"] and claims["unified_pixels"]["reached"]
     assert unified["gain"]["mean"] == pytest.approx(0.15) and unified["gain"]["of_seeds"] == pytest.approx([0.1, 0.2])
@@ -33,7 +61,7 @@ def test_a_planted_gain_is_reached_and_a_wrong_direction_is_not():
 
 def test_small_objects_doubled():
     # red with `and` in place of `or`
-    one = claimed(figures(items(0.5, 0.2, 20, 0.1), [items(0.5, 0.45, 20, 0.1)]), [])
+    one = claimed(figures(items(0.5, 0.2, 20, 0.1), [items(0.5, 0.45, 20, 0.1)]))
     assert next(claim for claim in one if claim["name"] == "small_object_recall")["reached"]
 
 
@@ -41,7 +69,7 @@ def test_a_gain_whose_interval_holds_zero_is_not_reached():
     # red with `gain["low"]` turned into `gain["mean"]` in RISES
     before, after = items(0.5, 0.2, 20, 0.1), items(0.5, 0.2, 20, 0.1)
     after["unified_bench"]["overall"] = (0.51 + np.random.default_rng(1).normal(0, 0.3, 40)).tolist()
-    claim = claimed(figures(before, [after]), [])[0]
+    claim = claimed(figures(before, [after]))[0]
     assert claim["gain"]["mean"] > 0 and not claim["reached"] and worsened(figures(before, [after])) == {}
 
 
@@ -49,24 +77,26 @@ def test_a_gain_whose_interval_holds_zero_is_not_reached():
 def test_geneval_is_the_mean_of_its_tasks_and_needs_thirteen_points(after, reached):
     # red with 0.13 turned into 0.1
     found = figures(items(0, 0, 0, 0, geneval=0.5), [items(0, 0, 0, 0, geneval=after)])
-    claim = next(claim for claim in claimed(found, []) if claim["name"] == "geneval_overall")
+    claim = next(claim for claim in claimed(found) if claim["name"] == "geneval_overall")
     assert claim["reached"] == reached and claim["gain"]["mean"] == pytest.approx(after - 0.5)
     assert claim["gain"]["n"] == sum(10 + number for number in range(6))
 
 
 def test_tasks_count_alike_however_many_prompts_they_have():
     # red with the items of all groups pooled
-    one = figure([[0.0] * 10, [0.0] * 90], [[[1.0] * 10], [[0.0] * 90]])
+    statistic = Statistic(("few", "many"), "tasks")
+    one = figure(statistic, {"few": [0.0] * 10, "many": [0.0] * 90}, [{"few": [1.0] * 10, "many": [0.0] * 90}])
     assert one.gain["mean"] == pytest.approx(0.5) and one.of_seeds == pytest.approx([0.5])
 
 
 def test_other_items_cannot_be_compared():
     # red without the check of lengths
-    with pytest.raises(ValueError, match="same suites and samples"):
-        figure([[0.0] * 10], [[[1.0] * 9]])
+    with pytest.raises(ValueError, match="same suites, samples"):
+        figure(Statistic(("a",)), {"a": [0.0] * 10}, [{"a": [1.0] * 9}])
 
 
-def test_directions():
-    # red with LOWER_IS_BETTER empty
-    keys = ("perception/hallucination", "perception/class", "perception/false/color", "language/tokens")
-    assert [direction(key) for key in keys] == [-1, 1, -1, 0]
+@pytest.mark.parametrize("goal", ["rise", {"gains": {"at_least": 1}}, {"gain": {"least": 1}}, None, {}])
+def test_goals_that_are_none_are_refused(goal):
+    # red without the look for the goal's name, or without the TypeError
+    with pytest.raises(UsageError, match="goal"):
+        study.read_claim({"name": "a", "title": "A", "figure": "b/c", "goal": goal}, "claim 1")

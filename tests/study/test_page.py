@@ -4,8 +4,10 @@ from types import SimpleNamespace
 from PIL import Image
 
 from uae_lightning.report.pictures import Column
+from uae_lightning.scenes.marked_captions import marked_captions
 from uae_lightning.scenes.scene import Scene, SceneObject
 from uae_lightning.study import page
+from uae_lightning.study.captions import CaptionMarker
 from uae_lightning.study.figures import columns_along
 from uae_lightning.study.page import caption_table, instruments, number, renewed
 
@@ -33,7 +35,10 @@ def test_a_caption_that_stays_is_not_repeated():
     # red with `!=` turned into `==`
     scene = Scene("sand", (SceneObject("car", "red", "large", 0),))
     columns = [Column(str(number), [], [text]) for number, text in enumerate(["car", "car", "red car", "red car"])]
-    assert caption_table(columns, 0, scene).splitlines()[2:] == ["| 0 | car |", "| 2 | **red** car |"]
+    marker = SimpleNamespace(mark=lambda captions, key, data: marked_captions(captions, scene))
+    assert caption_table(columns, 0, marker, "", {}).splitlines()[2:] == ["| 0 | car |", "| 2 | **red** car |"]
+    plain = caption_table(columns, 0, CaptionMarker(), "", {}).splitlines()[2:]
+    assert plain == ["| 0 | car |", "| 2 | red car |"]
 
 
 def test_a_section_is_replaced_in_its_place():
@@ -54,7 +59,7 @@ def test_judges_are_listed_with_the_floor_apart():
     # red with the floor among the accuracies
     one = {"mean": 0.9, "low": 0.8, "high": 1.0, "n": 9}
     text = instruments(
-        {"parser": one, "backbones": {"pixels": {"color": one, "overall": one}}, "floor": {"pixels": one}}
+        {"parser": one, "backbones/pixels/color": one, "backbones/pixels/overall": one, "floor/pixels": one}
     )
     accuracy, floor = text.split("Where the scale")
     assert accuracy.count("| backbones/pixels/overall |") == 2 and accuracy.count("| backbones/pixels/color |") == 1

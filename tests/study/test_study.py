@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from uae_lightning import cli
+from uae_lightning.evaluation.geneval import TASKS
 from uae_lightning.run import folder as run_folder
-from uae_lightning.scenes.prompts import TASKS
 from uae_lightning.study import jobs, page, plan
 
 ROOT = Path(__file__).parents[2]
@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[2]
 
 def study_yaml(folder: Path, parts: Path) -> Path:
     options = {
-        f"model.init_args.{part}.init_args.path": str(parts / part) for part in ("encoder", "projector", "decoder")
+        f"model.autoencoder.{part}.path": str(parts / part) for part in ("encoder", "projector", "decoder")
     }
     options |= {
-        "model.init_args.captioning.max_new_tokens": 8,
+        "model.autoencoder.captioning.max_new_tokens": 8,
         "data.init_args.batch_size": 2,
         "data.init_args.validation_pictures": 4,
         "data.init_args.validation_batch_size": 4,
@@ -35,6 +35,7 @@ def study_yaml(folder: Path, parts: Path) -> Path:
         "name": "tiny",
         "title": "A tiny study",
         "seeds": [0, 1],
+        "shows": str(scenes / "study.yaml"),
         "evaluation": {"config": str(scenes / "encoder_rl.yaml"), "judges": str(scenes / "evaluation.yaml"),
                        "samples": 4, "drawings": 6},
         "claims": "full",
@@ -62,11 +63,16 @@ def evaluation_by_hand(args: list[str]) -> None:
         "perception": {"small_objects": values, "class": values, "hallucination": values},
         "language": {"tokens": [20 + 50 * gain] * 8},
     }
+    better = {"hallucination": -1, "tokens": 0}
+    about = {
+        suite: {"statistics": {name: {"lists": [name], "kind": "mean", "better": better.get(name, 1)} for name in of}}
+        for suite, of in items.items()
+    }
+    about["geneval"]["statistics"]["overall"] = {"lists": list(TASKS), "kind": "tasks", "better": 1}
     interval = {"mean": 0.99, "low": 0.98, "high": 1.0, "n": 8}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_name("evaluation.items.json").write_text(json.dumps(items))
-    instruments = {"detector": {"class": interval}}
-    output.write_text(json.dumps({"unified_bench": {"backbones": {"pixels": interval}}, "instruments": instruments}))
+    output.write_text(json.dumps({"figures": {"instruments": {"parser": interval}}, "suites": about}))
 
 
 class InProcess:
@@ -101,7 +107,7 @@ def test_a_study_from_start_to_end(tiny, tmp_path, capsys):
     # the second arm starts from the weights of the first, of the same seed; red with `line` leaving out earlier arms
     spec = yaml.safe_load((place / "seed-1" / "full" / "run.yaml").read_text())
     options = spec["stages"][0]["options"]
-    assert options["model.init_args.decoder.init_args.path"] == "runs/tiny/seed-1/drawn/draw/weights/decoder"
+    assert options["model.autoencoder.decoder.path"] == "runs/tiny/seed-1/drawn/draw/weights/decoder"
     assert options["data.init_args.seed"] == options["model.init_args.seed"] == options["seed_everything"] == 1
     rows = [run_folder.read_rows(place / f"seed-{seed}" / "drawn" / "draw") for seed in (0, 1)]
     assert rows[0][0]["keys"] == rows[1][0]["keys"] and rows[0][0]["reward"] == rows[1][0]["reward"]  # same pictures
@@ -167,6 +173,7 @@ def again(args, tiny, tmp_path, capsys):
         ({"claims": "ful"}, "did you mean full"),
         ({"evaluation": {"config": "a.yaml", "judges": "b.yaml", "samples": 2, "drawings": 2}}, "evaluation.config"),
         ({"seed": [1]}, "did you mean seeds"),
+        ({"shows": "nothing.yaml"}, "nothing.yaml does not exist"),
     ],
 )
 def test_mistakes_in_a_study(tiny, change, words):
@@ -184,15 +191,15 @@ def test_mistakes_in_a_study(tiny, change, words):
         ("encoder_rl", {"model.init_args.group_size": 8, "model.init_args.updates_per_batch": 5}, 6 * 8 * 3),
         ("decoder_rl", {"model.init_args.group_size": 16}, 6 * 16 * (3 + 2 * 3) * 5),
         ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.kl_beta": 0.1}, 6 * 16 * (3 + 2 * 4) * 5),
-        ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.sampling.guidance": 2.0},
+        ("decoder_rl", {"model.init_args.group_size": 16, "model.autoencoder.sampling.guidance": 2.0},
          6 * 16 * (6 + 2 * 6) * 5),
-        ("decoder_rl", {"model.init_args.group_size": 16, "model.init_args.sampling.guidance": 2.0,
+        ("decoder_rl", {"model.init_args.group_size": 16, "model.autoencoder.sampling.guidance": 2.0,
                         "model.init_args.guidance_gradient": "conditional"}, 6 * 16 * (6 + 2 * 4) * 5),
     ],
 )  # fmt: skip
 def test_decoder_forwards(stage, options, forwards):
     # red with a pass with gradients counted once, or guidance left out
-    fixed = {"trainer.max_steps": 5, "trainer.val_check_interval": 5, "model.init_args.sampling.steps": 3,
+    fixed = {"trainer.max_steps": 5, "trainer.val_check_interval": 5, "model.autoencoder.sampling.steps": 3,
              "data.init_args.batch_size": 32 if stage == "decoder_pretrain" else 6}  # fmt: skip
     if stage == "decoder_rl":
         fixed |= {"model.init_args.window": [0, 2], "model.init_args.kl_beta": 0.0}

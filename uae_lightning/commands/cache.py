@@ -16,10 +16,10 @@ from uae_lightning.usage import Parser, UsageError
 if TYPE_CHECKING:
     from lightning import Trainer
 
+    from uae_lightning.autoencoder import AutoEncoder
     from uae_lightning.data.cache_shards import Entry, Header
     from uae_lightning.data.image_text import ImageTextData
     from uae_lightning.prepare.cache_writing import Counts, Part, Prepared
-    from uae_lightning.stages.common import Stage
 
 DESCRIPTION = """\
 Computes the VAE's latents and the encoder's states of every picture with caption once, for stage 1 to train from.
@@ -47,11 +47,11 @@ def main(args: list[str]) -> None:
     from uae_lightning.prepare.cache_folder import claimed  # imports torch, which `--help` need not wait for
 
     with enough_space(options.to), claimed(options.to, options.part):
-        stage, data, trainer = load(fit_options)
+        model, data, trainer = load(fit_options)
         data.batch_size = options.batch_size or data.batch_size
-        header = describe(stage, data, trainer, masked_command(["uae", "cache", *fit_options, "--to", str(options.to)]))
+        header = describe(model, data, trainer, masked_command(["uae", "cache", *fit_options, "--to", str(options.to)]))
         clear_or_check(options.to, header, options.overwrite)
-        counts = fill_folder(options, stage, data, trainer, header)
+        counts = fill_folder(options, model, data, trainer, header)
     print(summary(counts, options.to, options.part, data.source.name))
 
 
@@ -93,11 +93,13 @@ def part(text: str) -> Part:
 # ------------------------------------------------------------------------------------------------ what to compute with
 
 
-def load(fit_options: list[str]) -> tuple[Stage, ImageTextData, Trainer]:
+def load(fit_options: list[str]) -> tuple[AutoEncoder, ImageTextData, Trainer]:
     """As `uae fit` would have them; data first, where mistakes are found before weights are loaded."""
     import lightning as L
     from jsonargparse import Namespace
 
+    from uae_lightning.autoencoder import AutoEncoder
+    from uae_lightning.run.evaluation import build
     from uae_lightning.run.stage_cli import errors_explained, parse_stage, quiet
 
     quiet()
@@ -105,12 +107,12 @@ def load(fit_options: list[str]) -> tuple[Stage, ImageTextData, Trainer]:
     config, parser = cli.config.fit, cli._parser("fit")
     with errors_explained():
         data = check_data(parser.instantiate(Namespace(data=config.data)).data)
-        stage = parser.instantiate(Namespace(model=config.model)).model.eval()
+        model = build(AutoEncoder, config.model.init_args.autoencoder).eval()
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    return check_stage(stage), data, trainer
+    return check_model(model), data, trainer
 
 
 def check_data(data) -> ImageTextData:
@@ -131,21 +133,21 @@ def check_data(data) -> ImageTextData:
     return data
 
 
-def check_stage(stage: Stage) -> Stage:
+def check_model(model: AutoEncoder) -> AutoEncoder:
     from uae_lightning.data.cached import check_padding
 
-    if stage.encoder is None:
+    if model.encoder is None:
         raise UsageError("there is no encoder to read captions with: `encoder: null` is for training from the cache")
-    check_padding(stage.decoder)
-    return stage
+    check_padding(model.decoder)
+    return model
 
 
-def describe(stage: Stage, data: ImageTextData, trainer: Trainer, command: str) -> Header:
+def describe(model: AutoEncoder, data: ImageTextData, trainer: Trainer, command: str) -> Header:
     from uae_lightning.data.cache_shards import PIXELS, Header
     from uae_lightning.data.fingerprint import fingerprint
 
     pixels = {PIXELS: str(data.preparation.resolution)}
-    return Header(fingerprint(stage, trainer.precision) | pixels, command)
+    return Header(fingerprint(model, trainer.precision) | pixels, command)
 
 
 def clear_or_check(folder: Path, header: Header, overwrite: bool) -> None:
@@ -168,26 +170,26 @@ def clear_or_check(folder: Path, header: Header, overwrite: bool) -> None:
 # ------------------------------------------------------------------------------------------------ the work
 
 
-def fill_folder(options, stage: Stage, data: ImageTextData, trainer: Trainer, header: Header) -> Counts:
+def fill_folder(options, model: AutoEncoder, data: ImageTextData, trainer: Trainer, header: Header) -> Counts:
     """The pass itself; its counts are written too."""
     from uae_lightning.prepare.cache_writing import fill
 
     plugin, device = trainer.precision_plugin, trainer.strategy.root_device
-    stage = plugin.convert_module(stage)
-    stage.encoder.to(device)
-    getattr(stage.decoder, "vae", stage.decoder).to(device)  # the transformer can stay where it is
+    model = plugin.convert_module(model)
+    model.encoder.to(device)
+    getattr(model.decoder, "vae", model.decoder).to(device)  # the transformer can stay where it is
 
     def compute(pictures: list[Prepared]) -> list[Entry]:
         with plugin.forward_context():
-            return entries(stage, pictures, plugin.convert_input, device)
+            return entries(model, pictures, plugin.convert_input, device)
 
     counts = fill(options.to, data, options.part, header, compute, options.shard_mb * 2**20)
-    counts.control_texts = stage.encoder.control_texts
+    counts.control_texts = model.encoder.control_texts
     run_folder.write_json(options.to / f"report{options.part.name}.json", vars(counts))
     return counts
 
 
-def entries(stage: Stage, pictures: list[Prepared], convert, device) -> list[Entry]:
+def entries(model: AutoEncoder, pictures: list[Prepared], convert, device) -> list[Entry]:
     """Latents and states as training steps would compute them.
 
     Raises:
@@ -199,13 +201,13 @@ def entries(stage: Stage, pictures: list[Prepared], convert, device) -> list[Ent
 
     with torch.no_grad():
         images = convert(torch.stack([picture.pixels for picture in pictures]).float() / 255)
-        latents = stage.decoder.encode_images(images.to(device)).cpu()
-        states, mask = (values.cpu() for values in stage.embed([picture.caption for picture in pictures]))
-    if tuple(latents.shape[1:]) != tuple(stage.decoder.latent_shape):
+        latents = model.decoder.encode_images(images.to(device)).cpu()
+        states, mask = (values.cpu() for values in model.embed([picture.caption for picture in pictures]))
+    if tuple(latents.shape[1:]) != tuple(model.decoder.latent_shape):
         raise UsageError(
             f"data.init_args.resolution ({images.shape[-1]}) does not fit the decoder: latents of "
-            f"{tuple(latents.shape[1:])} where it has {tuple(stage.decoder.latent_shape)}; set it to "
-            "model.init_args.decoder.init_args.resolution"
+            f"{tuple(latents.shape[1:])} where it has {tuple(model.decoder.latent_shape)}; set it to "
+            "model.autoencoder.decoder.resolution"
         )
     return [
         Entry(picture.content, picture.key, picture.caption, latents[row], states[row, mask[row]])

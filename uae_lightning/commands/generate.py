@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from uae_lightning.stages.common import Stage
+    from uae_lightning.autoencoder import AutoEncoder
 
 DESCRIPTION = """\
 Draws a picture from each text, as the decoder learned to draw from captions.
@@ -30,10 +30,10 @@ def main(args: list[str]) -> None:
     from tqdm import tqdm
 
     options = parse(args)
-    stage = load_chosen(options)
+    model = load_chosen(options)
     prompts = tqdm(options.texts, disable=None if len(options.texts) > 1 else True, unit="picture", leave=False)
-    save_picture(side_by_side([draw(stage, prompt, options.seed) for prompt in prompts]), options.output)
-    if count := stage.encoder.control_texts:
+    save_picture(side_by_side([draw(model, prompt, options.seed) for prompt in prompts]), options.output)
+    if count := model.encoder.control_texts:
         print(f"{count} of the texts hold control tokens of the encoder, which were read as text")
     print(f"{len(options.texts)} picture{'s' * (len(options.texts) > 1)}: {options.output}")
 
@@ -63,13 +63,12 @@ def read_lines(path: Path) -> list[str]:
         raise UsageError(f"--prompts {path} is not UTF-8 text: {error}") from error
 
 
-def draw(stage: Stage, prompt: str, seed: int) -> Tensor:
+def draw(model: AutoEncoder, prompt: str, seed: int) -> Tensor:
     """The picture [3, H, W] in [0, 1] of one text."""
     import torch
 
-    noise = torch.randn(1, *stage.decoder.latent_shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return stage.sample_images(stage.condition([prompt]), noise.to(stage.device))[0]
+        return model.draw(model.read([prompt]), model.noise(1, seed))[0]
 
 
 def side_by_side(pictures: list[Tensor]) -> Image.Image:

@@ -22,8 +22,8 @@ Captions each picture, draws it again from the caption alone, and writes both si
 def main(args: list[str]) -> None:
     options = parse(args)
     pictures = [open_picture(path) for path in options.images]  # before the models are loaded
-    stage = load_chosen(options)
-    originals, captions, reconstructions = round_trip(stage, pictures, options.seed)
+    model = load_chosen(options)
+    originals, captions, reconstructions = round_trip(model, pictures, options.seed)
     for path, caption in zip(options.images, captions, strict=True):
         print(f"{path}: {caption}")
     save_picture(side_by_side(originals, reconstructions), options.output)
@@ -51,14 +51,14 @@ def open_picture(path: Path) -> Image.Image:
         raise UsageError(f"{path} cannot be read as a picture ({error}): name a PNG or JPEG file") from error
 
 
-def round_trip(stage, pictures: list[Image.Image], seed: int):
+def round_trip(model, pictures: list[Image.Image], seed: int):
     """(originals [B, 3, H, W], captions, reconstructions [B, 3, H, W]) at the decoder's picture size."""
     import torch
 
     with torch.no_grad():
-        blank = stage.decoder.decode_latents(torch.zeros(1, *stage.decoder.latent_shape, device=stage.device))
-        originals = torch.stack([as_tensor(picture, blank.shape[-1]) for picture in pictures]).to(stage.device)
-        captions, reconstructions = stage.reconstruct(originals, seed)
+        blank = model.decoder.decode_latents(torch.zeros_like(model.noise(1, seed)))
+        originals = torch.stack([as_tensor(picture, blank.shape[-1]) for picture in pictures]).to(model.device)
+        captions, reconstructions = model.reconstruct(originals, seed)
     return originals, captions.texts, reconstructions
 
 

@@ -116,12 +116,12 @@ class CachedData(StreamedData):
         if module.encoder is None and self.validation_path is not None:
             raise UsageError(
                 "data.init_args.validation_path holds pictures for the round trip, which needs the encoder: give "
-                "model.init_args.encoder, or leave validation_path out (samples of the cache are then held out, and "
+                "model.autoencoder.encoder, or leave validation_path out (samples of the cache are then held out, and "
                 "drawn from their own captions)"
             )
         header = self.source.header
         check_padding(module.decoder)
-        if differs := differences(header.made_by, fingerprint(module, precision)):
+        if differs := differences(header.made_by, fingerprint(module.autoencoder, precision)):
             raise UsageError(
                 f"{self.path} was not made by the parts of this stage; it differs in {'; '.join(differs)}. Either give "
                 "the stage the options that the cache was made with, or make the cache again with those of the stage "
@@ -130,7 +130,7 @@ class CachedData(StreamedData):
         if (size := self.source.hidden_size) != (wanted := module.projector.input_size):
             raise UsageError(
                 f"the states in {self.path} have {size} channels, the projector takes {wanted}: set "
-                f"model.init_args.projector.init_args.input_size to {size}"
+                f"model.autoencoder.projector.input_size to {size}"
             )
 
     def val_dataloader(self) -> DataLoader:
@@ -154,7 +154,7 @@ def check_padding(decoder) -> None:
     """Raises UsageError where padding is part of what a decoder is conditioned on: a cache has none."""
     if not getattr(decoder, "mask_padding", True):
         raise UsageError(
-            "with model.init_args.decoder.init_args.mask_padding: false pictures depend on how far the captions of a "
+            "with model.autoencoder.decoder.mask_padding: false pictures depend on how far the captions of a "
             "batch are padded, which a cache does not hold: set it to true, or train without a cache"
         )
 

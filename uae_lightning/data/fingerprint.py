@@ -14,20 +14,20 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from uae_lightning.stages.common import Stage
+    from uae_lightning.autoencoder import AutoEncoder
 
 Fingerprint = dict[str, str]  # name -> value
 
 PROBE = 'Two red cats (left), 17 dogs; a sign: "caf\u00e9".'
 
 
-def fingerprint(stage: Stage, precision: str) -> Fingerprint:
-    """Of what the stage would compute; without what only an encoder could tell where it has none.
+def fingerprint(model: AutoEncoder, precision: str) -> Fingerprint:
+    """Of what the auto-encoder would compute; without what only an encoder could tell where it has none.
 
     Args:
         precision: of the trainer, such as "32-true" or "bf16-mixed".
     """
-    decoder = stage.decoder
+    decoder = model.decoder
     codec = getattr(decoder, "vae", decoder)  # a decoder without a part of that name is taken as a whole
     made_by = {
         "precision": precision,
@@ -38,11 +38,11 @@ def fingerprint(stage: Stage, precision: str) -> Fingerprint:
     }
     if config := getattr(codec, "config", None):
         made_by["VAE scaling"] = f"factor {config.scaling_factor}, shift {config.shift_factor}"
-    return made_by | (of_encoder(stage) if stage.encoder else {})
+    return made_by | (of_encoder(model) if model.encoder else {})
 
 
-def of_encoder(stage: Stage) -> Fingerprint:
-    encoder, adapters = stage.encoder, stage.condition_on == "adapted"
+def of_encoder(model: AutoEncoder) -> Fingerprint:
+    encoder, adapters = model.encoder, model.condition_on == "adapted"
     made_by = {
         "encoder": type(encoder).__name__,
         "encoder weights": digest_of(encoder, adapters),

@@ -1,7 +1,6 @@
 """GenEval (arXiv 2310.11513): prompts -> pictures -> objects -> does the picture show what the prompt asks for?
 
-One scorer for the scene prompts of `data.prompts` and for GenEval's own 553 (`read_prompts`); the detector is what
-differs. The judge's own accuracy is measured on renderings with planted faults (`instrument_accuracy`).
+One scorer for GenEval's own 553 prompts (`read_prompts`) and any others; the detector is what differs.
 
 "GenEval code" marks what the paper leaves open and github.com/djghosh13/geneval decides.
 """
@@ -10,26 +9,121 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from uae_lightning.evaluation.intervals import grouped_interval, mean_interval
-from uae_lightning.evaluation.object_detectors import Box, DetectedObject, ObjectDetector, cell_box
-from uae_lightning.scenes.captions import RELATIONS
-from uae_lightning.scenes.faults import faulty_scenes
-from uae_lightning.scenes.prompts import TASKS, Prompt, Wanted, prompts
-from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, SceneObject, render
-from uae_lightning.stages.common import Stage
+from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.evaluation.intervals import OVERALL
+from uae_lightning.evaluation.object_detectors import Box, DetectedObject, ObjectDetector
+from uae_lightning.evaluation.statistics import Figures, Items
+from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
 
-Values = dict[str, list[float]]  # name -> one value per item
-Interval = dict[str, float | int]
-
+TASKS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
+RELATIONS = ("left of", "right of", "above", "below")
 POSITION_THRESHOLD = 0.1  # GenEval code
 DIRECTION_THRESHOLD = 0.5  # GenEval code
 TASK_OF_TAG = {"two_object": "two_objects", "color_attr": "color_attribution"}  # the others have the name of their task
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One entry of GenEval's `include` or `exclude`."""
+
+    name: str
+    count: int = 1  # in `include` at least so many, in `exclude` at least so many spoil the picture
+    color: str | None = None
+    relation: tuple[str, int] | None = None  # ("left of", index of the other entry of `include`)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    task: str
+    text: str
+    include: tuple[Wanted, ...]
+    exclude: tuple[Wanted, ...] = ()
+
+
+class GenEval(Suite):
+    """The share of prompts that pictures fulfil, by task.
+
+    Args:
+        detector: of the objects that prompts ask for.
+        prompts: GenEval's evaluation_metadata.jsonl. As many drawings as the evaluation has: its 553 prompts four times
+            are 2212.
+    """
+
+    about = "prompt -> picture: GenEval's six tasks, read by an object detector"
+    of_tasks = True
+
+    def __init__(self, detector: ObjectDetector, prompts: str) -> None:
+        super().__init__()
+        self.detector, self.path = detector, prompts
+
+    def prompts(self, count: int, seed: int) -> list[Prompt]:
+        """A prompt for each drawing."""
+        return list(islice(cycle(read_prompts(self.path)), count))
+
+    def measure(self, subject: Subject) -> Items:
+        wanted = self.prompts(subject.drawings, subject.seed)
+        return geneval(subject.model, wanted, self.detector, seed=subject.seed, batch=subject.batch_size)
+
+    def instrument(self, name: str) -> str:
+        return f"geneval/{name}"
+
+    def groups(self, figures: Figures) -> list[Group]:
+        rows = (Row(OVERALL, "overall"), *(Row(task, task.replace("_", " ")) for task in TASKS))
+        text = "GenEval's six tasks, from prompts never seen in training: share of pictures that are right"
+        return [Group("Drawing", text, rows)]
+
+
+def geneval(
+    model: AutoEncoder, wanted: Sequence[Prompt], detector: ObjectDetector, *, seed: int = 0, batch: int = 32
+) -> Items:
+    """Task -> 1 where the picture drawn for a prompt fulfils it, else 0; in the order of the prompts.
+
+    Raises:
+        ValueError: the detector cannot find what the prompts ask for.
+    """
+    check(detector, wanted)
+    values: Items = {task: [] for task in TASKS if any(prompt.task == task for prompt in wanted)}
+    first = 0
+    for images in _batches(model, wanted, seed, batch):
+        part = wanted[first : first + len(images)]
+        for prompt, fulfilled in zip(part, judge(detector, part, images), strict=True):
+            values[prompt.task].append(float(fulfilled))
+        first += len(images)
+    return values
+
+
+def check(detector: ObjectDetector, wanted: Sequence[Prompt]) -> None:
+    """Raises ValueError where the detector knows not all classes or colors of the prompts: it would score them 0."""
+    entries = [entry for prompt in wanted for entry in (*prompt.include, *prompt.exclude)]
+    kind = type(detector).__name__
+    if unknown := {entry.name for entry in entries} - set(detector.names):
+        raise ValueError(
+            f"{kind} does not know {sorted(unknown)[:5]} ({len(unknown)} classes of the prompts): give another "
+            "`model`, or `names` to an OWLv2 model"
+        )
+    if unknown := {entry.color for entry in entries if entry.color} - set(detector.colors):
+        raise ValueError(
+            f"{kind} does not tell the colors {sorted(unknown)[:5]} of the prompts: give it a `color_model`, such as "
+            "openai/clip-vit-large-patch14"
+        )
+
+
+def judge(detector: ObjectDetector, wanted: Sequence[Prompt], images: Tensor) -> list[bool]:
+    """Which of the pictures [N, 3, H, W] fulfil their prompts."""
+    certain = {"counting": detector.counting_threshold}
+    return [
+        score(prompt, [item for item in found if item.score > certain.get(prompt.task, 0.0)])
+        for prompt, found in zip(wanted, detector.detect(images), strict=True)
+    ]
+
 
 # ------------------------------------------------------------------------------------------------------- the score
 
@@ -73,20 +167,6 @@ def relations(a: Box, b: Box) -> set[str]:
 
 
 # ----------------------------------------------------------------------------------------------------- the prompts
-
-
-def scene_prompts(count: int, seed: int = 0) -> list[Prompt]:
-    """`count` prompts never seen in training, the six tasks in turn.
-
-    Every seed has an order of its own. A task with fewer held-out prompts than asked for repeats them; each time the
-    noise is another, as in GenEval, which draws four pictures of each prompt.
-    """
-    orders = []
-    for index, task in enumerate(TASKS):
-        held_out = prompts(task, held_out=True)
-        orders.append([held_out[i] for i in np.random.default_rng([seed, index]).permutation(len(held_out))])
-    turns = (divmod(item, len(TASKS)) for item in range(count))
-    return [orders[task][turn % len(orders[task])] for turn, task in turns]
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -143,150 +223,22 @@ def _wanted_of(entry: dict, index: int) -> Wanted:
 # ---------------------------------------------------------------------------------------------------- the pictures
 
 
-def draw(stage: Stage, wanted: Sequence[Prompt], seed: int = 0, batch: int = 32) -> Tensor:
+def draw(model: AutoEncoder, wanted: Sequence[Prompt], seed: int = 0, batch: int = 32) -> Tensor:
     """Prompts -> pictures [N, 3, H, W] in [0, 1], on the CPU. The noise of a picture depends on seed and place in the
     list alone: other weights, or another batch size, start from the same."""
-    return torch.cat([images.cpu() for images in _batches(stage, wanted, seed, batch)])
+    return torch.cat([images.cpu() for images in _batches(model, wanted, seed, batch)])
 
 
 @torch.no_grad()
-def _batches(stage: Stage, wanted: Sequence[Prompt], seed: int, batch: int) -> Iterator[Tensor]:
+def _batches(model: AutoEncoder, wanted: Sequence[Prompt], seed: int, batch: int) -> Iterator[Tensor]:
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     for first in range(0, len(wanted), batch):
         texts = [prompt.text for prompt in wanted[first : first + batch]]
-        noise = torch.stack([_noise(stage, seed, first + place) for place in range(len(texts))])
-        yield stage.sample_images(stage.condition(texts), noise.to(stage.device))
+        noise = torch.stack([_noise(model, seed, first + place) for place in range(len(texts))])
+        yield model.draw(model.read(texts), noise.to(model.device))
 
 
-def _noise(stage: Stage, seed: int, item: int) -> Tensor:
+def _noise(model: AutoEncoder, seed: int, item: int) -> Tensor:
     entropy = int(np.random.SeedSequence([seed, item]).generate_state(1)[0])
-    return torch.randn(*stage.decoder.latent_shape, generator=torch.Generator().manual_seed(entropy))
-
-
-# ------------------------------------------------------------------------------------------------------- the suite
-
-
-def geneval(
-    stage: Stage, wanted: Sequence[Prompt], detector: ObjectDetector, *, seed: int = 0, batch: int = 32
-) -> Values:
-    """Task -> 1 where the picture drawn for a prompt fulfils it, else 0; in the order of the prompts.
-
-    Raises:
-        ValueError: the detector cannot find what the prompts ask for.
-    """
-    check(detector, wanted)
-    values: Values = {task: [] for task in TASKS if any(prompt.task == task for prompt in wanted)}
-    first = 0
-    for images in _batches(stage, wanted, seed, batch):
-        part = wanted[first : first + len(images)]
-        for prompt, fulfilled in zip(part, judge(detector, part, images), strict=True):
-            values[prompt.task].append(float(fulfilled))
-        first += len(images)
-    return values
-
-
-def check(detector: ObjectDetector, wanted: Sequence[Prompt]) -> None:
-    """Raises ValueError where the detector knows not all classes or colors of the prompts: it would score them 0."""
-    entries = [entry for prompt in wanted for entry in (*prompt.include, *prompt.exclude)]
-    kind = type(detector).__name__
-    if unknown := {entry.name for entry in entries} - set(detector.names):
-        raise ValueError(
-            f"{kind} does not know {sorted(unknown)[:5]} ({len(unknown)} classes of the prompts): give another "
-            "`model`, or `names` to an OWLv2 model"
-        )
-    if unknown := {entry.color for entry in entries if entry.color} - set(detector.colors):
-        raise ValueError(
-            f"{kind} does not tell the colors {sorted(unknown)[:5]} of the prompts: give it a `color_model`, such as "
-            "openai/clip-vit-large-patch14"
-        )
-
-
-def judge(detector: ObjectDetector, wanted: Sequence[Prompt], images: Tensor) -> list[bool]:
-    """Which of the pictures [N, 3, H, W] fulfil their prompts."""
-    certain = {"counting": detector.counting_threshold}
-    return [
-        score(prompt, [item for item in found if item.score > certain.get(prompt.task, 0.0)])
-        for prompt, found in zip(wanted, detector.detect(images), strict=True)
-    ]
-
-
-def summarise(values: Values) -> dict[str, Interval]:
-    """Intervals over pictures: of each task, and `overall`, the plain mean of the tasks (GenEval code)."""
-    overall = grouped_interval([[of_task] for of_task in values.values()])
-    del overall["seeds"]
-    return {task: mean_interval(of_task) for task, of_task in values.items()} | {"overall": overall}
-
-
-# ----------------------------------------------------------------------------------------- the judge's own accuracy
-
-# kind of fault (data.faults) -> tasks whose prompts it makes untrue, if it hits the objects that are asked for
-BREAKS = {
-    "class": TASKS,
-    "dropped": TASKS,
-    "color": ("colors", "color_attribution"),
-    "colors_swapped": ("colors", "color_attribution"),
-    "doubled": ("counting",),
-    "swapped": ("position",),
-    "moved": ("position",),
-}
-
-
-def instrument_accuracy(detector: ObjectDetector, count: int = 600, seed: int = 0, batch: int = 64) -> Values:
-    """Task -> 1 where the judge is right on a rendered scene, else 0.
-
-    Half of the scenes show what their prompt asks for, the others have one planted fault that breaks it. Below 0.97
-    the score is not a measurement.
-    """
-    wanted = scene_prompts(count, seed)
-    check(detector, wanted)
-    faults = [_fault_of(prompt.task, item // len(TASKS)) for item, prompt in enumerate(wanted)]
-    values: Values = {prompt.task: [] for prompt in wanted}
-    for first in range(0, count, batch):
-        items = range(first, min(first + batch, count))
-        scenes = [planted(wanted[item], faults[item], np.random.default_rng([seed, item])) for item in items]
-        pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
-        for item, said in zip(items, judge(detector, wanted[first : first + batch], pictures), strict=True):
-            values[wanted[item].task].append(float(said == (faults[item] is None)))
-    return values
-
-
-def _fault_of(task: str, turn: int) -> str | None:
-    """None at even turns; at odd ones, one after the other, the faults that break prompts of this task."""
-    fitting = [fault for fault, broken in BREAKS.items() if task in broken]
-    return fitting[turn // 2 % len(fitting)] if turn % 2 else None
-
-
-def planted(prompt: Prompt, fault: str | None, rng: np.random.Generator) -> Scene:
-    """A scene that shows what a scene prompt asks for (places are not part of it), or fails to by one fault."""
-    while True:
-        scene = _fulfilling(prompt, rng)
-        if fault is None:
-            return scene
-        if options := [faulty for faulty in faulty_scenes(scene, fault) if not score(prompt, perfect(faulty))]:
-            return options[rng.integers(len(options))]
-
-
-def perfect(scene: Scene) -> list[DetectedObject]:
-    """What a detector without errors finds."""
-    return [DetectedObject(item.name, cell_box(item.cell, item.size), 1.0, item.color) for item in scene.objects]
-
-
-def _fulfilling(prompt: Prompt, rng: np.random.Generator, max_objects: int = 3) -> Scene:
-    """What the prompt asks for, and up to `max_objects` in all, of other classes."""
-    asked = [wanted for wanted in prompt.include for _ in range(wanted.count)]
-    others = sorted(set(CLASSES) - {wanted.name for wanted in asked})
-    names = [wanted.name for wanted in asked]
-    names += rng.choice(others, rng.integers(max(max_objects - len(asked), 0) + 1)).tolist()
-    colors = [wanted.color for wanted in asked] + [None] * (len(names) - len(asked))
-    looks = [
-        (name, color or str(rng.choice(list(COLORS))), str(rng.choice(list(SIZES))))
-        for name, color in zip(names, colors, strict=True)
-    ]
-    background = str(rng.choice(list(BACKGROUNDS)))
-    while True:
-        cells = rng.choice(9, len(looks), replace=False).tolist()
-        objects = [SceneObject(*look, cell) for look, cell in zip(looks, cells, strict=True)]
-        scene = Scene(background, tuple(sorted(objects, key=lambda item: item.cell)))
-        if score(prompt, perfect(scene)):
-            return scene
+    return torch.randn(*model.decoder.latent_shape, generator=torch.Generator().manual_seed(entropy))

@@ -6,12 +6,15 @@ Symbols: N pictures [N, 3, H, W] in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from uae_lightning.evaluation.statistics import Figures, Items, Statistic
+from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
 
 EDGE = 0.1  # a step of brightness between neighbours that counts as an edge
 SHADES = 8  # of each channel in the histogram of colors
@@ -66,41 +69,25 @@ def compared(
     }
 
 
-@torch.no_grad()
-def image_health(originals: Tensor, reconstructions: Tensor) -> dict[str, list[float]]:
+class ImageHealth(Suite):
     """Each statistic by its name for the reconstructions, by NAME/original for the originals; an item is a picture."""
+
+    about = "statistics of the pictures that no reward asks for, over those of the originals; 1 is alike"
+    neither = tuple(STATISTICS)
+
+    def measure(self, subject: Subject) -> Items:
+        return image_health(subject.round_trip.originals, subject.round_trip.reconstructions)
+
+    def statistics(self, items: Items) -> dict[str, Statistic]:
+        return {name: Statistic((name, f"{name}/original"), "ratio") for name in STATISTICS}
+
+    def groups(self, figures: Figures) -> list[Group]:
+        text = "statistics that no reward asks for, over those of the originals; 1 is alike"
+        return [Group("Pictures", text, tuple(Row(name, name.replace("_", " ")) for name in STATISTICS), 2.0)]
+
+
+@torch.no_grad()
+def image_health(originals: Tensor, reconstructions: Tensor) -> Items:
+    """The values of `ImageHealth` of pictures [N, 3, H, W]."""
     pairs = {"": reconstructions, "/original": originals}
     return {f"{name}{of}": f(x.float()).tolist() for of, x in pairs.items() for name, f in STATISTICS.items()}
-
-
-def summarise_image_health(values: dict[str, list[float]]) -> dict[str, dict[str, float | int]]:
-    """Each statistic's mean over reconstructions, divided by that over originals; 1 is alike."""
-    return {name: ratio_interval(values[name], values[f"{name}/original"]) for name in STATISTICS}
-
-
-def ratio_interval(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, float | int]:
-    """Ratio of two sums over the same items, with the percentile interval of the paired bootstrap over the items.
-
-    Resamples whose denominator is 0 say nothing of the ratio and are left out.
-
-    Raises:
-        ValueError: the lists differ in length, have fewer than 2 items or one that is not finite, or the denominators
-            are negative or all 0.
-    """
-    a, b = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"a ratio needs two lists of the same 2 or more items, got {a.shape} and {b.shape}")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()) or (b < 0).any() or not b.any():
-        raise ValueError("a ratio needs finite values, and denominators of at least 0 that are not all 0")
-    picks = np.random.default_rng(seed).integers(len(a), size=(resamples, len(a)))
-    above, below = a[picks].sum(1), b[picks].sum(1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(above[below > 0] / below[below > 0], [tail, 1 - tail])
-    return {"mean": float(a.sum() / b.sum()), "low": float(low), "high": float(high), "n": len(a)}

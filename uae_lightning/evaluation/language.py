@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 
 import numpy as np
@@ -12,56 +11,84 @@ from torch import Tensor
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
 from uae_lightning.data.words import words_of
-from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.evaluation.intervals import Interval
+from uae_lightning.evaluation.statistics import Figures, Items, Statistic
+from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
 from uae_lightning.interfaces import Encoder
-from uae_lightning.scenes.captions import COUNTS, PLURALS, RELATIONS, parse_caption
-from uae_lightning.scenes.scene import BACKGROUNDS, COLORS, POSITIONS, SIZES
 from uae_lightning.types import Captions
 
 REPEATED = 4  # words in a row that count as a repetition where they come again
+SIZES = (1, 2)  # of the n-grams whose distinctness is measured
 
 
-def language(
-    captions: Captions, images: Tensor, reference: Encoder | None = None, *, batch_size: int = 64
-) -> dict[str, list[float]]:
-    """Name -> a value for each of N captions.
+class Language(Suite):
+    """A value for each caption of the round trip.
 
     tokens: their number, end-of-text included.
     words: their number, stops and commas not included.
-    grammatical: share of the clauses that are of a form in which `data.captions` writes.
-    parses: 1 where each clause is of such a form, or the parser recognises something in it. The parser reads bags of
-        words: this allows new forms, but lets scrambled words pass that `grammatical` does not.
     repetition: share of the runs of REPEATED words that came before in the same caption.
-    nll: mean over the tokens of -log p(token | picture, tokens before), in nats, under `reference`; left out without.
+    nll: mean over the tokens of -log p(token | picture, tokens before), in nats, under the encoder before RL.
+    perplexity: the exponential of the mean nll, so that each caption weighs the same, however long it is.
+    distinct_1, distinct_2: see `distinct`.
+    """
+
+    about = "whether captions are still language"
+    lower_is_better = ("repetition", "nll", "perplexity")
+    neither = ("tokens", "words")
+
+    def measure(self, subject: Subject) -> Items:
+        trip = subject.round_trip
+        return language(trip.captions, trip.originals, subject.reference)
+
+    def statistics(self, items: Items) -> dict[str, Statistic]:
+        perplexity = {"perplexity": Statistic(("nll",), "exp")} if "nll" in items else {}
+        return super().statistics(items) | perplexity
+
+    def figures(self, items: Items) -> Figures:
+        return super().figures(items) | {f"distinct_{size}": distinct(items, size) for size in SIZES}
+
+    def groups(self, figures: Figures) -> list[Group]:
+        return [
+            Group("Caption length", "", (Row("tokens", "tokens"),), None),
+            Group("Language", "captions must stay language", (Row("repetition", "repetition"),)),
+            Group("Perplexity", "of captions under the encoder before RL", (Row("perplexity", "per token"),), None),
+        ]
+
+
+def language(captions: Captions, images: Tensor, reference: Encoder | None = None, *, batch_size: int = 64) -> Items:
+    """The values of `Language`.
 
     Args:
         captions: N captions, tokens included.
         images: [N, 3, H, W] the pictures they are of.
-        reference: the encoder before RL, with the vocabulary of the one that wrote the captions.
+        reference: the encoder before RL, with the vocabulary of the one that wrote the captions; without one there is
+            no nll.
         batch_size: captions scored at a time.
     """
-    texts = captions.texts
+    words = [words_of(text) for text in captions.texts]
     values = {
         "tokens": captions.lengths.float().tolist(),
-        "words": [float(len(words_of(text))) for text in texts],
-        "parses": [float(_parses(text)) for text in texts],
-        "grammatical": [_grammatical(text) for text in texts],
-        "repetition": [repetition(words_of(text)) for text in texts],
+        "words": [float(len(of_caption)) for of_caption in words],
+        "repetition": [repetition(of_caption) for of_caption in words],
     }
+    for size in SIZES:
+        values |= novelty(words, size)
     return values if reference is None else values | {"nll": _nll(captions, images, reference, batch_size)}
 
 
-def summarise_language(values: dict[str, list[float]], texts: list[str]) -> dict[str, dict[str, float | int]]:
-    """The interval of each figure; perplexity, the exponential of the interval of nll (so each caption weighs the same,
-    however long it is); distinct_1 and distinct_2, see `distinct`."""
-    intervals = {name: mean_interval(x) for name, x in values.items()}
-    if "nll" in intervals:
-        nll = intervals["nll"]
-        intervals["perplexity"] = {k: math.exp(nll[k]) for k in ("mean", "low", "high")} | {"n": nll["n"]}
-    return intervals | {f"distinct_{size}": distinct(texts, size) for size in (1, 2)}
+def novelty(words: list[list[str]], size: int) -> Items:
+    """What `distinct` is made of, for each caption: n-grams that no other caption has ("only"), its share in all
+    distinct ones, split evenly among the captions that hold them ("share"), and all of them ("all")."""
+    captions = [Counter(_grams(of_caption, size)) for of_caption in words]
+    holders = Counter(gram for caption in captions for gram in caption)  # n-gram -> captions it is in
+    return {
+        f"distinct_{size}/only": [float(sum(holders[gram] == 1 for gram in caption)) for caption in captions],
+        f"distinct_{size}/share": [sum(1 / holders[gram] for gram in caption) for caption in captions],
+        f"distinct_{size}/all": [float(caption.total()) for caption in captions],
+    }
 
 
-def distinct(texts: list[str], size: int) -> dict[str, float | int]:
+def distinct(items: Items, size: int) -> Interval:
     """Distinct n-grams of all captions over their number (Li et al., arXiv 1510.03055); n counts captions.
 
     It falls as captions grow longer, in a language of a hundred words fast: compare it at equal lengths.
@@ -72,17 +99,15 @@ def distinct(texts: list[str], size: int) -> dict[str, float | int]:
     Raises:
         ValueError: fewer than 2 captions.
     """
-    if len(texts) < 2:
-        raise ValueError(f"an interval needs at least 2 captions, got {len(texts)}: evaluate more pictures")
-    grams = [Counter(_grams(words_of(text), size)) for text in texts]
-    holders = Counter(gram for caption in grams for gram in caption)  # n-gram -> captions it is in
-    own = np.array([sum(holders[gram] == 1 for gram in caption) for caption in grams])
-    lengths = np.array([caption.total() for caption in grams])
-    share = len(holders) / max(int(lengths.sum()), 1)
-    without = (len(holders) - own) / np.maximum(lengths.sum() - lengths, 1)  # each caption left out in turn
-    error = math.sqrt((len(texts) - 1) * float(without.var()))
+    only, shares, lengths = (np.array(items[f"distinct_{size}/{name}"]) for name in ("only", "share", "all"))
+    if len(only) < 2:
+        raise ValueError(f"an interval needs at least 2 captions, got {len(only)}: evaluate more pictures")
+    found = round(shares.sum())
+    share = found / max(lengths.sum(), 1)
+    without = (found - only) / np.maximum(lengths.sum() - lengths, 1)  # each caption left out in turn
+    error = math.sqrt((len(only) - 1) * float(without.var()))
     low, high = max(share - 1.96 * error, 0.0), min(share + 1.96 * error, 1.0)
-    return {"mean": share, "low": low, "high": high, "n": len(texts)}
+    return {"mean": float(share), "low": float(low), "high": float(high), "n": len(only)}
 
 
 @torch.no_grad()
@@ -96,8 +121,6 @@ def _nll(captions: Captions, images: Tensor, reference: Encoder, batch_size: int
     return means
 
 
-def _clauses(text: str) -> list[str]:
-    return [" ".join(clause.split()) for clause in re.split(r"[.,]", text.lower()) if clause.strip()]
 
 
 def _grams(words: list[str], size: int) -> list[tuple[str, ...]]:
@@ -108,42 +131,3 @@ def repetition(words: list[str]) -> float:
     """Share of the runs of REPEATED words that came before."""
     runs = _grams(words, REPEATED)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def _parses(text: str) -> bool:
-    clauses = _clauses(text)
-    return bool(clauses) and all(_FORMS.fullmatch(clause) or not parse_caption(clause).unread for clause in clauses)
-
-
-def _grammatical(text: str) -> float:
-    clauses = _clauses(text)
-    return sum(_FORMS.fullmatch(clause) is not None for clause in clauses) / max(len(clauses), 1)
-
-
-def _one_of(*phrases: str) -> str:
-    return f"(?:{'|'.join(phrases)})"
-
-
-def _forms() -> re.Pattern[str]:
-    """Every clause that `data.captions.write_caption` can write; number and verb need not agree."""
-    ground, count, color = _one_of(*BACKGROUNDS), _one_of(*COUNTS), _one_of(*COLORS)
-    name, position = _one_of(*PLURALS, *PLURALS.values()), _one_of(*POSITIONS)
-    look = f"(?:{_one_of(*SIZES)} )?(?:{color} )?{name}"
-    noun, number = f"{_one_of('a', *COUNTS)} {look}", f"{count} objects?"
-    places = f"the {position}(?: and the {position})*"
-    forms = (
-        ground,
-        f"{look}(?: {position})?",
-        f"the background is {ground}",
-        f"all of it is set on {ground}",
-        f"a picture of {_one_of(number, 'a scene')}(?: on {ground})?",
-        f"there {_one_of('is', 'are')} {_one_of(number, noun)}",
-        f"this scene shows {number}",
-        f"(?:at {places} there {_one_of('is', 'are')}|we see) {noun}",
-        f"(?:we see )?{noun}(?: {_one_of('is', 'are')})? at {places}",
-        f"the {color} {name} is {_one_of(*RELATIONS)} the {color} {name}",
-    )
-    return re.compile(_one_of(*forms))
-
-
-_FORMS = _forms()

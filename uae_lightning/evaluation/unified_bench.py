@@ -2,33 +2,65 @@
 
 For every vision backbone the cosine between a picture and its reconstruction; their mean is the unified score. With
 real models the backbones are those of the hub: `ClipSimilarity` (CLIP, LongCLIP, SigLIP2), `DinoSimilarity` (DINOv2,
-DINOv3). Those of the embedded default, in conf/scenes/evaluation.yaml, differ in what they were trained on: labels of
-ImageNet, captions of scenes, facts of scenes, and nothing at all.
+DINOv3). Those of the embedded default, in conf/scenes/unified_score.yaml, differ in what they were trained on: labels
+of ImageNet, captions of scenes, facts of scenes, and nothing at all.
 
 A cosine says little by itself: to some networks any two pictures are alike. `floor` measures that.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.evaluation.intervals import OVERALL
+from uae_lightning.evaluation.statistics import Figures, Items
+from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
 from uae_lightning.interfaces import Reward
-from uae_lightning.ranges import Count, checked
-from uae_lightning.rewards.perceptual_grid import PerceptualGrid
-from uae_lightning.rewards.vision_features import EmbeddingSimilarity
-from uae_lightning.scenes.instruments import scores
-
-OVERALL = "overall"
+from uae_lightning.rewards.unified_score import UnifiedScore
+from uae_lightning.types import RewardInput
 
 
-def unified_bench(
-    originals: Tensor, reconstructions: Tensor, backbones: Mapping[str, Reward]
-) -> dict[str, list[float]]:
+class UnifiedBench(Suite):
+    """Unified-Bench.
+
+    Args:
+        score: its backbones are the judges.
+    """
+
+    about = "picture -> caption -> picture: cosine to the source, by vision backbone"
+
+    def __init__(self, score: UnifiedScore) -> None:
+        super().__init__()
+        self.backbones = score.backbones
+
+    def measure(self, subject: Subject) -> Items:
+        trip = subject.round_trip
+        return unified_bench(trip.originals, trip.reconstructions, self.backbones)
+
+    def judges(self) -> dict[str, nn.Module]:
+        return dict(self.backbones.items())
+
+    def instrument(self, name: str) -> str:
+        return f"backbones/{name}/{OVERALL}"
+
+    def groups(self, figures: Figures) -> list[Group]:
+        rows = (Row(OVERALL, "unified score"), *(Row(name, name) for name in self.backbones))
+        return [Group("Round trip", "picture, caption, picture: cosine to the source", rows)]
+
+
+@torch.no_grad()
+def scores(judge: Reward, originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """[N, 3, H, W] twice -> [N] float64 on the CPU, wherever the judge and the pictures are."""
+    device = next(itertools.chain(judge.parameters(), judge.buffers()), originals).device
+    pairs = RewardInput(originals.to(device), reconstructions.to(device), [""] * len(originals))
+    return judge(pairs).total.double().cpu()
+
+
+def unified_bench(originals: Tensor, reconstructions: Tensor, backbones: Mapping[str, Reward]) -> Items:
     """Cosine of each reconstruction to its source: name of a backbone -> N values in the order of the pictures.
 
     "overall" is the mean over the backbones, picture by picture.
@@ -39,7 +71,7 @@ def unified_bench(
     Raises:
         ValueError: no backbone, one that is called "overall", or different numbers of pictures.
     """
-    if not backbones or OVERALL in backbones:
+    if not len(backbones) or OVERALL in backbones:
         raise ValueError(f"`backbones` needs at least one, and none called {OVERALL!r}: got {sorted(backbones)}")
     if len(originals) != len(reconstructions):
         raise ValueError(f"{len(originals)} originals but {len(reconstructions)} reconstructions: give one for each")
@@ -48,46 +80,6 @@ def unified_bench(
     return {name: values.tolist() for name, values in cosines.items()}
 
 
-def floor(originals: Tensor, backbones: Mapping[str, Reward]) -> dict[str, list[float]]:
+def floor(originals: Tensor, backbones: Mapping[str, Reward]) -> Items:
     """The same of unrelated pictures, each original against the next one: where the scale of each backbone begins."""
     return unified_bench(originals, originals.roll(-1, 0), backbones)
-
-
-def summarise_unified(values: Mapping[str, list[float]]) -> dict[str, dict]:
-    """{"backbones": {NAME: interval}, "overall": interval} of what `unified_bench` or `floor` returns."""
-    intervals = {name: mean_interval(of_pictures) for name, of_pictures in values.items()}
-    overall = intervals.pop(OVERALL)
-    return {"backbones": intervals, OVERALL: overall}
-
-
-@checked
-class PooledEfficientNet(PerceptualGrid):
-    """Cosine of EfficientNet-Lite0's pooled head, the 1280 features its ImageNet classes are read from.
-
-    The network is that of the reward PerceptualGrid, which compares all its stages by place: as a judge of a run with
-    that reward it is not independent. It sees pictures reduced and dithered as there; otherwise the true scene, worn,
-    scored below 95 in 100 crisp scenes with a wrong object (ours, 96 scenes), and with it above 85 in 100.
-    """
-
-    name = "efficientnet_lite0"
-
-    def __init__(self, image_size: Count = 128, micro_batch: Count = 32) -> None:
-        super().__init__(cells=1, image_size=image_size, micro_batch=micro_batch)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, 1280]."""
-        images = images.float()
-        for side in (self.detail, self.image_size):
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        head = self.network.feature_maps(images + self.noise)[-1]
-        return F.normalize(head.mean((2, 3)), dim=-1)
-
-
-class Pixels(EmbeddingSimilarity):
-    """Cosine of the pixels themselves, gray being the zero: no network, a second opinion on places and colors."""
-
-    name = "pixels"
-
-    def embed(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, 3 H W]."""
-        return F.normalize(images.float().flatten(1) - 0.5, dim=-1)

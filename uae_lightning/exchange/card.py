@@ -16,8 +16,8 @@ from uae_lightning import __version__
 from uae_lightning.models.patch_codec import PatchCodec
 
 if TYPE_CHECKING:
+    from uae_lightning.autoencoder import AutoEncoder
     from uae_lightning.exchange.folder import Origin
-    from uae_lightning.stages.common import Stage
 
 HEAD = """\
 # {run}: a UAE auto-encoder
@@ -244,13 +244,13 @@ class Facts:
 
     folder: Path  # with all else written to it
     settings: dict[str, Any]
-    stage: Stage
+    model: AutoEncoder
     parts: dict[str, Origin]
     dtype: torch.dtype | None  # of all weights, where it was asked for
     quantized: list[str]  # parts that the run computed with quantised weights
 
     def kind(self, part: str) -> torch.dtype:
-        return self.dtype or getattr(self.stage, part).dtype
+        return self.dtype or getattr(self.model, part).dtype
 
     def has(self, name: str) -> bool:
         return (self.folder / name).exists()
@@ -288,24 +288,24 @@ def loading(facts: Facts) -> str:
 
 def functions(facts: Facts) -> str:
     """`noise`, `decoded` and `draw`."""
-    decoder, dtype = facts.stage.decoder, facts.kind("decoder")
+    decoder, dtype = facts.model.decoder, facts.kind("decoder")
     if isinstance(decoder.vae, PatchCodec):
         config = decoder.vae.config
         numbers = {"side": config.patch_size, "scaling": config.scaling_factor, "shift": config.shift_factor}
         decode = DECODE_LINEAR.format(dtype=dtype, **numbers)
     else:
         decode = DECODE_KL.format(dtype=dtype)
-    if facts.stage.sampling.guidance == 1 and dtype == torch.float32:
+    if facts.model.sampling.guidance == 1 and dtype == torch.float32:
         return NOISE + decode + WITH_PIPELINE
     null = NULL_STATE.format(width=decoder.conditioning_size, dtype=dtype)
-    without = null if facts.stage.negative_prompt is None else NEGATIVE_PROMPT
+    without = null if facts.model.negative_prompt is None else NEGATIVE_PROMPT
     return NOISE + decode + STEP_BY_STEP.format(dtype=dtype, without=without)
 
 
 def exactness(facts: Facts) -> str:
     """How close the code comes to `uae generate`, and what keeps it from more."""
     reasons = []
-    if facts.dtype and any(facts.dtype != getattr(facts.stage, part).dtype for part in facts.parts):
+    if facts.dtype and any(facts.dtype != getattr(facts.model, part).dtype for part in facts.parts):
         reasons.append(f"the weights were rounded to {str(facts.dtype).removeprefix('torch.')} for this export")
     if facts.quantized:
         reasons.append(f"the run computes with quantised weights ({' and '.join(facts.quantized)})")
@@ -318,7 +318,7 @@ def exactness(facts: Facts) -> str:
 
 
 def captioning(facts: Facts) -> str:
-    if facts.stage.encoder.model.config.vision_config.in_channels == 5:
+    if facts.model.encoder.model.config.vision_config.in_channels == 5:
         patches = 'with_places(seen["pixel_values"], seen["image_grid_thw"])'
         return CAPTION.format(places=PLACES, patches=patches)
     return CAPTION.format(places="", patches='seen["pixel_values"]')
@@ -342,18 +342,18 @@ def adapter(facts: Facts, part: str, text: str) -> str | None:
 
 
 def details(facts: Facts) -> str:
-    stage, origin = facts.stage, facts.settings["origin"]
+    model, origin = facts.model, facts.settings["origin"]
     start = {
         part: ", then ".join([source.history.start, *(f"LoRA of stage {name}" for name, _ in source.history.rounds)])
         for part, source in facts.parts.items()
     }
-    shift = stage.decoder.scheduler.config.shift
+    shift = model.decoder.scheduler.config.shift
     return DETAILS.format(
-        steps=stage.sampling.steps,
-        shift=f" (shift {shift:g}, spacing {stage.decoder.sigma_spacing})",
-        guidance=stage.sampling.guidance,
-        negative=repr(stage.negative_prompt) if stage.negative_prompt is not None else "none (one zero state)",
-        shape=", ".join(map(str, stage.decoder.latent_shape)),
+        steps=model.sampling.steps,
+        shift=f" (shift {shift:g}, spacing {model.decoder.sigma_spacing})",
+        guidance=model.sampling.guidance,
+        negative=repr(model.negative_prompt) if model.negative_prompt is not None else "none (one zero state)",
+        shape=", ".join(map(str, model.decoder.latent_shape)),
         run=origin["run"],
         stages=", ".join(origin["stages"]),
         trained=origin["written"],

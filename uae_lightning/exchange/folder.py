@@ -14,6 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 from torch import nn
 
+from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.commands.export import CLASSES
 from uae_lightning.exchange import lora
 from uae_lightning.exchange.card import Facts, card
@@ -25,17 +26,16 @@ from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import HUB_ID, SHIPPED, resolve
 from uae_lightning.run import folder as run_folder
-from uae_lightning.run.loading import last_config, load_stage, read_model
+from uae_lightning.run.loading import last_config, load_autoencoder, read_autoencoder
 from uae_lightning.run.masking import masked
 from uae_lightning.run.provenance import versions
-from uae_lightning.stages.common import Stage
 
 WITHOUT_TRAINING = {  # the weights as they are: no fresh adapters, nothing rounded to 4 bits, no compiled blocks
-    "encoder.init_args.train": "nothing",
-    "encoder.init_args.quantization": "none",
-    "decoder.init_args.train": "nothing",
-    "decoder.init_args.quantization": "none",
-    "decoder.init_args.compile": "false",
+    "encoder.train": "nothing",
+    "encoder.quantization": "none",
+    "decoder.train": "nothing",
+    "decoder.quantization": "none",
+    "decoder.compile": "false",
 }
 
 
@@ -51,29 +51,29 @@ def write_export(folder: Path, options) -> None:
     check_classes(config)
     parts = {part: origin(run, stages, part) for part in ("encoder", "decoder")}
     given = {f"sampling.{name}": getattr(options, name) for name in ("steps", "guidance")}
-    stage = load_stage(None, run, WITHOUT_TRAINING | {key: v for key, v in given.items() if v is not None})
+    model = load_autoencoder(None, run, WITHOUT_TRAINING | {key: v for key, v in given.items() if v is not None})
     dtype = to_dtype(options.dtype) if options.dtype else None
     for part, source in parts.items():
         write_adapter(folder, part, source, dtype)
-    write_projector(folder / "projector", stage.projector, dtype)
-    write_processor(folder / "processor", stage.encoder)
-    write_pipeline(folder / "pipeline", stage.decoder, dtype)
+    write_projector(folder / "projector", model.projector, dtype)
+    write_processor(folder / "processor", model.encoder)
+    write_pipeline(folder / "pipeline", model.decoder, dtype)
     if options.merged or not parts["encoder"].on_hub:
         print("writing encoder/", flush=True)
-        stage.encoder.save(folder / "encoder", dtype)
-    settings = masked(settings_of(stage)) | {"origin": described(run, stages, config, parts)}
+        model.encoder.save(folder / "encoder", dtype)
+    settings = masked(settings_of(model)) | {"origin": described(run, stages, config, parts)}
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     quantized = [part for part in parts if lora.part_settings(config, part).get("quantization", "none") != "none"]
-    (folder / "README.md").write_text(card(Facts(folder, settings, stage, parts, dtype, quantized)))
+    (folder / "README.md").write_text(card(Facts(folder, settings, model, parts, dtype, quantized)))
     seal(folder)
 
 
 def check_classes(config: Path) -> None:
-    parts = read_model(config, {})["init_args"]
+    parts = read_autoencoder(config, {})["init_args"]
     if parts.get("encoder") is None:
         raise ValueError(
             f"{config} trains from a cache, without the encoder that an export needs: let a stage with an encoder "
-            "follow, such as the RL stages, or train with model.init_args.encoder given"
+            "follow, such as the RL stages, or train with model.autoencoder.encoder given"
         )
     for part, wanted in CLASSES.items():
         lora.part_settings(config, part)  # says where there is none
@@ -188,15 +188,15 @@ def forget_paths(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def settings_of(stage: Stage) -> dict[str, Any]:
+def settings_of(model: AutoEncoder) -> dict[str, Any]:
     """What foreign code has to know to do as `uae generate` and the training do."""
-    encoder, decoder, sampling = stage.encoder, stage.decoder, stage.sampling
+    encoder, decoder, sampling = model.encoder, model.decoder, model.sampling
     return {
         "prompts": {
             "condition": template(encoder),
             "caption": encoder.prompt,
             "image_token": encoder.tokenizer.convert_ids_to_tokens(encoder.model.config.image_token_id),
-            "negative": stage.negative_prompt,
+            "negative": model.negative_prompt,
         },
         "sampling": {
             "steps": sampling.steps,
@@ -206,8 +206,8 @@ def settings_of(stage: Stage) -> dict[str, Any]:
         },
         "captions": {
             "max_pixels": encoder.max_pixels,
-            "max_new_tokens": stage.captioning.max_new_tokens,
-            "temperature_in_training": stage.captioning.temperature,
+            "max_new_tokens": model.captioning.max_new_tokens,
+            "temperature_in_training": model.captioning.temperature,
             "suppress_tokens": encoder.never_sampled,
             "end_tokens": encoder.ends,
         },

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.weight_files import verify
-from uae_lightning.run.loading import last_config, read_model
+from uae_lightning.run.loading import last_config, read_autoencoder
 from uae_lightning.usage import UsageError
 
 FILES = {"encoder": "adapter_model.safetensors", "decoder": "pytorch_lora_weights.safetensors"}  # of `Component.save`
@@ -106,9 +106,9 @@ def history(run: Path, stages: list[Path], part: str) -> History:
 def part_settings(config: Path, part: str) -> dict[str, Any]:
     """`init_args` of a part in the YAML of a stage, interpolations resolved."""
     try:
-        return read_model(config, {})["init_args"][part]["init_args"]
+        return read_autoencoder(config, {})["init_args"][part]["init_args"]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{config} does not say what the {part} is: model.init_args.{part}") from error
+        raise UsageError(f"{config} does not say what the {part} is: model.autoencoder.{part}") from error
 
 
 def read_adapter(file: Path, settings: dict[str, Any]) -> Adapter:

@@ -93,7 +93,7 @@ def main(args: list[str]) -> None:
     )
     print("Imported. For the YAML:")
     for part in ("encoder", "projector", "decoder"):
-        print(f"  model.init_args.{part}.init_args.path: {options.target / part}")
+        print(f"  model.autoencoder.{part}.path: {options.target / part}")
 
 
 def parse(args: list[str]):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from uae_lightning.algorithms import flow
-from uae_lightning.interfaces import Decoder
+from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.attention import use_masked_attention
@@ -44,7 +44,7 @@ ATTENTION_PROJECTIONS = [  # Flow-GRPO code: LoRA targets of SD3
 
 
 @checked
-class SD3Decoder(Decoder):
+class SD3Decoder(FlowDecoder):
     """`SD3Transformer2DModel` conditioned on projected encoder states.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from uae_lightning.data.cache_shards import SHARD, SUFFIX, foreign_file, shards_in, written_by_cache
-from uae_lightning.locking import locked
+from uae_lightning.parallel.locking import locked
 from uae_lightning.prepare.cache_writing import Part
 from uae_lightning.usage import UsageError
 

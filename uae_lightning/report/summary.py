@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.evaluation.statistics import compare, statistics_of
 from uae_lightning.run import folder as run_folder
 
 SUMMARY_KEYS = (
@@ -79,14 +80,15 @@ def summarise(folder: Path) -> None:
 
 def evaluated_gains(folder: Path) -> dict[str, Any]:
     """Figures of `uae evaluate` before and after the run, and the gains of the same pictures and prompts."""
-    from uae_lightning.evaluation.gains import compare
-
     outputs = [run_folder.evaluation(folder, moment) for moment in ("start", "end")]
     before, after = map(run_folder.read_json, outputs)
-    gains = compare(*(run_folder.read_json(run_folder.items_of(output)) for output in outputs))
-    about = {key: before[key] for key in ("reward", "kin_of_reward", "instruments") if key in before}
-    return {"before": {key: before[key] for key in gains}, "after": {key: after[key] for key in gains}, "gain": gains,
-            **about}  # fmt: skip
+    items = [run_folder.read_json(run_folder.items_of(output)) for output in outputs]
+    gains = {
+        suite: compare(*(statistics_of(record)[suite] for record in (before, after)), *(of[suite] for of in items))
+        for suite in after["figures"]
+    }
+    about = {key: before[key] for key in ("reward", "kin_of_reward", "suites")}
+    return {"before": before["figures"], "after": after["figures"], "gain": gains, **about}
 
 
 def paired_gain(before: dict[str, Any], after: dict[str, Any], measure: str) -> dict[str, float | int]:

@@ -68,3 +68,26 @@ class PerceptualGrid(EmbeddingSimilarity):
             places = F.adaptive_avg_pool2d(features.float(), self.cells).flatten(2)  # [N, C_s, cells^2]
             vectors.append(F.normalize(places, dim=1).flatten(1))
         return torch.cat(vectors, dim=1) / (len(vectors) * self.cells**2) ** 0.5
+
+
+@checked
+class PooledEfficientNet(PerceptualGrid):
+    """Cosine of EfficientNet-Lite0's pooled head, the 1280 features its ImageNet classes are read from.
+
+    The network is that of the reward PerceptualGrid, which compares all its stages by place: as a judge of a run with
+    that reward it is not independent. It sees pictures reduced and dithered as there; otherwise the true scene, worn,
+    scored below 95 in 100 crisp scenes with a wrong object (ours, 96 scenes), and with it above 85 in 100.
+    """
+
+    name = "efficientnet_lite0"
+
+    def __init__(self, image_size: Count = 128, micro_batch: Count = 32) -> None:
+        super().__init__(cells=1, image_size=image_size, micro_batch=micro_batch)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] -> [N, 1280]."""
+        images = images.float()
+        for side in (self.detail, self.image_size):
+            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        head = self.network.feature_maps(images + self.noise)[-1]
+        return F.normalize(head.mean((2, 3)), dim=-1)

@@ -34,6 +34,9 @@ class WeightedSum(Reward):
         total = sum(self.weights[name] * output.total for name, output in outputs.items())
         return RewardOutput(total, _parts(outputs))
 
+    def title(self) -> str:
+        return " + ".join(reward.title() for reward in self.rewards.values())
+
 
 def _parts(outputs: dict[str, RewardOutput]) -> dict:
     """Each total by its name, and the parts of those that have several as NAME/PART."""

@@ -1,4 +1,4 @@
-"""A stage as a run left it, for the commands that use it and train nothing: reconstruct, generate, export."""
+"""The auto-encoder as a run left it, for the commands that use it and train nothing: reconstruct, generate, export."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from uae_lightning.usage import Parser, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from uae_lightning.stages.common import Stage
+    from uae_lightning.autoencoder import AutoEncoder
 
+AUTOENCODER = "uae_lightning.autoencoder.AutoEncoder"
 DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -55,29 +56,31 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(partial, format=FORMATS[path.suffix.lower()])
 
 
-def load_chosen(options) -> Stage:
+def load_chosen(options) -> AutoEncoder:
     """What the options of `add_options` say, on the GPU if there is one."""
     import torch
 
     given = {f"sampling.{name}": getattr(options, name) for name in ("steps", "guidance")}
-    stage = load_stage(options.config, options.weights, {key: v for key, v in given.items() if v is not None})
-    return stage.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_autoencoder(options.config, options.weights, {key: v for key, v in given.items() if v is not None})
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_stage(config: Path | None, weights: Path | None, settings: dict[str, Any] | None = None) -> Stage:
-    """The stage as its YAML describes it, with the run's weights and without data, trainer or reward.
+def load_autoencoder(
+    config: Path | None, weights: Path | None, settings: dict[str, Any] | None = None
+) -> AutoEncoder:
+    """As the YAML of a stage describes it, with the weights of a run.
 
     Args:
         config: YAML of a stage; None is that of the last stage of `weights`.
         weights: folder of a run, whose latest weights of each part are taken; None takes those the YAML names.
-        settings: dotted keys below `model.init_args` and what they are set to.
+        settings: dotted keys below `model.autoencoder` and what they are set to.
 
     Raises:
         FileNotFoundError: there is no such run or YAML, or the run has no stage yet.
     """
     stages = run_folder.stages_of(weights) if weights else []
-    paths = {f"{part}.init_args.path": path for part, path in run_folder.latest_weights(stages).items()}
-    return build_stage(config or last_config(weights, stages), paths | (settings or {}))
+    paths = {f"{part}.path": path for part, path in run_folder.latest_weights(stages).items()}
+    return build_autoencoder(config or last_config(weights, stages), paths | (settings or {}))
 
 
 def last_config(run: Path, stages: Sequence[Path]) -> Path:
@@ -86,25 +89,29 @@ def last_config(run: Path, stages: Sequence[Path]) -> Path:
     return stages[-1] / "config.yaml"
 
 
-def build_stage(config: Path, settings: dict[str, Any]) -> Stage:
-    from uae_lightning.run.stage_cli import errors_explained, quiet
+def build_autoencoder(config: Path, settings: dict[str, Any]) -> AutoEncoder:
+    from uae_lightning.autoencoder import AutoEncoder
+    from uae_lightning.run.evaluation import build
+    from uae_lightning.run.stage_cli import quiet
 
     if not config.is_file():
         raise FileNotFoundError(f"{config} does not exist: give --config the YAML of a stage")
     quiet()
-    model = read_model(config, settings)
+    parts = read_autoencoder(config, settings)
+    if parts["init_args"].get("encoder") is None:
+        raise UsageError(f"{config} trains without an encoder: give --config the YAML of a stage that has one")
     try:
-        with errors_explained():
-            stage = instantiate(model).eval()
+        return build(AutoEncoder, parts).eval()
     except UsageError as error:
         raise UsageError(f"{config}: {error}") from error
-    if stage.encoder is None:
-        raise UsageError(f"{config} trains without an encoder: give --config the YAML of a stage that has one")
-    return stage
 
 
-def read_model(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a stage's YAML says of its model, interpolations resolved; `optimizer` and all that trains is not read.
+def read_autoencoder(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a stage's YAML says of its auto-encoder, interpolations resolved: class_path and init_args. Nothing else of
+    the YAML is read.
+
+    Args:
+        settings: PART.OPTION -> value on top of it.
 
     Raises:
         UsageError: it is no YAML of a stage.
@@ -113,26 +120,18 @@ def read_model(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     content = read_stage_yaml(config)
-    if not isinstance(content.get("model"), dict) or not isinstance(content["model"].get("init_args"), dict):
-        raise UsageError(f"{config} has no model.init_args: it is not the YAML of a stage")
     try:
-        content = OmegaConf.create(content)
+        model = OmegaConf.to_container(OmegaConf.create({"model": content.get("model")}), resolve=True)["model"]
+        found = model["init_args"]["autoencoder"]
+        found = read_stage_yaml(config.parent / found) if isinstance(found, str) else found
+        found = found if "class_path" in found else {"class_path": AUTOENCODER, "init_args": found}
         for key, value in settings.items():
-            OmegaConf.update(content, f"model.init_args.{key}", str(value) if isinstance(value, Path) else value)
-        content.model.init_args.pop("optimizer", None)
-        return OmegaConf.to_container(content.model, resolve=True)
+            part, name = key.split(".")
+            inner = found["init_args"].setdefault(part, {})
+            inner = inner.setdefault("init_args", {}) if "class_path" in inner else inner
+            inner[name] = str(value) if isinstance(value, Path) else value
+        return found
     except OmegaConfBaseException as error:
         raise UsageError(f"{config}: {' '.join(str(error).split())}") from error
-
-
-def instantiate(model: dict[str, Any]) -> Stage:
-    from jsonargparse import ArgumentParser
-
-    from uae_lightning.run.class_paths import check_class_paths
-    from uae_lightning.stages.common import Stage
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Stage, "model")
-    parsed = parser.parse_object({"model": model})
-    check_class_paths(parsed)
-    return parser.instantiate(parsed).model
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{config} has no model.init_args.autoencoder: it is not the YAML of a stage") from error

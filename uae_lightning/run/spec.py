@@ -141,6 +141,6 @@ def fit_args(stage: StageSpec, overrides: list[str], place: Path, weights: dict[
     configs = [f"--config={config}" for config in (stage.config, *stage.overlays)]
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in stage.options.items()}
     options = [f"--{key}={text}" for key, text in texts.items()]
-    handed = [f"--model.init_args.{part}.init_args.path={path}" for part, path in sorted(weights.items())]
+    handed = [f"--model.autoencoder.{part}.path={path}" for part, path in sorted(weights.items())]
     root = f"--trainer.default_root_dir={place}"
     return ["fit", *configs, *options, *overrides, root, *handed]

@@ -27,10 +27,10 @@ from omegaconf.errors import OmegaConfBaseException
 from callbacks import CurvesOnce, FinalValidation, StageCheckpoint, StageClock
 from uae_lightning import ranges
 from uae_lightning.files import check_writable, naming
-from uae_lightning.locking import locked
 from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO, recover, replacing
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
+from uae_lightning.parallel.locking import locked
 from uae_lightning.parallel.strategy import ShardedStrategy
 from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder

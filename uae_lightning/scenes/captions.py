@@ -22,13 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from uae_lightning.evaluation.geneval import RELATIONS
 from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, POSITIONS, SIZES, Scene, SceneObject
 
 LEVELS = ("tag", "short", "long")
 COUNTS = ("one", "two", "three", "four")
 PLURALS = {name: {"bus": "buses", "scissors": "scissors"}.get(name, name + "s") for name in CLASSES}
 SINGULARS = {plural: name for name, plural in PLURALS.items()} | {name: name for name in CLASSES}
-RELATIONS = ("left of", "right of", "above", "below")
+
 
 
 @dataclass(frozen=True)

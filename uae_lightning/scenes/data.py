@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from uae_lightning.ranges import Count, Positive, Seed, Share, checked
 from uae_lightning.scenes.captions import LEVELS, write_caption
 from uae_lightning.scenes.prompts import training_prompt
-from uae_lightning.scenes.scene import OBJECT_COUNT_WEIGHTS, object_mask, render, sample_scene
+from uae_lightning.scenes.scene import OBJECT_COUNT_WEIGHTS, Scene, object_mask, render, sample_scene
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
@@ -95,6 +95,11 @@ class ScenesData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(_HeldOut(self, *self._rank()), batch_size=None)
+
+    def scene(self, key: str) -> Scene:
+        """The scene graph of a picture that a batch calls SPLIT-SEED-INDEX."""
+        split, seed, index = key.rsplit("-", 2)
+        return sample_scene(split, int(seed), int(index), max_objects=self.max_objects)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

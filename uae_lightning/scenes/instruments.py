@@ -7,29 +7,78 @@ with crisp pictures that have exactly one wrong fact: a judge that prefers clean
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
+from uae_lightning.evaluation.intervals import OVERALL
+from uae_lightning.evaluation.statistics import Figures, Items, Statistic
+from uae_lightning.evaluation.suite import Group, Subject, Suite
+from uae_lightning.evaluation.unified_bench import UnifiedBench, floor, scores
 from uae_lightning.interfaces import Reward
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.paths import resolve
+from uae_lightning.scenes.captions import write_caption
 from uae_lightning.scenes.faults import FAULTS, faulty_scenes, with_fault
+from uae_lightning.scenes.geneval import SceneGenEval, instrument_accuracy
+from uae_lightning.scenes.perception import perception, without_scenes
 from uae_lightning.scenes.scene import Scene, render, sample_scene
-from uae_lightning.types import RewardInput
 
 SAME = "same"
+FAULTY_SCENES = 64  # on which a backbone is checked, with nine faults each
 NOISE = 0.02  # standard deviation, of pictures in [0, 1]
 
 
-@torch.no_grad()
-def scores(judge: Reward, originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """[N, 3, H, W] twice -> [N] float64 on the CPU, wherever the judge and the pictures are."""
-    device = next(itertools.chain(judge.parameters(), judge.buffers()), originals).device
-    pairs = RewardInput(originals.to(device), reconstructions.to(device), [""] * len(originals))
-    return judge(pairs).total.double().cpu()
+class Instruments(Suite):
+    """How often the judges of the other suites are right where the truth is known: on renderings, with and without a
+    planted fault.
+
+    geneval/TASK: the detector on prompts and scenes that fulfil them or not.
+    parser: share of the facts it finds in captions that state all of them.
+    backbones/NAME/FAULT: how often a worn picture of the true scene scores above a crisp one with a wrong fact.
+    floor/NAME: no accuracy, but the score of unrelated pictures: where the scale of each backbone begins.
+    """
+
+    about = "how often the judges themselves are right"
+
+    def missing(self, data: L.LightningDataModule) -> str | None:
+        return without_scenes(data)
+
+    def measure(self, subject: Subject) -> Items:
+        batches = subject.held_out()
+        scenes = [subject.data.scene(key) for batch in batches for key in batch.keys]
+        writers = [np.random.default_rng([subject.seed, row]) for row in range(len(scenes))]
+        captions = [write_caption(scene, rng) for scene, rng in zip(scenes, writers, strict=True)]
+        items = {"parser": perception(captions, scenes)[OVERALL]}
+        originals = torch.cat([batch.images for batch in batches])
+        for suite in subject.suites.values():
+            if isinstance(suite, SceneGenEval):
+                right = instrument_accuracy(suite.detector, subject.drawings, subject.seed)
+                items |= {f"geneval/{task}": values for task, values in right.items()}
+            if isinstance(suite, UnifiedBench):
+                for name, backbone in suite.backbones.items():
+                    ranked = fault_ranking(backbone, count=FAULTY_SCENES, seed=subject.seed)
+                    items |= {f"backbones/{name}/{fault}": values for fault, values in ranked.items()}
+                unrelated = floor(originals, suite.backbones)
+                items |= {f"floor/{name}": values for name, values in unrelated.items()}
+        return items
+
+    def statistics(self, items: Items) -> dict[str, Statistic]:
+        """Of the tasks of GenEval, and of the faults of each backbone, the plain mean as well."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name in items:
+            group, slash, _ = name.rpartition("/")
+            if slash and group != "floor":
+                groups[f"{group}/{OVERALL}"].append(name)
+        overall = {group: Statistic(tuple(names), "tasks") for group, names in groups.items()}
+        return {name: Statistic((name,)) for name, values in items.items() if len(values) > 1} | overall
+
+    def groups(self, figures: Figures) -> list[Group]:
+        return []
 
 
 def fault_ranking(judge: Reward, *, count: int = 64, seed: int = 0) -> dict[str, list[float]]:

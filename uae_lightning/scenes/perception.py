@@ -9,16 +9,54 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from uae_lightning.evaluation.image_health import ratio_interval
-from uae_lightning.evaluation.intervals import mean_interval
+import lightning as L
+
+from uae_lightning.evaluation.statistics import Figures, Items, Statistic
+from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
 from uae_lightning.scenes.captions import Facts, match_objects, parse_caption
+from uae_lightning.scenes.data import ScenesData
 from uae_lightning.scenes.scene import Scene, SceneObject
 
 OF_AN_OBJECT = ("class", "color", "size", "position")
 STATED = (*OF_AN_OBJECT, "background", "count", "relation")
 
 
-def perception(captions: list[str], scenes: list[Scene]) -> dict[str, list[float]]:
+class Perception(Suite):
+    """Facts that the captions of the round trip get right and wrong: see `perception`."""
+
+    about = "facts that captions get right and wrong"
+    lower_is_better = ("hallucination", "false/")
+    neither = ("stated/", "facts_per_caption")
+
+    def missing(self, data: L.LightningDataModule) -> str | None:
+        return without_scenes(data)
+
+    def measure(self, subject: Subject) -> Items:
+        trip = subject.round_trip
+        return perception(trip.captions.texts, [subject.data.scene(key) for key in trip.keys])
+
+    def statistics(self, items: Items) -> dict[str, Statistic]:
+        """The precision of a kind of which no caption states any is left out (n counts scenes)."""
+        precision = {
+            f"precision/{kind}": Statistic((f"stated/{kind}", f"false/{kind}"), "remainder")
+            for kind in STATED if any(items[f"stated/{kind}"])
+        }  # fmt: skip
+        return super().statistics(items) | precision
+
+    def instrument(self, name: str) -> str:
+        return "parser"
+
+    def groups(self, figures: Figures) -> list[Group]:
+        rows = [Row(kind, kind) for kind in ("overall", *OF_AN_OBJECT, "count", "background")]
+        rows += [Row("small_objects", "small objects"), Row("hallucination", "objects that are not there")]
+        return [Group("Seeing", "share of the facts of a picture that its caption gets right", tuple(rows))]
+
+
+def without_scenes(data: L.LightningDataModule) -> str | None:
+    return None if isinstance(data, ScenesData) else "the data has no scene graphs, as ScenesData has"
+
+
+def perception(captions: list[str], scenes: list[Scene]) -> Items:
     """Captions against the graphs of their scenes: name -> a value for each item, in the order of the scenes.
 
     An item is an object in
@@ -42,20 +80,6 @@ def perception(captions: list[str], scenes: list[Scene]) -> dict[str, list[float
         for name, items in (_recalled(facts, scene) | _stated(facts, scene)).items():
             values[name] += items
     return dict(values)
-
-
-def summarise_perception(values: dict[str, list[float]]) -> dict[str, dict[str, float | int]]:
-    """The interval of each figure, and precision/KIND, the share of true facts among those stated (n counts scenes).
-
-    A figure of fewer than two items, and the precision of a kind of which no caption states any, are left out.
-    """
-    intervals = {name: mean_interval(x) for name, x in values.items() if "/" not in name and len(x) > 1}
-    for kind in STATED:
-        stated, false = values[f"stated/{kind}"], values[f"false/{kind}"]
-        if any(stated):
-            true = [s - f for s, f in zip(stated, false, strict=True)]
-            intervals[f"precision/{kind}"] = ratio_interval(true, stated)
-    return intervals
 
 
 def _recalled(facts: Facts, scene: Scene) -> dict[str, list[float]]:

@@ -18,34 +18,15 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from uae_lightning.evaluation.geneval import TASKS, Prompt, Wanted
 from uae_lightning.scenes.captions import COUNTS, PLURALS
 from uae_lightning.scenes.scene import CLASSES, COLORS, POSITIONS, Scene, SceneObject
 
-TASKS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 MAX_COUNT = 3  # objects a default scene can hold
 LISTED = 240  # prompts of a task that `prompts` returns
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One entry of GenEval's `include` or `exclude`."""
-
-    name: str
-    count: int = 1  # in `include` at least so many, in `exclude` at least so many spoil the picture
-    color: str | None = None
-    relation: tuple[str, int] | None = None  # ("left of", index of the other entry of `include`)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    task: str
-    text: str
-    include: tuple[Wanted, ...]
-    exclude: tuple[Wanted, ...] = ()
 
 
 def is_held_out(text: str) -> bool:

@@ -24,13 +24,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
-from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.evaluation.statistics import Figures, Items
+from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
 from uae_lightning.interfaces import Encoder
 from uae_lightning.scenes.captions import COUNTS, write_caption
+from uae_lightning.scenes.perception import without_scenes
 from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, POSITIONS, SIZES, Scene, SceneObject
 from uae_lightning.types import Captions
 
@@ -45,12 +48,30 @@ class Question:
     answer: int  # index of the right option
 
 
+class Questions(Suite):
+    """Share of questions that the encoder answers rightly, by kind; "overall" is a share for each scene."""
+
+    about = "questions about the scene, answered by likelihood"
+
+    def missing(self, data: L.LightningDataModule) -> str | None:
+        return without_scenes(data)
+
+    def measure(self, subject: Subject) -> Items:
+        trip = subject.round_trip
+        scenes = [subject.data.scene(key) for key in trip.keys]
+        return questions_accuracy(subject.model.encoder, trip.originals, scenes, seed=subject.seed)
+
+    def groups(self, figures: Figures) -> list[Group]:
+        rows = (Row("overall", "questions answered"), Row("count", "of these: how many objects"))
+        return [Group("Answering", "share of questions about a picture that are answered rightly", rows)]
+
+
 # ---------------------------------------------------------------------------------------------------- asking
 
 
 def questions_accuracy(
     encoder: Encoder, images: Tensor, scenes: list[Scene], *, seed: int = 0, batch_size: int = 128
-) -> dict[str, list[float]]:
+) -> Items:
     """Kind -> 1 or 0 for each of its questions, in the order of the scenes; overall -> the share of each scene.
 
     Args:
@@ -70,11 +91,6 @@ def questions_accuracy(
               for kind in KINDS}  # fmt: skip
     rows = np.array(pictures)
     return values | {"overall": [float(np.array(right)[rows == row].mean()) for row in range(len(scenes))]}
-
-
-def summarise_questions(values: dict[str, list[float]]) -> dict[str, dict[str, float | int]]:
-    """The interval of each kind's accuracy; a kind with fewer than two questions is left out."""
-    return {name: mean_interval(x) for name, x in values.items() if len(x) > 1}
 
 
 def scene_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:

@@ -1,4 +1,4 @@
-"""What all stages share: conditioning, the ODE sampler, the round trip, and randomness that survives a restart.
+"""What all stages share: an auto-encoder, an optimizer, and randomness that survives a restart.
 
 On several devices every rank has pictures of its own; a step is that of one device with all of them (the global batch).
 """
@@ -9,8 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,9 +21,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
 from uae_lightning.algorithms.policy_loss import disjoint_parts
+from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.interfaces import Decoder, Encoder, Projector
 from uae_lightning.parallel.collectives import (
     RaisedTogether,
@@ -35,39 +34,11 @@ from uae_lightning.parallel.collectives import (
     ranks,
     reduce_metrics,
 )
-from uae_lightning.parallel.sharding import shard, whole
-from uae_lightning.ranges import Count, Limit, NonNegative, Seed, Several, checked
-from uae_lightning.types import Batch, Captions, Conditioning, RewardInput, RewardOutput, ValidationOutput
+from uae_lightning.parallel.sharding import shard
+from uae_lightning.ranges import Count, Limit, Seed, Several, checked
+from uae_lightning.types import Batch, RewardInput, RewardOutput, Sampling, ValidationOutput
 
 OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
-
-
-@checked
-@dataclass
-class Captioning:
-    """How captions are sampled.
-
-    Args:
-        temperature: 0 is greedy.
-        max_new_tokens: longer captions are cut there.
-    """
-
-    temperature: NonNegative = 1.0
-    max_new_tokens: Count = 512
-
-
-@checked
-@dataclass
-class Sampling:
-    """How pictures are sampled.
-
-    Args:
-        steps: evaluations of the decoder per picture (twice as many with guidance).
-        guidance: classifier-free guidance; 1 leaves the unconditional branch out, 0 the caption.
-    """
-
-    steps: Count = 10
-    guidance: NonNegative = 1.0
 
 
 @checked
@@ -75,17 +46,14 @@ class Stage(L.LightningModule):
     """Base of the three stages.
 
     Args:
-        encoder, projector, decoder: the parts; what is trainable in them is what the stage trains.
+        autoencoder: what is trainable in its parts is what the stage trains.
         optimizer: called with the trainable parameters.
         max_grad_norm: gradients are clipped to it, those of float16 once their loss scale is taken out; infinity clips
             none.
-        captioning, sampling: of captions and pictures, in training and in validation.
-        condition_on: "adapted" reads captions with the encoder as it is, "frozen" with its adapters off.
-        negative_prompt: read in place of the caption for the guidance branch; None is the decoder's own null input.
         seed: of noise and captions.
 
     Raises:
-        ValueError: projector and encoder or decoder differ in width, or the parts have nothing to train.
+        ValueError: the parts have nothing to train.
     """
 
     trained: tuple[str, ...] = ()  # components whose weights this stage hands on
@@ -93,42 +61,40 @@ class Stage(L.LightningModule):
 
     def __init__(
         self,
-        encoder: Encoder,
-        projector: Projector,
-        decoder: Decoder,
+        autoencoder: AutoEncoder,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         max_grad_norm: Limit = 1.0,
-        captioning: Captioning = Captioning(),  # noqa: B008  frozen by use: nobody writes to it
-        sampling: Sampling = Sampling(),  # noqa: B008
-        condition_on: Literal["adapted", "frozen"] = "adapted",
-        negative_prompt: str | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
-        self.encoder, self.projector, self.decoder = encoder, projector, decoder
-        self.optimizer, self.max_grad_norm = optimizer, max_grad_norm
-        self.captioning, self.sampling = captioning, sampling
-        self.condition_on, self.negative_prompt, self.seed = condition_on, negative_prompt, seed
+        self.autoencoder = autoencoder
+        self.optimizer, self.max_grad_norm, self.seed = optimizer, max_grad_norm, seed
         self.score: Callable[[RewardInput], RewardOutput] | None = None  # set by callbacks.RewardCallback
         self.timings: dict[str, float] = {}  # seconds by verb
         self.health: dict[str, float] = {}  # of the policy, read by callbacks.PolicyHealth
         self.grad_norm, self.overflows = 0.0, 0  # of the last step; steps in a row that float16 had no numbers for
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is as strict about that
-        self._check_parts()
 
-    def _check_parts(self) -> None:
-        size = self.encoder.hidden_size if self.encoder is not None else self.projector.input_size
-        if size != (wanted := self.projector.input_size):
-            raise ValueError(
-                f"encoder and projector do not fit: the encoder's states have {size} channels, the projector takes "
-                f"{wanted}; set model.init_args.projector.init_args.input_size to {size}"
-            )
-        if (size := self.projector.output_size) != (wanted := self.decoder.conditioning_size):
-            raise ValueError(
-                f"projector and decoder do not fit: the projector gives {size} channels, the decoder takes "
-                f"{wanted}; set model.init_args.projector.init_args.output_size to {wanted}"
-            )
+    @property
+    def encoder(self) -> Encoder:
+        return self.autoencoder.encoder
+
+    @property
+    def projector(self) -> Projector:
+        return self.autoencoder.projector
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.autoencoder.decoder
+
+    @property
+    def captioning(self) -> Captioning:
+        return self.autoencoder.captioning
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.autoencoder.sampling
 
     @staticmethod
     def check_training(options: Any) -> None:
@@ -158,69 +124,11 @@ class Stage(L.LightningModule):
     def configure_model(self) -> None:
         """Under FSDP2 the parts are sharded over the devices."""
         if self.device_mesh is not None:
-            for part in (self.encoder, self.projector, self.decoder):
-                if part is not None:
-                    shard(part, self.device_mesh["data_parallel"], self.trainer.precision)
-
-    # ------------------------------------------------------------------------------------------------ round trip
-
-    @torch.no_grad()
-    def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Captions, read alone by the encoder: last-layer states [N, L, hidden_size] and mask [N, L]."""
-        with self.encoder.reference() if self.condition_on == "frozen" else nullcontext():
-            return self.encoder.embed(texts)
-
-    def condition(self, texts: list[str]) -> Conditioning:
-        """Captions, read and projected: N -> [N, L, D]. Gradients reach the projector only."""
-        states, mask = self.embed(texts)
-        return Conditioning(self.projector(states), mask)
-
-    def unconditional(self, size: int) -> Conditioning | None:
-        """What the guidance branch reads; None: nothing is guided, or by the decoder's own null input."""
-        if self.negative_prompt is None or self.sampling.guidance == 1:
-            return None
-        return self.condition([self.negative_prompt]).repeat(size)
-
-    def guided_velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unguided: Tensor | None) -> Tensor:
-        """Velocity [N, C, h, w] at one sigma [], guided away from `unguided` of the same states where that is given."""
-        velocity = self.decoder.velocity(x, sigma.to(x).expand(len(x)), conditioning)
-        return velocity if unguided is None else flow.guide(velocity, unguided, self.sampling.guidance)
-
-    def unguided_velocity(self, x: Tensor, sigma: Tensor, unconditional: Conditioning | None) -> Tensor | None:
-        """Velocity [N, C, h, w] of the guidance branch; None where nothing is guided."""
-        if self.sampling.guidance == 1:
-            return None
-        return self.decoder.velocity(x, sigma.to(x).expand(len(x)), unconditional)
-
-    def caption(self, images: Tensor | Any, samples: int, seed: int) -> Captions:
-        """`samples` captions of each picture [B, 3, H, W], or of what `encoder.see` made of it."""
-        with whole(self.encoder):  # ranks need not wait for each other's tokens
-            return self.encoder.generate(images, samples=samples, seed=seed, **vars(self.captioning))
-
-    @torch.no_grad()
-    def sample_latents(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
-        """ODE (Euler) from noise to clean latents, both [N, C, h, w]."""
-        sigmas = self.decoder.schedule(self.sampling.steps)
-        unconditional, x = self.unconditional(len(noise)), noise
-        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
-            unguided = self.unguided_velocity(x, sigma, unconditional)
-            x = flow.euler_step(x, self.guided_velocity(x, sigma, conditioning, unguided), sigma, after)
-        return x
-
-    @torch.no_grad()
-    def sample_images(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
-        """From noise [N, C, h, w] to pictures [N, 3, H, W] in [0, 1]."""
-        return self.decoder.decode_latents(self.sample_latents(conditioning, noise))
-
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor, seed: int = 0) -> tuple[Captions, Tensor]:
-        """Picture -> caption -> picture: [B, 3, H, W] in [0, 1] both ways, the same for the same seed."""
-        captions = self.caption(images, 1, seed)
-        noise = torch.randn(len(images), *self.decoder.latent_shape, generator=torch.Generator().manual_seed(seed))
-        return captions, self.sample_images(self.condition(captions.texts), noise.to(images.device))
+            for part in self.autoencoder.parts.values():
+                shard(part, self.device_mesh["data_parallel"], self.trainer.precision)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
-        captions, images = self.reconstruct(batch.images, seed=1_000_000 + batch_idx * ranks() + rank())
+        captions, images = self.autoencoder.reconstruct(batch.images, seed=1_000_000 + batch_idx * ranks() + rank())
         return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)
 
     # ------------------------------------------------------------------------------------------------ bookkeeping

@@ -111,8 +111,8 @@ class DecoderMatching(PolicyStage):
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> LatentRollout:
-        captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
-        conditioning = self.condition(captions.texts).repeat(self.group_size)
+        captions = self.autoencoder.write(batch.images, 1, self.step_seed(0, self.global_rank))
+        conditioning = self.autoencoder.read(captions.texts).repeat(self.group_size)
         images = batch.images.repeat_interleave(self.group_size, 0)
         generator, size, device = self.generator(1), len(images) * ranks(), images.device  # of the global batch
         shape = self.decoder.latent_shape
@@ -120,10 +120,9 @@ class DecoderMatching(PolicyStage):
         noises = own_rows(torch.randn(size, self.draws, *shape, generator=generator)).to(device)
         sigmas = flow.sample_sigma(size * self.draws, **self.levels, generator=generator)
         sigmas = own_rows(sigmas.view(size, self.draws)).to(device)
+        draw = self.autoencoder.draw_latents
         with self.sampling_policy():
-            latents = torch.cat(
-                [self.sample_latents(conditioning[rows], noise[rows]) for rows in self.micro_batches(len(noise))]
-            )
+            latents = torch.cat([draw(conditioning[rows], noise[rows]) for rows in self.micro_batches(len(noise))])
             old = self.velocities(latents, noises, sigmas, conditioning) if self.is_off_policy else None
         texts = [text for text in captions.texts for _ in range(self.group_size)]
         reward_input = RewardInput(images, self.decoder.decode_latents(latents), texts)

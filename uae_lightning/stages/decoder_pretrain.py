@@ -10,13 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
-from uae_lightning.interfaces import Decoder, Encoder, Projector
+from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.ranges import Finite, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
-
-ROWS_TOGETHER = 16  # in a forward pass of the decoder, at least
 
 
 @checked
@@ -26,8 +24,7 @@ class DecoderPretrain(Stage):
     From a cache (`uae cache`), latents and the encoder's states come with the batch.
 
     Args:
-        encoder: None is enough for batches from a cache.
-        projector, decoder: see `Stage`.
+        autoencoder: without an encoder it is enough for batches from a cache.
         sigma_distribution: "logit_normal", "mode", "shifted_uniform" or "uniform"; `flow.sample_sigma` says what those
             of diffusers' SD3 scripts are here. Their default: "logit_normal" with a sigma_mean of 1.0986.
         sigma_shift: of "shifted_uniform" and "mode".
@@ -38,9 +35,6 @@ class DecoderPretrain(Stage):
             default).
         condition_dropout: share of samples trained without a caption, for classifier-free guidance.
         **parts: of `Stage`.
-
-    Raises:
-        ValueError: there is no encoder and something to read.
     """
 
     trained = ("projector", "decoder")
@@ -48,9 +42,7 @@ class DecoderPretrain(Stage):
 
     def __init__(
         self,
-        encoder: Encoder | None,
-        projector: Projector,
-        decoder: Decoder,
+        autoencoder: AutoEncoder,
         sigma_distribution: flow.SigmaDistribution = "logit_normal",
         sigma_shift: Positive = 3.0,
         sigma_mean: Finite = 0.0,
@@ -61,12 +53,7 @@ class DecoderPretrain(Stage):
         condition_dropout: ShareBelow1 = 0.1,
         **parts,
     ) -> None:
-        super().__init__(encoder, projector, decoder, **parts)
-        if encoder is None and self.negative_prompt is not None:
-            raise ValueError(
-                "negative_prompt is read by the encoder, and there is none: set model.init_args.negative_prompt to "
-                "null (the decoder's own null input; training is the same), or give model.init_args.encoder"
-            )
+        super().__init__(autoencoder, **parts)
         self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
         self.loss_weighting, self.precondition_outputs = loss_weighting, precondition_outputs
         self.condition_dropout = condition_dropout
@@ -80,8 +67,7 @@ class DecoderPretrain(Stage):
         x0 = self.latents_of(batch)  # [B, C, h, w]
         noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
         sigma = own_rows(flow.sample_sigma(size, **self.levels, generator=generator, device=device))
-        x, velocity = flow.interpolate(x0, noise, sigma)
-        error = (self.velocity_by_length(x, sigma, conditioning) - velocity).square().mean(1, keepdim=True)
+        error = self.decoder.loss(x0, conditioning, noise, sigma)  # [B, 1, h, w]
         weight = flow.velocity_weight(sigma, self.loss_weighting, precondition_outputs=self.precondition_outputs)
         error = error * flow.per_sample(weight, error)
         loss = error.mean() if batch.weights is None else weighted_mean(error, batch.weights)
@@ -96,22 +82,9 @@ class DecoderPretrain(Stage):
 
     def condition_of(self, batch: Batch) -> Conditioning:
         if batch.embedded is None:
-            self.check_encoder()
-            return self.condition(batch.captions)
+            return self.autoencoder.read(batch.captions)
         states, mask = batch.embedded
         return Conditioning(self.projector(states), mask)
-
-    def velocity_by_length(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """`Decoder.velocity`, texts of like length together: short prompts are not padded to the longest caption.
-
-        How many parts there are depends on the size of the batch alone: sharded ranks must call as often as each other.
-        """
-        parts = max(1, len(x) // ROWS_TOGETHER)
-        if parts == 1:
-            return self.decoder.velocity(x, sigma, conditioning)
-        order = conditioning.mask.sum(1).argsort()
-        velocities = [self.decoder.velocity(x[r], sigma[r], conditioning[r]) for r in order.tensor_split(parts)]
-        return torch.cat(velocities)[order.argsort()]
 
     @torch.no_grad()
     def latents_of(self, batch: Batch) -> Tensor:
@@ -120,22 +93,15 @@ class DecoderPretrain(Stage):
     def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
         """The round trip of pictures; samples of a cache have no pixels, and are drawn from their own captions."""
         if batch.latents is None:
-            self.check_encoder()
             return super().validation_step(batch, batch_idx)
         generator = torch.Generator().manual_seed(1_000_000 + batch_idx * ranks() + rank())
         noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
         with torch.no_grad():
             originals = self.decoder.decode_latents(batch.latents)
-            images = self.sample_images(self.condition_of(batch), noise)
+            images = self.autoencoder.draw(self.condition_of(batch), noise)
         lengths = batch.embedded[1].sum(1)
         return ValidationOutput(RewardInput(originals, images, batch.captions), lengths, batch.keys)
 
-    def check_encoder(self) -> None:
-        if self.encoder is None:
-            raise ValueError(
-                "there is no encoder to read captions with: `encoder: null` is for batches from a cache "
-                "(data: uae_lightning.data.cached.CachedData, without validation_path); give model.init_args.encoder"
-            )
 
 
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:

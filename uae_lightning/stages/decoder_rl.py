@@ -136,8 +136,9 @@ class DecoderRL(PolicyStage):
     @torch.no_grad()
     def rollout(self, batch: Batch) -> ImageRollout:
         self.window = self.next_window()
-        captions = self.caption(batch.images, 1, self.step_seed(0, self.global_rank))
-        conditioning, unconditional = self.condition(captions.texts).repeat(self.group_size), self.unconditional(1)
+        captions = self.autoencoder.write(batch.images, 1, self.step_seed(0, self.global_rank))
+        conditioning = self.autoencoder.read(captions.texts).repeat(self.group_size)
+        unconditional = self.autoencoder.unconditional(1)
         images = batch.images.repeat_interleave(self.group_size, 0)
         generators = self.generators(1, len(images))
         noise = draw_noise((len(images), *self.decoder.latent_shape), generators, images.device)
@@ -274,10 +275,12 @@ class DecoderRL(PolicyStage):
         if unguided is None:
             null = unconditional if unconditional is None else unconditional.repeat(len(states))
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.guidance_gradient == "both"):
-                unguided = self.unguided_velocity(states, sigma, null)
+                unguided = self.decoder.unguided_velocity(states, sigma, null, self.sampling.guidance)
         else:
             unguided = unguided[::copies]
-        velocity = self.guided_velocity(states, sigma, conditioning[::copies], unguided)
+        velocity = self.decoder.guided_velocity(
+            states, sigma, conditioning[::copies], unguided, self.sampling.guidance
+        )
         if together:
             velocity = velocity.repeat_interleave(copies, 0)
             unguided = unguided if unguided is None else unguided.repeat_interleave(copies, 0)

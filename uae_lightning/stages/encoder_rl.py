@@ -81,7 +81,7 @@ class EncoderRL(PolicyStage):
     @torch.no_grad()
     def rollout(self, batch: Batch) -> CaptionRollout:
         seen = self.encoder.see(batch.images)  # once: the vision tower is frozen
-        captions = self.caption(seen, self.group_size, self.step_seed(0, self.global_rank))
+        captions = self.autoencoder.write(seen, self.group_size, self.step_seed(0, self.global_rank))
         # one noise for the whole group: rewards of a group then differ by the captions alone
         size = len(batch.images) * ranks()
         noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=self.generator(1)))
@@ -94,7 +94,7 @@ class EncoderRL(PolicyStage):
         rows: dict[tuple[int, str], int] = {}
         index = [rows.setdefault((n // self.group_size, text), len(rows)) for n, text in enumerate(texts)]
         groups = torch.tensor([group for group, _ in rows], device=noise.device)
-        pictures = self.sample_images(self.condition([text for _, text in rows]), noise[groups])
+        pictures = self.autoencoder.draw(self.autoencoder.read([text for _, text in rows]), noise[groups])
         return pictures[torch.tensor(index, device=noise.device)]
 
     def cut(self, captions: Captions) -> Tensor:

@@ -11,11 +11,10 @@ import yaml
 from uae_lightning.report.charts import Band
 from uae_lightning.report.pictures import Column
 from uae_lightning.run import folder as run_folder
-from uae_lightning.scenes.prompts import TASKS
-from uae_lightning.scenes.scene import Scene
+from uae_lightning.run.evaluation import build
 from uae_lightning.study import results
-from uae_lightning.study.captions import marked_captions, scene_of
-from uae_lightning.study.claims import KINDS, Figure, worsened
+from uae_lightning.study.captions import CaptionMarker
+from uae_lightning.study.claims import Figure, worsened
 from uae_lightning.study.figures import bars, columns_along, contact_sheet, curves, track
 from uae_lightning.study.jobs import Desk
 from uae_lightning.study.plan import Study
@@ -28,19 +27,6 @@ Made by `uae study`, never by hand; `results.json` beside it holds the same numb
 intervals over held-out items and, where there are several, over training seeds; a gain compares every item with itself.
 A handful of seeds says little about how seeds vary, so the gain of each is listed too.
 """
-BARS = {  # file -> title and figures
-    "geneval": ("GenEval tasks: share of prompts fulfilled", [f"geneval/{task}" for task in (*TASKS, "overall")]),
-    "perception": ("Share of the scene's facts that captions state",
-                   [f"perception/{kind}" for kind in (*KINDS, "small_objects", "large_objects", "overall")]),
-}  # fmt: skip
-COLUMNS = {  # of the tables of arms
-    "unified_bench/overall": "unified score",
-    "geneval/overall": "GenEval",
-    "perception/overall": "facts stated",
-    "perception/small_objects": "of small objects",
-    "perception/hallucination": "hallucination",
-    "language/tokens": "caption tokens",
-}
 PICTURES = 4  # whose captions are printed
 
 
@@ -146,7 +132,8 @@ def figure_rows(figures: dict[str, Figure]) -> list[list[str]]:
 
 
 def arm_table(study: Study, name: str, group: dict[str, Outcome]) -> str:
-    keys = [key for key in COLUMNS if any(key in one.figures for one in group.values())]
+    columns = study.shown.columns
+    keys = [key for key in columns if any(key in one.figures for one in group.values())]
     rows = [
         [one.arm.title, ", ".join(map(str, one.seeds)), f"{sum(one.forwards):,}"]
         + [f"{number(one.figures[key].after['mean'])} ({span(one.figures[key].gain, '+')})" for key in keys]
@@ -155,23 +142,17 @@ def arm_table(study: Study, name: str, group: dict[str, Outcome]) -> str:
     missing = [arm.title for arm in study.arms.values() if name in arm.tables and arm.name not in group]
     note = f"\n\nNot run yet: {'; '.join(missing)}." if missing else ""
     text = "The value at the end and, in brackets, its gain over the start with its interval."
-    heads = ["arm", "seeds", "decoder forwards", *(COLUMNS[key] for key in keys)]
+    heads = ["arm", "seeds", "decoder forwards", *(columns[key] for key in keys)]
     return f"### {name}\n\n{text}\n\n{table(heads, rows)}{note}"
 
 
 def instruments(values: dict[str, Any]) -> str:
-    """The judges' own accuracy: intervals, at any depth."""
-
-    def leaves(value: dict[str, Any], name: str) -> list[list[str]]:
-        if "mean" in value:
-            return [[name, span(value)]]
-        return [row for key, inner in value.items() for row in leaves(inner, f"{name}/{key}".strip("/"))]
-
-    floor = leaves(values.get("floor", {}), "")
-    rows = leaves({key: value for key, value in values.items() if key != "floor"}, "")
+    """The judges' own accuracy."""
+    floor = [[name.removeprefix("floor/"), span(one)] for name, one in values.items() if name.startswith("floor/")]
+    rows = [[name, span(one)] for name, one in values.items() if not name.startswith("floor/")]
     main = [row for row in rows if row[0].endswith("overall") or "/" not in row[0]]
     text = (
-        f"### The judges themselves\n\nHow often they are right on rendered scenes, whose facts are known.\n\n"
+        f"### The judges themselves\n\nHow often they are right where the truth is known.\n\n"
         f"{table(['judge', 'share right'], main)}\n\n"
         f"<details><summary>By fault and task</summary>\n\n{table(['judge', 'share right'], rows)}\n\n</details>"
     )
@@ -201,10 +182,11 @@ def saved(folder: Path, name: str, svg: str, alt: str) -> str:
 
 def bar_figures(study: Study, outcome: Outcome, folder: Path) -> str:
     links = []
-    for name, (title, keys) in BARS.items():
-        found = [(key.split("/")[1].replace("_", " "), outcome.figures[key]) for key in keys if key in outcome.figures]
-        svg = bars([(label, one.before, one.after) for label, one in found], title)
-        links.append(saved(folder, f"{study.name}-{name}.svg", svg, title))
+    for name, shown in study.shown.bars.items():
+        keys = [key for key in shown["figures"] if key in outcome.figures]
+        found = [(key.split("/")[1].replace("_", " "), outcome.figures[key]) for key in keys]
+        svg = bars([(label, one.before, one.after) for label, one in found], shown["title"])
+        links.append(saved(folder, f"{study.name}-{name}.svg", svg, shown["title"]))
     return "\n\n".join(links)
 
 
@@ -260,22 +242,23 @@ def pictures_and_captions(study: Study, outcome: Outcome, folder: Path, prefix: 
     columns, name = columns_along(stages), f"{prefix or study.name}-pictures.png"
     contact_sheet(columns).save(folder / name, optimize=True)
     keys = run_folder.read_rows(stages[0])[0]["keys"]
-    max_objects = yaml.safe_load((stages[0] / "config.yaml").read_text())["data"]["init_args"]["max_objects"]
+    marker = build(CaptionMarker, study.shown.captions) if study.shown.captions else CaptionMarker()
+    data = yaml.safe_load((stages[0] / "config.yaml").read_text())["data"]
     blocks = [
-        f"Picture {row + 1}\n\n{caption_table(columns[1:], row, scene_of(keys[row], max_objects))}"
+        f"Picture {row + 1}\n\n{caption_table(columns[1:], row, marker, keys[row], data)}"
         for row in range(min(PICTURES, len(columns[0].pictures)))
     ]
     return [
         f"### The same pictures along the run\n\nSeed {outcome.seeds[0]}; each is drawn from its caption alone.\n\n"
         f"![the same held-out pictures along the run]({folder.name}/{name})",
-        "### The same captions along the run\n\nOf the first pictures above, wherever they change. Bold: a true fact "
-        "that the caption before did not state. Struck: not true of the picture.\n\n" + "\n\n".join(blocks),
+        f"### The same captions along the run\n\nOf the first pictures above, wherever they change. {marker.legend}\n\n"
+        + "\n\n".join(blocks),
     ]
 
 
-def caption_table(columns: list[Column], row: int, scene: Scene) -> str:
+def caption_table(columns: list[Column], row: int, marker: CaptionMarker, key: str, data: dict[str, Any]) -> str:
     """Captions of one picture; a caption that stays the same (only the encoder changes it) is not repeated."""
     before = [None, *(column.captions[row] for column in columns)]
     changes = [column for column, last in zip(columns, before, strict=False) if column.captions[row] != last]
-    lines = marked_captions([column.captions[row] for column in changes], scene)
+    lines = marker.mark([column.captions[row] for column in changes], key, data)
     return table(["from", "caption"], [[column.title, line] for column, line in zip(changes, lines, strict=True)])

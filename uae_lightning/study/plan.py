@@ -9,6 +9,7 @@ evaluation:                       of the start, and of every arm with every seed
   samples: 192                    pictures
   drawings: 480                   prompts
 claims: full                      the arm whose gains over the start are claimed (may be left out)
+shows: scenes/study.yaml          what the page shows and claims (see `Shown`)
 options: {trainer.log_every_n_steps: 5}      for every stage of every arm (may be left out)
 arms:
   - name: full
@@ -34,6 +35,7 @@ from uae_lightning import ranges
 from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
 from uae_lightning.run.spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
+from uae_lightning.study.claims import Claim, read_claim
 from uae_lightning.usage import UsageError, closest
 
 START = "start"  # the name of the untrained weights among the arms
@@ -59,6 +61,22 @@ class Protocol:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a study's page shows, from a YAML of its own. A figure is SUITE/NAME, of validations validation/reward.
+
+    bars: {geneval: {title: ..., figures: [geneval/colors, ...]}}   each a drawing NAME.svg, values from 0 to 1
+    columns: {unified_bench/overall: unified score}                 of the tables of arms
+    claims: [{name, title, figure, goal, paper}]                    `study.claims.read_claim`
+    captions: {class_path: ...}                a `study.captions.CaptionMarker` (may be left out)
+    """
+
+    bars: dict[str, dict[str, Any]]
+    columns: dict[str, str]
+    claims: tuple[Claim, ...]
+    captions: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     name: str
     title: str
@@ -67,6 +85,7 @@ class Study:
     protocol: Protocol
     arms: dict[str, Arm]
     claims: str | None
+    shown: Shown
 
     def line(self, arm: str) -> list[Arm]:
         """The arm and those it comes after, the earliest first."""
@@ -90,7 +109,7 @@ def read_study(path: Path) -> Study:
         UsageError: it does not say what it must, or says something unknown.
     """
     content = read_yaml(path, "a study, such as conf/reproduce.yaml")
-    required = ("name", "title", "seeds", "evaluation", "arms")
+    required = ("name", "title", "seeds", "evaluation", "shows", "arms")
     check_keys(content, required=required, allowed=(*required, "claims", "options"), where=str(path))
     check_name(content["name"], where=f"name in {path}")
     for name in ("seeds", "arms"):
@@ -112,7 +131,18 @@ def read_study(path: Path) -> Study:
     if claims is not None and claims not in arms:
         raise UsageError(f"claims in {path} names no arm: {claims!r}{closest(str(claims), arms)}")
     protocol = read_protocol(content["evaluation"], path)
-    return Study(content["name"], content["title"], path, tuple(content["seeds"]), protocol, arms, claims)
+    return Study(content["name"], content["title"], path, tuple(content["seeds"]), protocol, arms, claims,
+                 read_shown(path.parent / content["shows"]))  # fmt: skip
+
+
+def read_shown(path: Path) -> Shown:
+    content = read_yaml(path, "what a study shows, such as conf/scenes/study.yaml")
+    required = ("bars", "columns", "claims")
+    check_keys(content, required=required, allowed=(*required, "captions"), where=str(path))
+    for name, entry in content["bars"].items():
+        check_keys(entry, required=("title", "figures"), allowed=("title", "figures"), where=f"bars.{name} in {path}")
+    claims = tuple(read_claim(entry, f"claim {n} in {path}") for n, entry in enumerate(content["claims"], 1))
+    return Shown(content["bars"], content["columns"], claims, content.get("captions"))
 
 
 def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Arm:
@@ -207,8 +237,9 @@ def forwards_of(name: str, settings: dict[str, Any]) -> int:
         raise UsageError(f"stage {name}: decoder_forwards cannot count {kind}, add its arithmetic there")
     if kind == "DecoderPretrain":
         return 3 * pictures * steps
-    branches = 1 if args["sampling"]["guidance"] == 1 else 2
-    of_each = branches * args["sampling"]["steps"]
+    sampling = args["autoencoder"]["sampling"]
+    branches = 1 if sampling["guidance"] == 1 else 2
+    of_each = branches * sampling["steps"]
     if kind == "DecoderRL":
         trained = args["window"][1] - args["window"][0]
         trained_branches = branches if args["guidance_gradient"] == "both" else 1
@@ -221,18 +252,19 @@ def forwards_of(name: str, settings: dict[str, Any]) -> int:
 def settings_of(stage: StageSpec) -> dict[str, Any]:
     """A stage's YAML with its options, and the defaults of its class, but unchecked: parsing takes seconds."""
     from uae_lightning.stages.common import Stage
+    from uae_lightning.types import Sampling
 
     configs = (yaml.safe_load(path.read_text()) for path in (stage.config, *stage.overlays))
     settings = functools.reduce(overlaid, configs)
     for key, value in stage.options.items():
-        *path, last = key.split(".")
+        *path, last = key.replace("model.autoencoder.", "model.init_args.autoencoder.").split(".")
         functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, settings)[last] = value
     module, _, name = settings["model"]["class_path"].rpartition(".")
     classes = (Stage, getattr(importlib.import_module(module), name))
     defaults = {key: p.default for one in classes for key, p in inspect.signature(one).parameters.items()}
     args = settings["model"]["init_args"]
-    sampling = vars(defaults["sampling"]) | args.get("sampling", {})
-    settings["model"]["init_args"] = defaults | args | {"sampling": sampling}
+    args["autoencoder"]["sampling"] = vars(Sampling()) | args["autoencoder"].get("sampling", {})
+    settings["model"]["init_args"] = defaults | args
     return settings
 
 

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uae_lightning.evaluation.statistics import Items
+from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.provenance import provenance
-from uae_lightning.study.claims import Figure, Items, claimed, figures
+from uae_lightning.study.claims import Figure, claimed, figures
 from uae_lightning.study.jobs import Desk
 from uae_lightning.study.plan import START, Arm, Study, decoder_forwards
+
+VALIDATION = {  # the figures of validations, as an evaluation describes its own
+    "validation": {
+        "statistics": {name: {"lists": [name], "kind": "mean", "better": 1} for name in ("reward", "unrewarded")}
+    }
+}
 
 
 @dataclass(frozen=True)
@@ -40,17 +48,18 @@ def outcomes(study: Study, place: Path, desk: Desk) -> dict[str, Outcome]:
         rows = [(run_folder.read_rows(of_seed[0])[0], run_folder.read_rows(of_seed[-1])[-1]) for of_seed in stages]
         first, last = rows[0]
         measures = [name for name in ("reward", "unrewarded") if first.get(f"{name}_name") == last.get(f"{name}_name")]
+        about = json.loads((place / START / "evaluation.json").read_text())["suites"] | VALIDATION
         before = items_of(place / START, first, measures)
         after = [
             items_of(place / f"seed-{seed}" / arm.name, last, measures)
             for seed, (_, last) in zip(seeds, rows, strict=True)
         ]
         forwards = [decoder_forwards(stage) for one in study.line(arm.name) for stage in one.stages]
-        found[arm.name] = Outcome(arm, seeds, stages, forwards, figures(before, after), judge(last, "reward"))
+        found[arm.name] = Outcome(arm, seeds, stages, forwards, figures(about, before, after), judge(last, "reward"))
     return found
 
 
-def items_of(folder: Path, row: dict[str, Any], measures: list[str]) -> Items:
+def items_of(folder: Path, row: dict[str, Any], measures: list[str]) -> dict[str, Items]:
     """The values of an evaluation, and those of a validation, whose pictures are the same for all seeds."""
     items = json.loads(run_folder.items_of(folder / "evaluation.json").read_text())
     return items | {"validation": {name: row[name] for name in measures if name in row}}
@@ -68,7 +77,7 @@ def as_json(study: Study, place: Path, desk: Desk, found: dict[str, Outcome], co
     start = json.loads((place / START / "evaluation.json").read_text())
     part: dict[str, Any] = {"arms": {study.name: {}}}
     if study.claims in found:
-        part["claims"] = claimed(found[study.claims].figures, list(start["unified_bench"]["backbones"]))
+        part["claims"] = claimed(study.shown.claims, found[study.claims].figures)
     for name, outcome in found.items():
         part["arms"][study.name][name] = {
             "title": outcome.arm.title,
@@ -87,7 +96,7 @@ def as_json(study: Study, place: Path, desk: Desk, found: dict[str, Outcome], co
             job.name: round(desk.record(job).get("seconds", 0.0) / 60, 1) for job in desk.jobs if desk.done(job)
         },
         "settings": {job.name: job.settings for job in desk.jobs if desk.done(job)},
-        "instruments": start.get("instruments", {}),
+        "instruments": start["figures"].get(INSTRUMENTS, {}),
     }
     return part | {"provenance": {study.name: provenance(command) | facts}}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.files import check_writable
 from uae_lightning.paths import resolve
 from uae_lightning.pipeline import check_stage
@@ -174,7 +175,7 @@ def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
     """The YAML of a run of this arm's stages: where it begins is in its options, so that it can be repeated alone."""
     earlier = [place / before.name / stage.name for before in study.line(arm.name)[:-1] for stage in before.stages]
     starts = {
-        f"model.init_args.{part}.init_args.path": str(path) for part, path in run_folder.latest_weights(earlier).items()
+        f"model.autoencoder.{part}.path": str(path) for part, path in run_folder.latest_weights(earlier).items()
     }
     target = place / arm.name / "run.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +195,7 @@ def evaluation_job(study: Study, place: Path, name: str, weights: list[Path], be
     args = ["--config", protocol.config, "--evaluation", protocol.judges, "--output", output]
     args += ["--samples", protocol.samples, "--drawings", protocol.drawings]
     if weights:  # the judges themselves are measured once, at the start
-        args += ["--weights", *weights, "--suite", "unified_bench", "geneval", "perception", "language", "images"]
+        args += ["--weights", *weights, "--without", INSTRUMENTS]
     return Job(
         name=f"{name}/evaluation",
         needs=before.name if before else None,

@@ -1,5 +1,7 @@
+from uae_lightning.scenes.data import ScenesData
+from uae_lightning.scenes.marked_captions import marked_captions
 from uae_lightning.scenes.scene import Scene, SceneObject, sample_scene
-from uae_lightning.study.captions import marked_captions, plain, scene_of
+from uae_lightning.study.captions import plain
 
 SCENE = Scene("sand", (SceneObject("car", "red", "large", 0), SceneObject("cat", "blue", "small", 8)))
 
@@ -40,4 +42,4 @@ def test_what_a_policy_makes_up_is_no_markup():
 
 def test_scene_of_a_key():
     # red with seed and index swapped
-    assert scene_of("validation-2-5", 3) == sample_scene("validation", 2, 5, max_objects=3)
+    assert ScenesData(max_objects=3).scene("validation-2-5") == sample_scene("validation", 2, 5, max_objects=3)

@@ -1,0 +1,148 @@
+"""The auto-encoder that everything here is about: picture -> caption -> picture.
+
+A stage trains it, a suite measures it, a command uses it; it knows none of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from uae_lightning.interfaces import Component, Decoder, Encoder, Projector
+from uae_lightning.parallel.sharding import whole
+from uae_lightning.ranges import Count, NonNegative, checked
+from uae_lightning.types import Captions, Conditioning, Sampling
+
+
+@checked
+@dataclass
+class Captioning:
+    """How captions are sampled.
+
+    Args:
+        temperature: 0 is greedy.
+        max_new_tokens: longer captions are cut there.
+    """
+
+    temperature: NonNegative = 1.0
+    max_new_tokens: Count = 512
+
+
+class AutoEncoder(nn.Module):
+    """The parts, and how captions and pictures are sampled.
+
+    Args:
+        encoder: reads and writes captions; None is enough for what comes from a cache.
+        projector, decoder: draw what the encoder has read.
+        captioning, sampling: of captions and pictures, in training and afterwards.
+        condition_on: "adapted" reads captions with the encoder as it is, "frozen" with its adapters off.
+        negative_prompt: read in place of the caption for the guidance branch; None is the decoder's own null input.
+
+    Raises:
+        ValueError: projector and encoder or decoder differ in width, or there is nobody to read the negative prompt.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | None,
+        projector: Projector,
+        decoder: Decoder,
+        captioning: Captioning = Captioning(),  # noqa: B008  frozen by use: nobody writes to it
+        sampling: Sampling = Sampling(),  # noqa: B008
+        condition_on: Literal["adapted", "frozen"] = "adapted",
+        negative_prompt: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projector, self.decoder = encoder, projector, decoder
+        self.captioning, self.sampling = captioning, sampling
+        self.condition_on, self.negative_prompt = condition_on, negative_prompt
+        self._check_widths()
+        if encoder is None and negative_prompt is not None:
+            raise ValueError(
+                "negative_prompt is read by the encoder, and there is none: set model.autoencoder.negative_prompt to "
+                "null (the decoder's own null input; training is the same), or give model.autoencoder.encoder"
+            )
+
+    def _check_widths(self) -> None:
+        size = self.encoder.hidden_size if self.encoder is not None else self.projector.input_size
+        if size != (wanted := self.projector.input_size):
+            raise ValueError(
+                f"encoder and projector do not fit: the encoder's states have {size} channels, the projector takes "
+                f"{wanted}; set model.autoencoder.projector.input_size to {size}"
+            )
+        if (size := self.projector.output_size) != (wanted := self.decoder.conditioning_size):
+            raise ValueError(
+                f"projector and decoder do not fit: the projector gives {size} channels, the decoder takes "
+                f"{wanted}; set model.autoencoder.projector.output_size to {wanted}"
+            )
+
+    @property
+    def parts(self) -> dict[str, Component]:
+        """Those there are, by name."""
+        parts = {"encoder": self.encoder, "projector": self.projector, "decoder": self.decoder}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # ------------------------------------------------------------------------------------------------ four verbs
+
+    def write(self, images: Tensor | Any, samples: int = 1, seed: int = 0) -> Captions:
+        """`samples` captions of each picture [B, 3, H, W], or of what `encoder.see` made of it."""
+        with whole(self.reader):  # ranks need not wait for each other's tokens
+            return self.reader.generate(images, samples=samples, seed=seed, **vars(self.captioning))
+
+    def read(self, texts: list[str]) -> Conditioning:
+        """Captions, read and projected: N -> [N, L, D]. Gradients reach the projector only."""
+        states, mask = self.embed(texts)
+        return Conditioning(self.projector(states), mask)
+
+    @torch.no_grad()
+    def draw(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        """From noise [N, C, h, w] to pictures [N, 3, H, W] in [0, 1]."""
+        return self.decoder.decode_latents(self.draw_latents(conditioning, noise))
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, seed: int = 0) -> tuple[Captions, Tensor]:
+        """Picture -> caption -> picture: [B, 3, H, W] in [0, 1] both ways, the same for the same seed."""
+        captions = self.write(images, 1, seed)
+        return captions, self.draw(self.read(captions.texts), self.noise(len(images), seed))
+
+    # ------------------------------------------------------------------------------------------------ what they are of
+
+    @property
+    def reader(self) -> Encoder:
+        """The encoder; a ValueError where there is none."""
+        if self.encoder is None:
+            raise ValueError(
+                "there is no encoder to read or write captions: `encoder: null` is for batches from a cache (data: "
+                "uae_lightning.data.cached.CachedData, without validation_path); give model.autoencoder.encoder"
+            )
+        return self.encoder
+
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Captions, read alone by the encoder: last-layer states [N, L, hidden_size] and mask [N, L]."""
+        with self.reader.reference() if self.condition_on == "frozen" else nullcontext():
+            return self.reader.embed(texts)
+
+    def unconditional(self, size: int) -> Conditioning | None:
+        """What the guidance branch reads; None: nothing is guided, or by the decoder's own null input."""
+        if self.negative_prompt is None or self.sampling.guidance == 1:
+            return None
+        return self.read([self.negative_prompt]).repeat(size)
+
+    @torch.no_grad()
+    def draw_latents(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        """From noise to clean latents, both [N, C, h, w]."""
+        return self.decoder.draw(conditioning, noise, self.sampling, self.unconditional(len(noise)))
+
+    def noise(self, size: int, seed: int) -> Tensor:
+        """[size, C, h, w] to draw from, the same on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(size, *self.decoder.latent_shape, generator=generator).to(self.device)

@@ -1,0 +1,171 @@
+"""From the YAMLs of a stage and of an evaluation to a file of figures, and one of the values behind them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from torch import nn
+
+from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.evaluation.statistics import Items
+from uae_lightning.evaluation.suite import Evaluation, Suite, described, evaluate
+from uae_lightning.interfaces import Encoder, Reward
+from uae_lightning.run import folder as run_folder
+from uae_lightning.run.class_paths import check_class_paths
+from uae_lightning.run.masking import masked
+from uae_lightning.run.provenance import provenance
+from uae_lightning.run.spec import EvaluationSpec, StageSpec, fit_args
+from uae_lightning.run.stage_cli import errors_explained, parse_stage, quiet
+from uae_lightning.usage import UsageError
+
+
+def evaluate_into(
+    output: Path,
+    stage: StageSpec,
+    spec: EvaluationSpec,
+    weights: dict[str, Path],
+    *,
+    overrides: list[str] | None = None,
+    suites: list[str] | None = None,
+    without: Sequence[str] = (),
+    seed: int = 0,
+    command: str,
+    keep_earlier: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a stage's parts with these weights and writes figures to `output`, values to its `.items.json`.
+
+    Args:
+        weights: folder of each part that does not start from where the YAML says.
+        overrides: dotted options on top of the stage's YAML.
+        suites: what to measure; None is all that the data allows, `without` is left out of it.
+        keep_earlier: a result that is there already counts, if it was made with the same settings and seed.
+
+    Returns:
+        What `output` holds.
+    """
+    began = time.monotonic()
+    quiet()
+    config, judges = stage_config(stage, overrides or [], weights), parse_evaluation(spec)
+    evaluation = build_evaluation(judges)
+    chosen = {name: suite for name, suite in evaluation.chosen(suites).items() if name not in without}
+    settings = masked(
+        as_json({"model": config.model, "evaluation": judges.evaluation, "suites": list(chosen)})
+    )
+    if keep_earlier and (earlier := same_evaluation(output, settings, seed)):
+        return earlier
+    model, reward = build_autoencoder(config), build_reward(config)
+
+    def reference() -> Encoder:  # perplexity is that under the encoder before RL
+        return build_encoder(stage_config(stage, overrides or [], {})) if "encoder" in weights else model.encoder
+
+    figures, items = evaluate(model, evaluation, chosen, seed=seed, make_reference=reference)
+    items = rounded(items)
+    record = {"figures": figures, "suites": described(chosen, figures, items)}
+    record |= {"reward": reward.title() if reward else None, "kin_of_reward": kin(reward, evaluation.suites.values())}
+    record |= provenance(command) | {"seed": seed, "settings": settings}
+    record["minutes"] = round((time.monotonic() - began) / 60, 2)
+    run_folder.write_json(run_folder.items_of(output), items)  # first: figures are there once all is
+    run_folder.write_json(output, record)
+    return record
+
+
+def same_evaluation(output: Path, settings: Any, seed: int) -> dict[str, Any] | None:
+    """What lies there already, if it was made with the same settings."""
+    if not (output.is_file() and run_folder.items_of(output).is_file()):
+        return None
+    record = run_folder.read_json(output)
+    return record if (record.get("settings"), record.get("seed")) == (settings, seed) else None
+
+
+def rounded(items: dict[str, Items]) -> dict[str, Items]:
+    return {suite: {name: [round(v, 6) for v in values] for name, values in of.items()} for suite, of in items.items()}
+
+
+def as_json(namespaces: dict[str, Any]) -> dict[str, Any]:
+    """Plain values, as they come back from a file; where a YAML was found is no part of them."""
+    plain = {key: value.as_dict() if isinstance(value, Namespace) else value for key, value in namespaces.items()}
+    return without_places(json.loads(json.dumps(plain, default=str)))
+
+
+def without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_places(inner) for key, inner in value.items() if key != "__path__"}
+    return [without_places(inner) for inner in value] if isinstance(value, list) else value
+
+
+# ------------------------------------------------------------------------------------------------ from YAML to objects
+
+
+def stage_config(stage: StageSpec, overrides: list[str], weights: dict[str, Path]) -> Namespace:
+    try:
+        return parse_stage(fit_args(stage, overrides, Path("unused"), weights)).config.fit
+    except UsageError as error:
+        raise UsageError(f"{stage.config}: {error}") from error
+
+
+def parse_evaluation(spec: EvaluationSpec) -> Namespace:
+    """The configuration of an `Evaluation`, checked, nothing built."""
+    options = {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec.options.items()}
+    args = [f"--evaluation={spec.config}", *(f"--evaluation.{key}={text}" for key, text in options.items())]
+    try:
+        with errors_explained():
+            config = evaluation_parser().parse_args(args)
+            check_class_paths(config)
+    except UsageError as error:
+        raise UsageError(f"{spec.config}: {error}") from error
+    return config
+
+
+def evaluation_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(Evaluation, "evaluation", sub_configs=True)
+    return parser
+
+
+def build_evaluation(config: Namespace) -> Evaluation:
+    with errors_explained():
+        return evaluation_parser().instantiate(config).evaluation
+
+
+def build_autoencoder(config: Namespace) -> AutoEncoder:
+    return build(AutoEncoder, config.model.init_args.autoencoder).eval()
+
+
+def build_encoder(config: Namespace) -> Encoder:
+    return build(Encoder, config.model.init_args.autoencoder.init_args.encoder).eval()
+
+
+def build_reward(config: Namespace) -> Reward | None:
+    """What the stage is trained on; None where its YAML has no RewardCallback."""
+    callbacks = [c for c in config.trainer.callbacks or [] if c.class_path.endswith(".RewardCallback")]
+    return build(Reward, callbacks[0].init_args.reward) if callbacks else None
+
+
+def build(kind: type, config: Namespace | dict[str, Any]) -> Any:
+    """The object of this kind that a class_path and its init_args describe; a dict is checked first."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "it")
+    with errors_explained():
+        if isinstance(config, Namespace):
+            return parser.instantiate(Namespace(it=config)).it
+        parsed = parser.parse_object({"it": config})
+        check_class_paths(parsed)
+        return parser.instantiate(parsed).it
+
+
+def kin(reward: Reward | None, suites: Iterable[Suite]) -> list[str]:
+    """Names of the judges that share weights with the reward: no independent ones of it."""
+    own = fingerprints(reward) if reward is not None else set()
+    judges = {name: judge for suite in suites for name, judge in suite.judges().items()}
+    return [name for name, judge in judges.items() if own & fingerprints(judge)]
+
+
+def fingerprints(module: nn.Module) -> set[tuple]:
+    """One for each larger weight tensor; the same numbers have the same."""
+    weights = (weight.detach().double() for weight in module.parameters() if weight.numel() > 1000)
+    return {(tuple(weight.shape), weight.sum().item(), weight.square().sum().item()) for weight in weights}
