@@ -5,6 +5,7 @@ A stage trains it, a suite measures it, a command uses it; it knows none of them
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,7 +114,18 @@ class AutoEncoder(nn.Module):
         captions = self.write(images, 1, seed)
         return captions, self.draw(self.read(captions.texts), self.noise(len(images), seed))
 
+    @torch.no_grad()
+    def generate(self, texts: list[str], seed: int = 0) -> Tensor:
+        """N texts -> pictures [N, 3, H, W] in [0, 1], the same for the same seed."""
+        return self.draw(self.read(texts), self.noise(len(texts), seed))
+
     # ------------------------------------------------------------------------------------------------ what they are of
+
+    @functools.cached_property
+    def image_size(self) -> int:
+        """Side of the pictures in pixels."""
+        with torch.no_grad():
+            return self.decoder.decode_latents(torch.zeros_like(self.noise(1, 0))).shape[-1]
 
     @property
     def reader(self) -> Encoder:

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from uae_lightning.commands import reconstruct
+from uae_lightning.data.images import as_tensor
 from uae_lightning.usage import UsageError
 
 
@@ -27,4 +28,4 @@ def test_the_middle_at_the_decoders_size():
     # red with `square(picture, side, 0)`
     picture = Image.new("RGB", (60, 20), "black")
     picture.paste("white", (20, 0, 40, 20))
-    assert reconstruct.as_tensor(picture, 20).min() == 1 and reconstruct.as_tensor(picture, 10).shape == (3, 10, 10)
+    assert as_tensor(picture, 20).min() == 1 and as_tensor(picture, 10).shape == (3, 10, 10)

@@ -65,10 +65,7 @@ def read_lines(path: Path) -> list[str]:
 
 def draw(model: AutoEncoder, prompt: str, seed: int) -> Tensor:
     """The picture [3, H, W] in [0, 1] of one text."""
-    import torch
-
-    with torch.no_grad():
-        return model.draw(model.read([prompt]), model.noise(1, seed))[0]
+    return model.generate([prompt], seed)[0]
 
 
 def side_by_side(pictures: list[Tensor]) -> Image.Image:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from uae_lightning.data.images import BadFile, read_picture, square
+from uae_lightning.data.images import BadFile, as_tensor, read_picture
 from uae_lightning.run.loading import add_options, check_options, check_output, load_chosen, save_picture
 from uae_lightning.usage import Parser, UsageError
 
@@ -55,20 +55,9 @@ def round_trip(model, pictures: list[Image.Image], seed: int):
     """(originals [B, 3, H, W], captions, reconstructions [B, 3, H, W]) at the decoder's picture size."""
     import torch
 
-    with torch.no_grad():
-        blank = model.decoder.decode_latents(torch.zeros_like(model.noise(1, seed)))
-        originals = torch.stack([as_tensor(picture, blank.shape[-1]) for picture in pictures]).to(model.device)
-        captions, reconstructions = model.reconstruct(originals, seed)
+    originals = torch.stack([as_tensor(picture, model.image_size) for picture in pictures]).to(model.device)
+    captions, reconstructions = model.reconstruct(originals, seed)
     return originals, captions.texts, reconstructions
-
-
-def as_tensor(picture: Image.Image, side: int):
-    """The central square, scaled: [3, side, side] in [0, 1]."""
-    import numpy as np
-    import torch
-
-    pixels = picture if picture.size == (side, side) else square(picture, side)
-    return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
 def side_by_side(originals, reconstructions) -> Image.Image:

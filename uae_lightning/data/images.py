@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
+from torch import Tensor
 
 SUFFIXES = frozenset("jpg jpeg jpe jfif png webp gif bmp tif tiff avif jp2 ppm pgm".split())
 # Not all that Pillow knows: some of its readers, such as that of EPS, start other programs.
@@ -200,3 +202,9 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bo
     except (ImageCms.PyCMSError, OSError, ValueError):
         pass
     return image.convert("RGB"), False
+
+
+def as_tensor(picture: Image.Image, side: int) -> Tensor:
+    """The central square, scaled: [3, side, side] in [0, 1]."""
+    pixels = picture if picture.size == (side, side) else square(picture, side)
+    return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
