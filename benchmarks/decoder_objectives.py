@@ -48,6 +48,7 @@ from benchmarks.plain_flow_grpo import PUBLISHED, PlainFlowGRPO, Settings
 from callbacks.reward import evaluate
 from uae_lightning.evaluation.statistics import Items
 from uae_lightning.evaluation.suite import Evaluation, Subject, sampled_as
+from uae_lightning.files import write_json
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.run import folder as run_folder
@@ -237,7 +238,7 @@ def main(args: list[str]) -> None:
             training = read(file, settings_of(ARMS[name], options))
             if training is None:
                 training = train_arm(name, seed, weights, judges, options, device)
-                run_folder.write_json(file, asdict(training))
+                write_json(file, asdict(training))
                 gc.collect()
             found[name].append(training)
     text = "\n".join([table(found), *conclusions(found)])
@@ -248,7 +249,7 @@ def main(args: list[str]) -> None:
         command = " ".join(["python -m benchmarks.decoder_objectives", *args])
         trainings = {name: [asdict(training) for training in trainings] for name, trainings in found.items()}
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(options.json, provenance(command) | {"table": text.split("\n")} | trainings)
+        write_json(options.json, provenance(command) | {"table": text.split("\n")} | trainings)
 
 
 def parse(args: list[str]) -> argparse.Namespace:

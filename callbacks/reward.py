@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from uae_lightning.evaluation.image_health import compared
+from uae_lightning.files import replacing
 from uae_lightning.interfaces import Reward
-from uae_lightning.parallel.checkpoint_io import replacing
 from uae_lightning.parallel.collectives import RaisedTogether, gathered, mean_over_ranks, ranks
 from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity

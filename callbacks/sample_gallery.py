@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
-from uae_lightning.parallel.checkpoint_io import replacing
+from uae_lightning.files import replacing
 from uae_lightning.ranges import Count, Several, checked
 from uae_lightning.types import Batch, RewardInput, ValidationOutput
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 
+from uae_lightning.files import write_json
 from uae_lightning.ranges import Count, checked
 from uae_lightning.run import folder as run_folder
 from uae_lightning.types import Batch
@@ -80,7 +81,7 @@ class Throughput(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             seconds = {name: round(value, 1) for name, value in self.spent.items()}
-            run_folder.write_json(Path(trainer.default_root_dir) / run_folder.TIME, seconds)
+            write_json(Path(trainer.default_root_dir) / run_folder.TIME, seconds)
 
     def state_dict(self) -> dict[str, Any]:
         return {"images_seen": self.images_seen, "spent": dict(self.spent)}

@@ -50,3 +50,65 @@ def test_models_rewards_data_and_callbacks_do_not_import_stages():
     # red with `from uae_lightning.stages.common import Stage` in any of them
     for folder in ("uae_lightning/models", "uae_lightning/rewards", "uae_lightning/data", "callbacks"):
         assert not offenders(folder, ("uae_lightning.stages",))
+
+
+# From the door down to what everybody uses: a module imports what stands in its own place or further down.
+ORDER = (
+    "cli", "commands", "scenes", "study", "pipeline", "report", "exchange", "planning", "run", "evaluation", "prepare",
+    "stages", "autoencoder", "rewards", "models", "data", "parallel", "interfaces", "types", "algorithms", "paths",
+    "files", "ranges", "usage",
+)  # fmt: skip
+PACKAGE = ROOT / "uae_lightning"
+
+
+def place(name: str) -> int:
+    """Of a module such as "uae_lightning.run.spec"; -1 for the package itself."""
+    parts = name.split(".")
+    return ORDER.index(parts[1]) if len(parts) > 1 and parts[1] in ORDER else -1
+
+
+def only_for_types(file: Path) -> set[str]:
+    """What a file imports under TYPE_CHECKING alone."""
+    blocks = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.If)]
+    blocks = [node for node in blocks if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"]
+    found = [inner for block in blocks for inner in ast.walk(block) if isinstance(inner, ast.ImportFrom)]
+    return {f"{node.module}.{alias.name}" for node in found for alias in node.names} | {node.module for node in found}
+
+
+def test_imports_go_down():
+    # red with `from uae_lightning.run import folder` in any model
+    upward = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        own = file.relative_to(ROOT).with_suffix("").parts
+        if len(own) > 2 or own[1] in ORDER:  # not the package's own two files
+            for name in imported(file) - only_for_types(file):
+                if 0 <= place(name) < place(".".join(own)):
+                    upward.append(f"{'.'.join(own)} imports {name}")
+    assert not upward, "\n".join(upward)
+
+
+def test_only_scenes_and_commands_know_the_scenes():
+    # red with `from uae_lightning.scenes.scene import Scene` in any suite
+    folders = [name for name in ORDER if name not in ("cli", "commands", "scenes")]
+    assert not [line for name in folders for line in offenders(f"uae_lightning/{name}", ("uae_lightning.scenes",))]
+    assert not offenders("callbacks", ("uae_lightning.scenes",))
+
+
+def test_the_auto_encoder_does_not_know_lightning():
+    # red with `import lightning` in autoencoder.py, or in anything it imports of ours
+    for name in ("autoencoder", "interfaces", "types", "ranges", "algorithms"):
+        files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).glob("*.py")
+        for file in files:
+            assert not {one for one in imported(file) if one.split(".")[0] == "lightning"}, file.name
+
+
+def test_the_house_stays_small():
+    # red with a twelfth file at the package's root, a folder three deep, or a function of 61 lines
+    assert len(list(PACKAGE.glob("*.py"))) <= 11
+    for file in [*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")]:
+        assert len(file.relative_to(ROOT).parts) <= 4, file
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = node.end_lineno - body[0].lineno + 1 if body else 0
+                assert lines <= 60, f"{file.relative_to(ROOT)}: {node.name} has {lines} lines"

@@ -1,10 +1,10 @@
 """uae-lightning: training code for "Unified Multimodal Model as Auto-Encoder" (arXiv 2509.09666).
 
-    import uae_lightning
+import uae_lightning
 
-    model = uae_lightning.load("runs/demo")
-    captions, pictures = model.reconstruct(uae_lightning.open_pictures(["photo.png"], model.image_size))
-    drawn = model.generate(["a large red ball in the center"])
+model = uae_lightning.load("runs/demo")
+captions, pictures = model.reconstruct(uae_lightning.open_pictures(["photo.png"], model.image_size))
+drawn = model.generate(["a large red ball in the center"])
 """
 
 from __future__ import annotations

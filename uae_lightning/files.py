@@ -1,13 +1,17 @@
-"""What every command says when a disk is full or a place may not be written, and how it finds out in time."""
+"""Files and folders that are whole or absent, also after a kill; and what every command says when a disk is full or a
+place may not be written."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from uae_lightning.usage import UsageError
 
@@ -84,3 +88,111 @@ def shared(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+# ------------------------------------------------------------------------------------------------ whole or absent
+
+
+PARTIAL, PREVIOUS = ".uae-partial", ".uae-previous"  # no file of the user is called so
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write to the path it yields; `path` appears, or is replaced, only once that file is whole and on disk.
+
+    The partial file lies in the same folder (a rename is atomic within one file system only) and is named
+    `PATH.uae-partial`, which no "*.ckpt" finds. An exception inside removes it; a kill leaves it, and the next write
+    overwrites it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    if partial.is_dir():  # left by a killed `replacing_folder`
+        remove(partial)
+    try:
+        with naming(path):
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        shared(partial)
+        swap(partial, path) if path.is_dir() else os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path, main: bool, barrier: Callable[[], Any]) -> Iterator[Path]:
+    """The same for a folder that all ranks write to; `main` is true on the one that makes and renames it.
+
+    A folder that is not empty cannot be replaced in one step: a kill between the two steps leaves the earlier one as
+    `PATH.uae-previous`, where `recover` finds it.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + PARTIAL)
+    if main:
+        remove(partial)
+        partial.mkdir(parents=True)
+    barrier()
+    yield partial
+    barrier()
+    if main:
+        for file in partial.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        swap(partial, path)
+    barrier()
+
+
+@contextmanager
+def making_folder(target: Path) -> Iterator[Path]:
+    """A folder to write to; it becomes `target` when all is on disk, and is removed after an exception.
+
+    A kill leaves it as `TARGET.uae-partial`, which the next call clears.
+
+    Raises:
+        ValueError: the disk is full, or nobody may write there.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    remove(partial)
+    try:
+        partial.mkdir(parents=True)
+        with naming(target):
+            yield partial
+            for file in filter(Path.is_file, partial.rglob("*")):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                shared(file)
+        swap(partial, target)
+    except FileNotFoundError:  # of what was to be written into it
+        raise
+    except OSError as error:
+        raise ValueError(f"--to {target} cannot be written: {explained(error) or error}") from error
+    finally:
+        remove(partial)
+
+
+def swap(partial: Path, path: Path) -> None:
+    """`partial` becomes `path`, which may be a file, a folder or absent."""
+    previous = path.with_name(path.name + PREVIOUS)
+    remove(previous)
+    if path.exists():
+        path.rename(previous)
+    partial.rename(path)
+    remove(previous)
+
+
+def recover(path: Path) -> None:
+    """Undoes a `swap` that was killed half-way: what was at `path` before is there again."""
+    previous = path.with_name(path.name + PREVIOUS)
+    if previous.exists() and not path.exists():
+        previous.rename(path)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """All of it or nothing, also where the process is killed."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1))

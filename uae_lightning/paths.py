@@ -17,7 +17,7 @@ def resolve(path: str | Path, files: list[str] | None = None) -> Path:
         path: "shipped:WING/NAME" for what comes with the package, in `uae_lightning/WING/weights/NAME`; a path here,
             in which "~" is the home folder; or, where that does not exist, a hub id such as
             "Qwen/Qwen2.5-VL-3B-Instruct", which is downloaded once into the cache of `huggingface_hub`. For a model
-            without weights (`models.loading.weightless`) the configs that come with the package do.
+            without weights (`weightless`) the configs that come with the package do.
         files: patterns of the files that are wanted of a model on the hub; None is all of them.
 
     Raises:
@@ -40,6 +40,13 @@ def resolve(path: str | Path, files: list[str] | None = None) -> Path:
     return found
 
 
+def weightless() -> bool:
+    """True inside `with torch.device("meta"):`, where models have shapes and no weights."""
+    import torch  # here, so that commands that load nothing need not wait for it
+
+    return torch.get_default_device().type == "meta"
+
+
 def _package() -> Path:
     return Path(str(resources.files("uae_lightning")))
 
@@ -47,8 +54,6 @@ def _package() -> Path:
 def _from_hub(name: str, files: list[str] | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    from uae_lightning.models.loading import weightless
 
     if weightless():
         files, known = ["*.json"], _package() / "models" / "architectures" / name.replace("/", "--")

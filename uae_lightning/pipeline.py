@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning.evaluation.table import INSTRUMENTS
+from uae_lightning.files import write_json
 from uae_lightning.parallel.locking import locked
 from uae_lightning.report.summary import one_line, stage_record, summarise
 from uae_lightning.run import folder as run_folder
@@ -189,7 +190,7 @@ def check_earlier(folder: Path, spec: RunSpec, kept: int, overrides: list[str]) 
 
 def write_run_record(folder: Path, spec: RunSpec, config: Path, command: str) -> None:
     record = {"name": spec.name, "config": str(config), "stages": [stage.name for stage in spec.stages]}
-    run_folder.write_json(folder / "run.json", record | provenance(command))
+    write_json(folder / "run.json", record | provenance(command))
 
 
 # ------------------------------------------------------------------------------------------------ one stage
@@ -197,7 +198,7 @@ def write_run_record(folder: Path, spec: RunSpec, config: Path, command: str) ->
 
 def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], others: Followers) -> None:
     """Runs a stage, unless it is done, and records it."""
-    from uae_lightning.parallel.checkpoint_io import recover
+    from uae_lightning.files import recover
 
     stage, place = spec.stages[index], folder / spec.stages[index].name
     heading = f"[{index + 1}/{len(spec.stages)}] {stage.name}"
@@ -217,7 +218,7 @@ def run_one(folder: Path, spec: RunSpec, index: int, overrides: list[str], other
     steps, seconds = trained(args)
     gc.collect()  # the next stage loads its own models
     record = stage_record(stage.name, place, steps, seconds, masked_command(["uae", *args]))
-    run_folder.write_json(place / "stage.json", record)
+    write_json(place / "stage.json", record)
     print(one_line(record), flush=True)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from standins import fit
 
+from uae_lightning import files
 from uae_lightning.parallel import checkpoint_io
 from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 
@@ -33,9 +34,9 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_checkpoint_before_it(tmp_pat
 def test_the_partial_file_lies_in_the_same_folder_and_is_on_disk_before_it_is_renamed(tmp_path, monkeypatch):
     # Red if fsync goes, or with_name(path.name + PARTIAL) becomes another folder.
     calls = []
-    monkeypatch.setattr(checkpoint_io.os, "fsync", lambda fd: calls.append("fsync"))
+    monkeypatch.setattr(files.os, "fsync", lambda fd: calls.append("fsync"))
     replace = os.replace
-    monkeypatch.setattr(checkpoint_io.os, "replace", lambda a, b: (calls.append((a.parent, b.parent)), replace(a, b)))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append((a.parent, b.parent)), replace(a, b)))
     AtomicCheckpointIO().save_checkpoint({}, tmp_path / "new" / "a.ckpt")
     assert calls == ["fsync", (tmp_path / "new", tmp_path / "new")]
 

@@ -188,7 +188,7 @@ def test_a_kill_while_rows_are_cut_keeps_them(tmp_path, monkeypatch):
     # Red if partial.write_text becomes path.write_text.
     path = tmp_path / "validation.jsonl"
     append_row(path, {"step": 0})
-    monkeypatch.setattr("uae_lightning.parallel.checkpoint_io.os.replace", lambda *_: 1 / 0)
+    monkeypatch.setattr("uae_lightning.files.os.replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cut_rows(path, 0)
     assert path.read_text() == '{"step": 0}\n'

@@ -274,7 +274,7 @@ def test_a_full_disk_is_named_also_where_no_shard_is_written(
     def full(path: Path, value) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(command.run_folder, "write_json", full)
+    monkeypatch.setattr(command, "write_json", full)
     assert main(["cache", *fit_options(parts_folder, photos), f"--to={tmp_path / 'cache'}"]) == 1
     assert "no space is left for" in capsys.readouterr().err and keys(tmp_path / "cache")
 

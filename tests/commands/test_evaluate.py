@@ -15,6 +15,7 @@ from uae_lightning.evaluation.geneval import TASKS
 from uae_lightning.evaluation.image_health import STATISTICS, ImageHealth
 from uae_lightning.evaluation.statistics import Statistic, compare
 from uae_lightning.evaluation.suite import Subject, evaluate
+from uae_lightning.files import write_json
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.run import evaluation as evaluating
 from uae_lightning.run import folder as run_folder
@@ -215,7 +216,7 @@ def test_a_runs_weights_change_values_and_not_items(conf, trained, start, tmp_pa
 
 
 def test_a_killed_evaluation_leaves_what_was_there(conf, tmp_path, monkeypatch):
-    # red with path.write_text in place of run_folder.write_json, or with the figures written before the values
+    # red with path.write_text in place of write_json, or with the figures written before the values
     output = tmp_path / "out.json"
     arguments = ["evaluate", f"--config={conf / 'stage.yaml'}", "--suite", "images", f"--output={output}"]
 
@@ -231,7 +232,7 @@ def test_a_killed_evaluation_leaves_what_was_there(conf, tmp_path, monkeypatch):
         patch.setattr(Path, "write_text", killed)
         main(arguments)
     assert list(tmp_path.iterdir()) == []
-    writes, real = [], run_folder.write_json
+    writes, real = [], write_json
 
     def only_once(path, value):
         writes.append(path)
@@ -240,7 +241,7 @@ def test_a_killed_evaluation_leaves_what_was_there(conf, tmp_path, monkeypatch):
         real(path, value)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run_folder, "write_json", only_once)
+        patch.setattr(evaluating, "write_json", only_once)
         main(arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["out.items.json"]
 

@@ -14,8 +14,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from uae_lightning.files import recover, replacing_folder
 from uae_lightning.parallel import checkpoint_io, collectives, ending
-from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO, recover, replacing_folder
+from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.parallel.checksums import checksum
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import LEFT_BY_LIGHTNING, Followers, is_main, own_ranks

@@ -282,9 +282,7 @@ def test_the_judge_is_right_on_rendered_scenes():
 
 def test_a_blind_judge_is_found_out():
     # Red if all scenes are positives, or all have faults: then this detector would be right always, or every time.
-    values = instrument_accuracy(
-        Told([], names=SceneObjectDetector.names, colors=SceneObjectDetector.colors), 48
-    )
+    values = instrument_accuracy(Told([], names=SceneObjectDetector.names, colors=SceneObjectDetector.colors), 48)
     assert all(np.mean(right) == 0.5 for right in values.values())
 
 

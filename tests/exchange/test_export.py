@@ -17,8 +17,8 @@ from small_run import write_run
 
 from uae_lightning.cli import main
 from uae_lightning.exchange import lora
+from uae_lightning.files import making_folder
 from uae_lightning.models.qwen_vl import QwenVLEncoder
-from uae_lightning.parallel.checkpoint_io import making_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 from small_models import TEXT, save_qwen, save_sd3  # noqa: E402

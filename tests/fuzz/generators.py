@@ -1,8 +1,8 @@
 """Bad calls, drawn from seeds: each generator makes a small call that works, and damages one thing of it.
 
-    Case.args   the command line
-    Case.names  words of which an error must have at least one: the option, the key or the file that was damaged
-    Case.lost   called after exit code 0; says what is missing without a word, or nothing
+Case.args   the command line
+Case.names  words of which an error must have at least one: the option, the key or the file that was damaged
+Case.lost   called after exit code 0; says what is missing without a word, or nothing
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from stand_ins import write_confs
 from uae_lightning import files as disk
 from uae_lightning.cli import main
 from uae_lightning.commands import evaluate
-from uae_lightning.parallel.checkpoint_io import making_folder, replacing
+from uae_lightning.files import making_folder, replacing
 from uae_lightning.run import folder as run_folder
 from uae_lightning.scenes import bootstrap
 

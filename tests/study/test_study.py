@@ -18,9 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def study_yaml(folder: Path, parts: Path) -> Path:
-    options = {
-        f"model.autoencoder.{part}.path": str(parts / part) for part in ("encoder", "projector", "decoder")
-    }
+    options = {f"model.autoencoder.{part}.path": str(parts / part) for part in ("encoder", "projector", "decoder")}
     options |= {
         "model.autoencoder.captioning.max_new_tokens": 8,
         "data.init_args.batch_size": 2,

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.files import check_writable, enough_space
+from uae_lightning.files import check_writable, enough_space, write_json
 from uae_lightning.ranges import Count
-from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_command
 from uae_lightning.usage import Parser, UsageError
 
@@ -185,7 +184,7 @@ def fill_folder(options, model: AutoEncoder, data: ImageTextData, trainer: Train
 
     counts = fill(options.to, data, options.part, header, compute, options.shard_mb * 2**20)
     counts.control_texts = model.encoder.control_texts
-    run_folder.write_json(options.to / f"report{options.part.name}.json", vars(counts))
+    write_json(options.to / f"report{options.part.name}.json", vars(counts))
     return counts
 
 

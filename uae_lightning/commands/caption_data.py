@@ -148,8 +148,8 @@ def settings(options: argparse.Namespace, source) -> dict[str, Any]:
 
 def begin_or_go_on(folder: Path, wanted: dict[str, Any]) -> None:
     """Raises UsageError where `folder` holds shards that were made with other settings."""
+    from uae_lightning.files import write_json
     from uae_lightning.prepare.caption_writer import SETTINGS, record_path
-    from uae_lightning.run.folder import write_json
 
     if not (folder / SETTINGS).exists() or not record_path(folder, 0).exists():  # nothing yet, or a first try failed
         write_json(folder / SETTINGS, wanted)

@@ -28,7 +28,6 @@ What --to gets:
 On a CPU, the code in README.md draws what `uae generate` draws, bit for bit. Where several stages trained an adapter of
 one part, they are stacked into one, so that it belongs to weights that others can get.
 """
-CLASSES = {"encoder": "QwenVLEncoder", "projector": "MLPProjector", "decoder": "SD3Decoder"}
 
 
 def main(args: list[str]) -> None:
@@ -37,7 +36,7 @@ def main(args: list[str]) -> None:
 
     transformers.logging.set_verbosity_error()  # it tells of image processors of SD3's adapters, which nothing uses
     from uae_lightning.exchange.folder import write_export
-    from uae_lightning.parallel.checkpoint_io import making_folder
+    from uae_lightning.files import making_folder
 
     with making_folder(options.target) as folder:
         write_export(folder, options)

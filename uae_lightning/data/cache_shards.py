@@ -29,7 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from uae_lightning.data.fingerprint import Fingerprint, differences
-from uae_lightning.parallel.checkpoint_io import replacing
+from uae_lightning.files import replacing
 from uae_lightning.usage import UsageError
 
 FORMAT_NAME = "uae cache"

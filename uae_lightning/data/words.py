@@ -10,6 +10,7 @@ IDEOGRAPHS += "\U00020000-\U0003ffff"
 # Thai, Lao, Burmese, Khmer: four letters, vowel signs included, are about a word.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 MARKS = ".,\u3001-\u3003\u3008-\u3020\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65"
+REPEATED = 4  # words in a row that count as a repetition where they come again
 LONGEST = 40  # letters; more without a blank are no word, and count as several
 
 
@@ -30,3 +31,13 @@ def words_of(text: str) -> list[str]:
 def count_words(text: str) -> int:
     """How much there is to read: words, and the stops and commas that stand between blanks."""
     return len(_PIECE.findall(text))
+
+
+def ngrams(words: list[str], size: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(size)), strict=False))
+
+
+def repetition(words: list[str]) -> float:
+    """Share of the runs of REPEATED words that came before."""
+    runs = ngrams(words, REPEATED)
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

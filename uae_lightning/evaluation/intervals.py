@@ -27,9 +27,7 @@ def ratio(means: np.ndarray) -> np.ndarray:
     return means[0] / np.where(means[1] == 0, np.nan, means[1])
 
 
-def interval(
-    lists: Sequence[Sequence[float]], of_means: OfMeans = first, *, resamples: int = RESAMPLES
-) -> Interval:
+def interval(lists: Sequence[Sequence[float]], of_means: OfMeans = first, *, resamples: int = RESAMPLES) -> Interval:
     """A figure of the means of K lists with values of the same n items.
 
     Resamples in which the figure does not exist are left out.

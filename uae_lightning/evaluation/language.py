@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
-from uae_lightning.data.words import words_of
+from uae_lightning.data.words import ngrams, repetition, words_of
 from uae_lightning.evaluation.intervals import Interval
 from uae_lightning.evaluation.statistics import Figures, Items, Statistic
 from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
 from uae_lightning.interfaces import Encoder
 from uae_lightning.types import Captions
 
-REPEATED = 4  # words in a row that count as a repetition where they come again
 SIZES = (1, 2)  # of the n-grams whose distinctness is measured
 
 
@@ -79,7 +78,7 @@ def language(captions: Captions, images: Tensor, reference: Encoder | None = Non
 def novelty(words: list[list[str]], size: int) -> Items:
     """What `distinct` is made of, for each caption: n-grams that no other caption has ("only"), its share in all
     distinct ones, split evenly among the captions that hold them ("share"), and all of them ("all")."""
-    captions = [Counter(_grams(of_caption, size)) for of_caption in words]
+    captions = [Counter(ngrams(of_caption, size)) for of_caption in words]
     holders = Counter(gram for caption in captions for gram in caption)  # n-gram -> captions it is in
     return {
         f"distinct_{size}/only": [float(sum(holders[gram] == 1 for gram in caption)) for caption in captions],
@@ -119,15 +118,3 @@ def _nll(captions: Captions, images: Tensor, reference: Encoder, batch_size: int
         logprobs = gather_logprobs(reference.token_logits(images[rows], chunk), chunk.tokens)
         means += (-(logprobs * chunk.mask).sum(1) / chunk.lengths.clamp(min=1)).tolist()
     return means
-
-
-
-
-def _grams(words: list[str], size: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[start:] for start in range(size)), strict=False))
-
-
-def repetition(words: list[str]) -> float:
-    """Share of the runs of REPEATED words that came before."""
-    runs = _grams(words, REPEATED)
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0

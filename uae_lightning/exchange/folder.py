@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.commands.export import CLASSES
 from uae_lightning.exchange import lora
 from uae_lightning.exchange.card import Facts, card
 from uae_lightning.models.adapters import to_dtype
@@ -30,6 +29,7 @@ from uae_lightning.run.loading import last_config, load_autoencoder, read_autoen
 from uae_lightning.run.masking import masked
 from uae_lightning.run.provenance import versions
 
+CLASSES = {"encoder": "QwenVLEncoder", "projector": "MLPProjector", "decoder": "SD3Decoder"}
 WITHOUT_TRAINING = {  # the weights as they are: no fresh adapters, nothing rounded to 4 bits, no compiled blocks
     "encoder.train": "nothing",
     "encoder.quantization": "none",

@@ -33,12 +33,11 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_lightning.exchange.release_weights import Part, listed, plain_name, qwen_name, written_dtype
-from uae_lightning.files import check_writable
+from uae_lightning.files import check_writable, making_folder
 from uae_lightning.models import sd3
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.weight_files import seal
-from uae_lightning.parallel.checkpoint_io import making_folder
 from uae_lightning.paths import resolve
 from uae_lightning.usage import Parser, UsageError
 

@@ -14,11 +14,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from uae_lightning.models.weight_files import verify
-
-
-def weightless() -> bool:
-    """True inside `with torch.device("meta"):`, where models have shapes and no weights."""
-    return torch.get_default_device().type == "meta"
+from uae_lightning.paths import weightless
 
 
 def load(

@@ -13,8 +13,6 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
-from uae_lightning.models.loading import weightless
-
 Quantization = Literal["none", "8bit", "4bit"]
 
 

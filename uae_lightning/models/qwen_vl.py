@@ -23,14 +23,14 @@ from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.control_tokens import ForeignText
-from uae_lightning.models.loading import load, weightless
+from uae_lightning.models.loading import load
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.resizing import resize
 from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
 from uae_lightning.models.weight_files import seal
-from uae_lightning.paths import resolve
+from uae_lightning.paths import resolve, weightless
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Captions
 

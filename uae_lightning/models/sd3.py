@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from uae_lightning.algorithms import flow
+from uae_lightning.files import replacing
 from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.attention import use_masked_attention
-from uae_lightning.models.loading import load, weightless
+from uae_lightning.models.loading import load
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.weight_files import seal, verify
-from uae_lightning.parallel.checkpoint_io import replacing
-from uae_lightning.paths import resolve
+from uae_lightning.paths import resolve, weightless
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Conditioning
 

@@ -12,8 +12,9 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch.optim import Optimizer
 
+from uae_lightning.files import replacing_folder
 from uae_lightning.parallel import sharded_checkpoint
-from uae_lightning.parallel.checkpoint_io import read_checkpoint, replacing_folder
+from uae_lightning.parallel.checkpoint_io import read_checkpoint
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -23,7 +23,7 @@ from uae_lightning.data.image_text import ImageTextData, Preparation, digest, im
 from uae_lightning.data.images import BadFile
 from uae_lightning.data.skipped import SkippedFiles, Tally
 from uae_lightning.data.sources import Sample, Source
-from uae_lightning.parallel.checkpoint_io import PARTIAL
+from uae_lightning.files import PARTIAL
 
 
 @dataclass(frozen=True)

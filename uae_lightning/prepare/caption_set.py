@@ -18,13 +18,13 @@ from tqdm import tqdm
 from uae_lightning.data.dealing import Place
 from uae_lightning.data.images import BadFile
 from uae_lightning.data.skipped import SkippedFiles, Tally
+from uae_lightning.files import write_json
 from uae_lightning.prepare.caption_reading import Reading, Row, ahead, batches, pack
 from uae_lightning.prepare.caption_report import Counts
 from uae_lightning.prepare.caption_writer import Record, Shard, records, write_lists, writing
 from uae_lightning.prepare.filters import Caption, CaptionFilter, count_words
 from uae_lightning.prepare.near_duplicates import SeenPictures
 from uae_lightning.prepare.pictures import Prepared, file_to_keep
-from uae_lightning.run.folder import write_json
 
 Captions = Callable[[list[Image.Image]], list[Caption]]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uae_lightning.data.dealing import Place
-from uae_lightning.parallel.checkpoint_io import PARTIAL, replacing
+from uae_lightning.files import PARTIAL, replacing
 from uae_lightning.parallel.locking import LOCK, locked
 from uae_lightning.prepare.caption_reading import Row
 from uae_lightning.usage import UsageError

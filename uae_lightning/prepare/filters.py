@@ -5,8 +5,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
-from uae_lightning.data.words import words_of
-from uae_lightning.evaluation.language import repetition
+from uae_lightning.data.words import repetition, words_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Caption:
 class CaptionFilter:
     """Args:
     min_words, max_words: of a caption, as blanks, stops and commas part them; where there are none, see `data.words`.
-    max_repetition: share of the runs of 4 words that came before in the same caption (`evaluation.language`).
+    max_repetition: share of the runs of 4 words that came before in the same caption (`data.words`).
     """
 
     min_words: int

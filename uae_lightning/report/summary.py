@@ -7,6 +7,7 @@ from typing import Any
 
 from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.evaluation.statistics import compare, statistics_of
+from uae_lightning.files import write_json
 from uae_lightning.run import folder as run_folder
 
 SUMMARY_KEYS = (
@@ -74,7 +75,7 @@ def summarise(folder: Path) -> None:
     summary = {"stages": [{key: record[key] for key in SUMMARY_KEYS} for record in records], "run": run}
     if all(run_folder.evaluation(folder, moment).exists() for moment in ("start", "end")):
         summary["evaluation"] = evaluated_gains(folder)
-    run_folder.write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary)
     write_report(folder)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.evaluation.statistics import Items
 from uae_lightning.evaluation.suite import Evaluation, Suite, described, evaluate
+from uae_lightning.files import write_json
 from uae_lightning.interfaces import Encoder, Reward
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
@@ -53,9 +54,7 @@ def evaluate_into(
     config, judges = stage_config(stage, overrides or [], weights), parse_evaluation(spec)
     evaluation = build_evaluation(judges)
     chosen = {name: suite for name, suite in evaluation.chosen(suites).items() if name not in without}
-    settings = masked(
-        as_json({"model": config.model, "evaluation": judges.evaluation, "suites": list(chosen)})
-    )
+    settings = masked(as_json({"model": config.model, "evaluation": judges.evaluation, "suites": list(chosen)}))
     if keep_earlier and (earlier := same_evaluation(output, settings, seed)):
         return earlier
     model, reward = build_autoencoder(config), build_reward(config)
@@ -69,8 +68,8 @@ def evaluate_into(
     record |= {"reward": reward.title() if reward else None, "kin_of_reward": kin(reward, evaluation.suites.values())}
     record |= provenance(command) | {"seed": seed, "settings": settings}
     record["minutes"] = round((time.monotonic() - began) / 60, 2)
-    run_folder.write_json(run_folder.items_of(output), items)  # first: figures are there once all is
-    run_folder.write_json(output, record)
+    write_json(run_folder.items_of(output), items)  # first: figures are there once all is
+    write_json(output, record)
     return record
 
 

@@ -27,8 +27,18 @@ from uae_lightning.usage import UsageError
 
 TIME = "time.json"
 LEFT_BY_A_STAGE = (
-    "stage.json", "hparams.yaml", "validation.jsonl", "checkpoints", "weights", "weights.partial", "weights.previous",
-    "gallery", "events.out.*", "skipped.jsonl", TIME, "config.yaml",
+    "stage.json",
+    "hparams.yaml",
+    "validation.jsonl",
+    "checkpoints",
+    "weights",
+    "weights.partial",
+    "weights.previous",
+    "gallery",
+    "events.out.*",
+    "skipped.jsonl",
+    TIME,
+    "config.yaml",
 )  # fmt: skip  in the order in which they are cleared: killed half-way, it is still the folder of a stage, and not done
 WRITTEN_FIRST = "# lightning.pytorch=="  # how config.yaml begins, which is there before all else
 
@@ -162,11 +172,3 @@ def stages_of(run: Path) -> list[Path]:
     if not (run / "run.json").exists():
         raise FileNotFoundError(f"{run} is not the folder of a run (no run.json): name one that `uae run` wrote")
     return [run / name for name in read_json(run / "run.json", "stages")["stages"] if has_content(run / name)]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """All of it or nothing, also where the process is killed."""
-    from uae_lightning.parallel.checkpoint_io import replacing  # imports Lightning, which `--help` need not wait for
-
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1))

@@ -50,7 +50,7 @@ def check_output(path: Path) -> None:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     """All of it or nothing: an earlier picture stays where the disk is full."""
-    from uae_lightning.parallel.checkpoint_io import replacing
+    from uae_lightning.files import replacing
 
     with replacing(path) as partial:
         picture.save(partial, format=FORMATS[path.suffix.lower()])
@@ -65,9 +65,7 @@ def load_chosen(options) -> AutoEncoder:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_autoencoder(
-    config: Path | None, weights: Path | None, settings: dict[str, Any] | None = None
-) -> AutoEncoder:
+def load_autoencoder(config: Path | None, weights: Path | None, settings: dict[str, Any] | None = None) -> AutoEncoder:
     """As the YAML of a stage describes it, with the weights of a run.
 
     Args:

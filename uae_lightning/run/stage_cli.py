@@ -26,8 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import CurvesOnce, FinalValidation, StageCheckpoint, StageClock
 from uae_lightning import ranges
-from uae_lightning.files import check_writable, naming
-from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO, recover, replacing
+from uae_lightning.files import check_writable, naming, recover, replacing
+from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
 from uae_lightning.parallel.locking import locked

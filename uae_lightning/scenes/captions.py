@@ -31,7 +31,6 @@ PLURALS = {name: {"bus": "buses", "scissors": "scissors"}.get(name, name + "s") 
 SINGULARS = {plural: name for name, plural in PLURALS.items()} | {name: name for name in CLASSES}
 
 
-
 @dataclass(frozen=True)
 class ObjectFact:
     """What a caption says of one object; None where it does not say."""

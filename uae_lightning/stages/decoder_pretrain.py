@@ -103,7 +103,6 @@ class DecoderPretrain(Stage):
         return ValidationOutput(RewardInput(originals, images, batch.captions), lengths, batch.keys)
 
 
-
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:
     """Mean [] of an error map [B, 1, h, w]; a latent counts as much as the heaviest of its pixels [B, 1, H, W].
 

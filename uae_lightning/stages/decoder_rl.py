@@ -278,9 +278,7 @@ class DecoderRL(PolicyStage):
                 unguided = self.decoder.unguided_velocity(states, sigma, null, self.sampling.guidance)
         else:
             unguided = unguided[::copies]
-        velocity = self.decoder.guided_velocity(
-            states, sigma, conditioning[::copies], unguided, self.sampling.guidance
-        )
+        velocity = self.decoder.guided_velocity(states, sigma, conditioning[::copies], unguided, self.sampling.guidance)
         if together:
             velocity = velocity.repeat_interleave(copies, 0)
             unguided = unguided if unguided is None else unguided.repeat_interleave(copies, 0)

@@ -87,16 +87,16 @@ GOALS = {
 
 
 def gains(least: float) -> Goal:
-    return Goal(
-        f"{least:+} or more, interval above 0", lambda one: one.gain["mean"] >= least and one.gain["low"] > 0
-    )
+    return Goal(f"{least:+} or more, interval above 0", lambda one: one.gain["mean"] >= least and one.gain["low"] > 0)
 
 
 def grows(times: float, or_ends_above: float) -> Goal:
     return Goal(
         f"{times:g} times or more, or above {or_ends_above}, interval of the gain above 0",
-        lambda one: one.gain["low"] > 0
-        and (one.after["mean"] >= times * one.before["mean"] or one.after["mean"] > or_ends_above),
+        lambda one: (
+            one.gain["low"] > 0
+            and (one.after["mean"] >= times * one.before["mean"] or one.after["mean"] > or_ends_above)
+        ),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uae_lightning.run.folder import write_json
+from uae_lightning.files import write_json
 from uae_lightning.usage import UsageError
 
 HEARTBEAT = 60.0  # seconds between two lines about what is running

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from uae_lightning.files import write_json
 from uae_lightning.report.charts import Band
 from uae_lightning.report.pictures import Column
 from uae_lightning.run import folder as run_folder
@@ -38,7 +39,7 @@ def write_results(study: Study, place: Path, desk: Desk, output: Path, command: 
     part = results.as_json(study, place, desk, found, command)
     (output / "results").mkdir(parents=True, exist_ok=True)
     text, page = section(study, found, part, output / "results"), output / "results.md"
-    run_folder.write_json(output / "results.json", results.merged(output / "results.json", part))
+    write_json(output / "results.json", results.merged(output / "results.json", part))
     page.write_text(renewed(page.read_text() if page.exists() else HEAD, study.name, text), encoding="utf-8")
     return page
 

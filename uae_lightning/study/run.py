@@ -174,9 +174,7 @@ def overlays_of(stage: StageSpec) -> dict[str, Any]:
 def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
     """The YAML of a run of this arm's stages: where it begins is in its options, so that it can be repeated alone."""
     earlier = [place / before.name / stage.name for before in study.line(arm.name)[:-1] for stage in before.stages]
-    starts = {
-        f"model.autoencoder.{part}.path": str(path) for part, path in run_folder.latest_weights(earlier).items()
-    }
+    starts = {f"model.autoencoder.{part}.path": str(path) for part, path in run_folder.latest_weights(earlier).items()}
     target = place / arm.name / "run.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     stages = [

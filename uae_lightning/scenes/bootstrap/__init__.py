@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from uae_lightning.files import check_writable, naming
+from uae_lightning.files import check_writable, naming, write_json
 from uae_lightning.ranges import Count, Positive
-from uae_lightning.run.folder import write_json
-from uae_lightning.run.memory import keep_freed_memory
 from uae_lightning.usage import Parser
 
 PARTS = ("detector", "text", "encoder", "decoder", "clip")
@@ -38,7 +36,6 @@ def main(args: list[str]) -> None:
     options.work, options.output = places(options.work, options.output, options.scale)
     check_writable(options.work / "state.pt", "--work")
     check_writable(options.output / "card.json", "--output")
-    keep_freed_memory()
     for part in PARTS if options.only is None else (options.only,):
         with naming(options.work / part):
             run_part(part, options.work, options.output, scale=options.scale, threads=options.threads)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from uae_lightning.parallel.checkpoint_io import replacing
+from uae_lightning.files import replacing
 
 LossFunction = Callable[[int], dict[str, Tensor]]  # step -> named terms; their sum is the loss
 
