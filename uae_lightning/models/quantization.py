@@ -13,6 +13,8 @@ import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
+from uae_lightning.paths import weightless
+
 Quantization = Literal["none", "8bit", "4bit"]
 
 
