@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonargparse.typing import register_type
 
@@ -52,21 +52,36 @@ def number(name: str, kind: type, words: str, holds: Callable[[Any], bool]) -> t
 
 MOST = 2**31 - 1
 
-Count = number("Count", int, f"a whole number from 1 to {MOST}", lambda n: 1 <= n <= MOST)
-CountOrEndless = number(
-    "CountOrEndless", int, f"a whole number from 1 to {MOST}, or -1", lambda n: n == -1 or 1 <= n <= MOST
-)
-Several = number("Several", int, f"a whole number from 2 to {MOST}", lambda n: 2 <= n <= MOST)
-Natural = number("Natural", int, f"a whole number from 0 to {MOST}", lambda n: 0 <= n <= MOST)
-NaturalOrAll = number("NaturalOrAll", int, "a whole number of at least 0, or -1 for all", lambda n: n >= -1)
-Seed = number("Seed", int, "a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
-Number = number("Number", float, "a number", lambda x: x == x)
-Finite = number("Finite", float, "a finite number", math.isfinite)
-Positive = number("Positive", float, "a number above 0", lambda x: 0 < x < math.inf)
-NonNegative = number("NonNegative", float, "a number of at least 0", lambda x: 0 <= x < math.inf)
-Limit = number("Limit", float, "a number above 0 (inf is no limit)", lambda x: x > 0)
-Share = number("Share", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-ShareBelow1 = number("ShareBelow1", float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
+if TYPE_CHECKING:  # what comes out
+    Count = int
+    CountOrEndless = int
+    Several = int
+    Natural = int
+    NaturalOrAll = int
+    Seed = int
+    Number = float
+    Finite = float
+    Positive = float
+    NonNegative = float
+    Limit = float
+    Share = float
+    ShareBelow1 = float
+else:
+    Count = number("Count", int, f"a whole number from 1 to {MOST}", lambda n: 1 <= n <= MOST)
+    CountOrEndless = number(
+        "CountOrEndless", int, f"a whole number from 1 to {MOST}, or -1", lambda n: n == -1 or 1 <= n <= MOST
+    )
+    Several = number("Several", int, f"a whole number from 2 to {MOST}", lambda n: 2 <= n <= MOST)
+    Natural = number("Natural", int, f"a whole number from 0 to {MOST}", lambda n: 0 <= n <= MOST)
+    NaturalOrAll = number("NaturalOrAll", int, "a whole number of at least 0, or -1 for all", lambda n: n >= -1)
+    Seed = number("Seed", int, "a whole number from 0 to 4294967295", lambda n: 0 <= n < 2**32)
+    Number = number("Number", float, "a number", lambda x: x == x)
+    Finite = number("Finite", float, "a finite number", math.isfinite)
+    Positive = number("Positive", float, "a number above 0", lambda x: 0 < x < math.inf)
+    NonNegative = number("NonNegative", float, "a number of at least 0", lambda x: 0 <= x < math.inf)
+    Limit = number("Limit", float, "a number above 0 (inf is no limit)", lambda x: x > 0)
+    Share = number("Share", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    ShareBelow1 = number("ShareBelow1", float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
 
 
 def checked(cls: T) -> T:
