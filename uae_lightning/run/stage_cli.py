@@ -36,6 +36,7 @@ from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.masking import masked
+from uae_lightning.run.moved import of_version_1
 from uae_lightning.run.settings import check_resumed
 from uae_lightning.run.spec import read_stage_yaml
 from uae_lightning.stages.common import Stage
@@ -337,7 +338,7 @@ def errors_explained() -> Iterator[None]:
 
 def explain(message: str) -> str:
     """What is wrong in jsonargparse's nested message, with the closest name that would have been right."""
-    if text := ranges.explained(message):
+    if text := ranges.explained(message) or of_version_1(message):
         return text
     owners = re.findall(r"Problem with given class_path '([\w.]+)'", message)
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
