@@ -9,7 +9,7 @@ from uae_lightning.cli import main
 from uae_lightning.run.moved import CLASSES
 
 STAGE = {
-    "model": {"class_path": "uae_lightning.stages.encoder_rl.EncoderRL", "init_args": {"autoencoder": {"encoder": None}}},
+    "model": {"class_path": "uae_lightning.stages.encoder_rl.EncoderRL", "init_args": {"autoencoder": {}}},
     "data": {"class_path": "uae_lightning.scenes.data.ScenesData"},
     "trainer": {"max_steps": 1},
 }  # fmt: skip
@@ -26,7 +26,7 @@ def test_what_moved_is_where_it_is_said_to_be():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"data": {"class_path": "uae_lightning.data.scenes_data.ScenesData"}}, "uae_lightning.scenes.data.ScenesData now"),
+        ({"data": {"class_path": "uae_lightning.data.scenes_data.ScenesData"}}, "scenes.data.ScenesData now"),
         ({"model": STAGE["model"] | {"init_args": {"encoder": ENCODER}}}, "model.init_args.autoencoder.encoder now"),
     ],
     ids=["a class", "a part"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 CLASSES = {
     f"uae_lightning.{old}": f"uae_lightning.{new}"
     for old, new in {
@@ -24,8 +26,7 @@ def of_version_1(message: str) -> str | None:
         if old in message:
             return f"{old} is of version 0.1: it is {new} now (CHANGELOG.md)"
     for name in OF_THE_AUTOENCODER:
-        if f"Option '{name}' is not accepted" in message:
-            return (
-                f"model.init_args.{name} is of version 0.1: it is model.init_args.autoencoder.{name} now (CHANGELOG.md)"
-            )
+        if re.search(rf"Option '{name}\b[\w.]*' is not accepted", message):
+            now = f"model.init_args.autoencoder.{name}"
+            return f"model.init_args.{name} is of version 0.1: it is {now} now (CHANGELOG.md)"
     return None
