@@ -10,6 +10,7 @@ from uae_lightning.cache import command, shards
 from uae_lightning.cache.folder import claimed
 from uae_lightning.cache.shards import Entry, Header, inspect_all, read_entry, write_shard
 from uae_lightning.cache.writing import Part
+from uae_lightning.checkpoint_io import PARTIAL
 from uae_lightning.cli import main
 from uae_lightning.data.cached import CachedData
 from uae_lightning.usage import UsageError
@@ -151,9 +152,9 @@ def test_a_part_leaves_the_partial_files_of_others_alone(tmp_path: Path):
     from uae_lightning.cache.writing import _Shards
 
     for name in ("cache-1of2-000000", "cache-000000"):
-        (tmp_path / f"{name}.safetensors.partial").write_bytes(b"x")
+        (tmp_path / f"{name}.safetensors{PARTIAL}").write_bytes(b"x")
     _Shards(tmp_path, WHOLE, HEADER, 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache-1of2-000000.safetensors.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"cache-1of2-000000.safetensors{PARTIAL}"]
 
 
 @pytest.mark.parametrize("place", ["file/cache", "x" * 300])
