@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
@@ -84,16 +84,6 @@ DESCRIPTIONS = {
 }
 
 
-class SaveFitConfig(SaveConfigCallback):
-    """config.yaml is what a stage was trained with: `validate` leaves it alone. Secrets are left out of it."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            text = self.parser.dump(masked(self.config), skip_unset=False, skip_validation=True)
-            with replacing(Path(trainer.default_root_dir) / "config.yaml") as partial:
-                partial.write_text(text)
-
-
 class StageCLI(LightningCLI):
     """`uae fit` and `uae validate`."""
 
@@ -115,8 +105,7 @@ class StageCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=SaveFitConfig,
-            save_config_kwargs={"overwrite": True},  # a resumed stage writes it again
+            save_config_callback=None,  # Lightning's comes after the first event file, see `before_fit`
             parser_kwargs={"prog": "uae", **parser}
             | {name: {"description": text, **parser} for name, text in DESCRIPTIONS.items()},
             auto_configure_optimizers=False,
@@ -187,8 +176,17 @@ class StageCLI(LightningCLI):
     def before_fit(self) -> None:
         if self.resume_from:
             self.config_init.fit.ckpt_path = str(self.resume_from)
-        elif is_main():  # only now that all parts are loaded: a mistake in the call costs no earlier results
-            run_folder.clear_stage(Path(self.config.fit.trainer.default_root_dir))
+        if is_main():  # only now that all parts are loaded: a mistake in the call costs no earlier results
+            folder = Path(self.config.fit.trainer.default_root_dir)
+            if not self.resume_from:
+                run_folder.clear_stage(folder)
+            self.write_config(folder / "config.yaml")
+
+    def write_config(self, file: Path) -> None:
+        """What the stage is trained with, secrets left out. It comes first: the folder is known to be a stage's by it."""
+        text = self._parser("fit").dump(masked(self.config.fit), skip_unset=False, skip_validation=True)
+        with replacing(file) as partial:
+            partial.write_text(text)
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
