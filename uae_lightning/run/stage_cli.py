@@ -183,7 +183,7 @@ class StageCLI(LightningCLI):
             self.write_config(folder / "config.yaml")
 
     def write_config(self, file: Path) -> None:
-        """What the stage is trained with, secrets left out. It comes first: the folder is known to be a stage's by it."""
+        """What the stage is trained with, secrets left out. It comes first: by it the folder is known as a stage's."""
         text = self._parser("fit").dump(masked(self.config.fit), skip_unset=False, skip_validation=True)
         with replacing(file) as partial:
             partial.write_text(text)
