@@ -121,7 +121,7 @@ def test_shipped_weights_are_those_of_the_package():
 def changed(**parts: dict) -> Callable[[dict], dict]:
     def change(stage: dict) -> dict:
         for part, options in parts.items():
-            stage["model"]["init_args"][part]["init_args"].update(options)
+            stage["model"]["init_args"]["autoencoder"]["init_args"][part]["init_args"].update(options)
         return stage
 
     return change

@@ -248,8 +248,11 @@ def check_training(config: Namespace) -> None:
     trainer, (module, _, name) = config.trainer, config.model.class_path.rpartition(".")
     if trainer.check_val_every_n_epoch is None and not isinstance(trainer.val_check_interval, int | float):
         raise UsageError(f"trainer.val_check_interval must be a number of steps, got {trainer.val_check_interval!r}")
+    options = config.model.init_args
+    parts = options.autoencoder.init_args  # a stage has the auto-encoder's settings as attributes of its own
+    options = Namespace(vars(options) | {one: parts.get(one) for one in ("captioning", "sampling")})
     try:
-        getattr(sys.modules[module], name).check_training(config.model.init_args)
+        getattr(sys.modules[module], name).check_training(options)
     except ValueError as error:
         raise UsageError(f"model.init_args: {error}") from error
 
