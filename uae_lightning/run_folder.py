@@ -94,7 +94,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
         missing = [key for key in keys if key not in content]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and `uae run --resume` writes it again") from error
     if not isinstance(content, dict) or missing:
         lacks = f"has no {missing[0]!r}" if missing else "is no mapping"

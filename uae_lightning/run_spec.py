@@ -63,7 +63,7 @@ def read_yaml(path: Path, wanted: str) -> Any:
         return yaml.safe_load(path.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as such") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2025-99-99; nesting without end
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
