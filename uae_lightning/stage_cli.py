@@ -236,7 +236,7 @@ def check_fit(config: Namespace) -> None:
         Timer(trainer.max_time)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError) as error:
         raise UsageError(f"trainer.max_time: {error}") from error
 
 

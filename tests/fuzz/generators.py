@@ -226,7 +226,18 @@ def run_folder(random: Random, place: Path) -> Case:
         (["run", "--config=conf/run.yaml", "--output=runs/all", "--resume", "--from=see"], "runs/all/summary.json"),
         (["reconstruct", "white.png", "--weights=runs/all", "--output=out.png"], "out.png"),
     ])  # fmt: skip
-    return Case(args, (file.name, file.parent.name), lambda: missing(output))
+    return Case(args, (file.name, file.parent.name), lambda: missing(output) or (other_figures(output) and used(file)))
+
+
+def other_figures(output: str) -> bool:
+    """Whether a summary.json says something else than that of the finished run, seconds apart."""
+    if not output.endswith("summary.json"):
+        return False
+    found = []
+    for folder in (finished_run(), Path()):
+        summary = json.loads((folder / output).read_text())
+        found.append([summary["run"], [{**stage, "seconds": 0} for stage in summary["stages"]]])
+    return found[0] != found[1]
 
 
 @functools.cache
@@ -307,7 +318,8 @@ def model_folder(random: Random, place: Path) -> Case:
 def used(file: Path) -> str | None:
     """That a damaged file was used; a text that can be read still may be somebody's edit."""
     try:
-        whole = file.suffix == ".jinja" or (file.suffix == ".json" and isinstance(json.loads(file.read_text()), dict))
+        texts = {".jinja": [], ".json": [file.read_text()], ".jsonl": file.read_text().splitlines()}.get(file.suffix)
+        whole = texts is not None and all(isinstance(json.loads(text), dict) for text in texts)
     except (ValueError, RecursionError):
         whole = False
     return None if whole else f"{file} was used"
