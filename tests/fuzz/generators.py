@@ -226,7 +226,11 @@ def run_folder(random: Random, place: Path) -> Case:
         (["run", "--config=conf/run.yaml", "--output=runs/all", "--resume", "--from=see"], "runs/all/summary.json"),
         (["reconstruct", "white.png", "--weights=runs/all", "--output=out.png"], "out.png"),
     ])  # fmt: skip
-    return Case(args, (file.name, file.parent.name), lambda: missing(output) or (other_figures(output) and used(file)))
+
+    def lost() -> str | None:
+        return missing(output) or (used(file) if other_figures(output) else None)
+
+    return Case(args, (file.name, file.parent.name), lost)
 
 
 def other_figures(output: str) -> bool:
