@@ -20,6 +20,7 @@ from uae_lightning.interfaces import Reward
 from uae_lightning.parallel.collectives import RaisedTogether, gathered, mean_over_ranks, ranks
 from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
+from uae_lightning.run.folder import parse_rows
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
 
 
@@ -224,9 +225,9 @@ def finite(values: Tensor) -> Tensor:
 
 def cut_rows(path: Path, step: int) -> None:
     """Leaves the rows of earlier steps; later ones, and half a line, are of a process that was killed."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [row for row in parse_rows(path) if row["step"] < step] if path.exists() else []
     with replacing(path) as partial:
-        partial.write_text("".join(line + "\n" for line in lines if _step(line) < step))
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -235,13 +236,6 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
-        return float("inf")
 
 
 def _gathered(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,10 @@ SERVER = multiprocessing.get_context("forkserver")  # imports once what every pr
 SERVER.set_forkserver_preload(
     [
         "tests.kill",
-        *(f"uae_lightning.{name}" for name in ("stage_cli", "evaluation.suites", "models.sd3", "models.qwen_vl")),
+        *(
+            f"uae_lightning.{name}"
+            for name in ("run.stage_cli", "evaluation.unified_bench", "models.sd3", "models.qwen_vl")
+        ),
     ]
 )
 

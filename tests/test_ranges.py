@@ -73,6 +73,7 @@ def test_classes_called_from_python_refuse_them_too(make, name):
         ("decoder_rl", "trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches", "from 1"]),
         ("decoder_rl", "trainer.val_check_interval=0", ["trainer.val_check_interval", "above 0"]),
         ("decoder_rl", "trainer.max_time=words", ["trainer.max_time", "DD:HH:MM:SS"]),
+        ("decoder_rl", 'trainer.max_time={"a": 1}', ["trainer.max_time", "'a' is an invalid keyword"]),
         ("decoder_rl", "trainer.gradient_clip_val=1", ["trainer.gradient_clip_val", "model.init_args.max_grad_norm"]),
         ("decoder_rl", "seed_everything=-7", ["seed_everything", "from 0"]),
     ],

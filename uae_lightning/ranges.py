@@ -83,6 +83,10 @@ else:
     Share = number("Share", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     ShareBelow1 = number("ShareBelow1", float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
 
+ModeScale = number(
+    "ModeScale", float, "a number from -1 to 1.75 (2 / (pi - 2))", lambda x: -1 <= x <= 2 / (math.pi - 2)
+)
+
 
 def checked(cls: T) -> T:
     """Decorates a class: its constructor raises ValueError where an argument is outside the range of its annotation."""

@@ -48,7 +48,7 @@ def test_rows_from_before_a_resume_are_replaced(tmp_path):
 
 
 def test_a_row_is_appended_behind_whole_rows(tmp_path, monkeypatch):
-    # Red with "w" for "a", with a rewrite in append_row, or without the except clause of _step.
+    # Red with "w" for "a", with a rewrite in append_row, or where half a line at the end is not left out by parse_rows.
     path = tmp_path / "validation.jsonl"
     path.write_text('{"step": 0}\n{"step": 2}\n{"step": 4, "rew')
     cut_rows(path, 3)

@@ -8,7 +8,7 @@ import pytest
 from uae_lightning.cli import main
 
 SEEDS = range(8)
-GENERATORS = generators.MENDED  # + generators.AFTER_MERGE
+GENERATORS = generators.OF_CALLS + generators.OF_FILES
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -28,7 +28,7 @@ def test_bad_calls(generator, seed, tmp_path, monkeypatch, capsys):
     assert len(message) < 800 and any(name in message for name in case.names), (message, case.names)
 
 
-@pytest.mark.parametrize("generator", [*generators.MENDED, *generators.AFTER_MERGE], ids=lambda g: g.__name__)
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda g: g.__name__)
 def test_generators_draw_the_same_from_the_same_seed(generator, tmp_path, monkeypatch):
     # red if a generator draws from the global `random`
     drawn = []

@@ -122,6 +122,38 @@ def test_a_pooled_embedding_that_is_none_is_named(copied, tensors):
         SD3Decoder(str(copied / "decoder"), 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("encoder/tokenizer.json", b"\xff\xfe\x00"),
+        ("encoder/tokenizer_config.json", b'{"pad_token": '),
+        ("encoder/generation_config.json", b"null"),
+        ("encoder/generation_config.json", b"["),  # transformers goes on without it, and captions end elsewhere
+        ("encoder/preprocessor_config.json", b"[" * 100_000),
+        ("encoder/preprocessor_config.json", b"{}"),
+        ("encoder/chat_template.jinja", b""),
+        ("encoder/chat_template.jinja", b"{% "),
+        ("projector/config.json", b"[" * 100_000),
+        ("decoder/scheduler/scheduler_config.json", b"[" * 100_000),
+    ],
+)
+def test_texts_that_are_damaged_are_named(copied, name, content):
+    # red without `check_texts`, `reading`, `_check_text` or RecursionError in `read_object`
+    (copied / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{(copied / name).parent}.*copy") as error:
+        FILES[next(file for file in FILES if file.startswith(name.split("/")[0]))](copied)
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("part", ["encoder", "projector", "decoder"])
+@pytest.mark.parametrize("content", [b"", b"\x00", b"no such thing\n", b"0" * 64 + b"  lost.safetensors\n"])
+def test_a_list_of_sums_that_is_damaged_is_no_list(copied, part, content):
+    # red where a line that is not understood, or a file that is not there, is passed over
+    (copied / part / SUMS).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{copied / part / SUMS}.*copy the folder again"):
+        FILES[next(file for file in FILES if file.startswith(part))](copied)
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("config", ['{"model_type": "bert", "_class_name": "BertModel"}', "{}", "[]", "{"])
 def test_a_folder_of_another_model_is_refused_before_it_is_built(copied, name, config, monkeypatch):

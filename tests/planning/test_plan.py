@@ -228,5 +228,5 @@ def test_the_command_prints_a_verdict_and_writes_json(tmp_path, capsys) -> None:
     assert stage["fits"] and stage["peak"] == stage["phases"][stage["peak_phase"]]["peak"] > stage["bytes"]["weights"]
     assert cli.main(["plan", "--config", "nowhere.yaml"]) == 1
     assert cli.main(["plan", "--config", "conf/demo.yaml", "--card", "-1"]) == 2
-    encoderless = ["plan", "--config", "conf/scenes/decoder_pretrain.yaml", "--model.autoencoder.encoder", "null"]
-    assert cli.main(encoderless) == 2 and "leave that option out" in capsys.readouterr().err
+    encoderless = ["plan", "--config", "conf/scenes/decoder_pretrain.yaml", "--config", "conf/real/no_encoder.yaml"]
+    assert cli.main(encoderless) == 2 and "leave no_encoder.yaml out" in capsys.readouterr().err

@@ -25,13 +25,18 @@ from uae_lightning.run import evaluation
 from uae_lightning.run import folder as run_folder
 from uae_lightning.scenes import bootstrap
 
-sys.path.insert(0, str(Path(__file__).with_name("export")))
+sys.path.insert(0, str(Path(__file__).parents[1] / "exchange"))
 from small_run import write_run  # noqa: E402
 
 EVALUATION = """
 data: {class_path: stand_ins.TinyData}
-backbones: {closeness: {class_path: stand_ins.Closeness}}
-suites: [unified_bench]
+suites:
+  unified_bench:
+    class_path: uae_lightning.evaluation.unified_bench.UnifiedBench
+    init_args:
+      score:
+        class_path: uae_lightning.rewards.unified_score.UnifiedScore
+        init_args: {backbones: {closeness: {class_path: stand_ins.Closeness}}}
 samples: 8
 """
 EVALUATE = ["evaluate", "--config=conf/stage.yaml", "--evaluation=conf/evaluation.yaml"]

@@ -155,6 +155,10 @@ def test_mistakes_in_a_stage_are_one_message(change, words, stage, capsys):
         (b"- a secret\n- list\n", "is not the YAML of a stage"),
         (b"", "is not the YAML of a stage"),
         (b"model: [", "is not valid YAML"),
+        (b"[" * 100_000, "is not valid YAML: maximum recursion depth"),
+        (b"model: 2025-99-99", "is not valid YAML: month"),
+        (b"model: &a {init_args: *a}", "is not valid YAML: Circular reference"),
+        (b'model: "a\\0b"', "model is 'a\\x00b': no path"),
         (b"name: demo\nstages: []\n", "lists the stages of a run"),
     ],
 )

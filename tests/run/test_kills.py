@@ -21,8 +21,18 @@ KILL, TERM = signal.SIGKILL, signal.SIGTERM
 OF_THE_MACHINE = {"seconds", "time", "command", "written", "minutes"}
 EVALUATION = {
     "data": {"class_path": "uae_lightning.scenes.data.ScenesData", "init_args": {"validation_batch_size": 4}},
-    "backbones": {"words": {"class_path": "tests.distributed.standins.Words"}},
-    "suites": ["unified_bench", "images"],
+    "suites": {
+        "unified_bench": {
+            "class_path": "uae_lightning.evaluation.unified_bench.UnifiedBench",
+            "init_args": {
+                "score": {
+                    "class_path": "uae_lightning.rewards.unified_score.UnifiedScore",
+                    "init_args": {"backbones": {"words": {"class_path": "tests.distributed.standins.Words"}}},
+                }
+            },
+        },
+        "images": {"class_path": "uae_lightning.evaluation.image_health.ImageHealth"},
+    },
     "samples": 4,
 }
 

@@ -194,3 +194,14 @@ def test_rows_of_a_resumed_stage(tmp_path):
     rows = [{"step": 0, "reward": 1}, {"step": 4, "reward": 2}, {"step": 2, "reward": 3}, {"step": 4, "reward": 5}]
     (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 6, "rew')
     assert [(row["step"], row["reward"]) for row in run_folder.read_rows(tmp_path)] == [(0, 1), (2, 3), (4, 5)]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null\n", b'{"st\xff": 0}\n', b'{"step": 4}\n', b"[" * 9999 + b"\n", b'{"step": 0, "keys": []}']
+)
+def test_damaged_rows_of_a_stage_that_is_done_are_named(content, tmp_path):
+    # red without one of the checks in `read_rows` and `parse_rows`: the gain would be that of other steps
+    (tmp_path / "stage.json").write_text('{"step": 4}')
+    (tmp_path / "validation.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'validation.jsonl'} is damaged.*repeat the stage"):
+        run_folder.read_rows(tmp_path)

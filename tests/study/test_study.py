@@ -169,6 +169,7 @@ def again(args, tiny, tmp_path, capsys):
             "list it first",
         ),
         ({"claims": "ful"}, "did you mean full"),
+        ({"claims": {"a": 1}}, "claims in .* names no arm"),
         ({"evaluation": {"config": "a.yaml", "judges": "b.yaml", "samples": 2, "drawings": 2}}, "evaluation.config"),
         ({"seed": [1]}, "did you mean seeds"),
         ({"shows": "nothing.yaml"}, "nothing.yaml does not exist"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def load(
         FileNotFoundError: config or weights are missing.
         ValueError: they are of another kind of model, lack tensors, or are damaged.
     """
+    check_texts(folder / subfolder)
     check_kind(kind, folder / subfolder)
     name = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
     try:
@@ -64,6 +67,40 @@ def load(
     return model.eval()
 
 
+def check_texts(folder: Path) -> None:
+    """Raises ValueError where a settings file is damaged: transformers goes on without some of them, and names none."""
+    for file in sorted(folder.glob("*.json")):
+        if file.name.endswith(("config.json", "tokenizer.json", "index.json")):
+            read_object(file)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """What a JSON file says; raises ValueError where it is not the JSON of an object."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged: copy it again ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: copy it again (it is no object)")
+    return content
+
+
+@contextmanager
+def reading(what: str, folder: Path) -> Iterator[None]:
+    """Names the folder where a library stumbles, in any way, over `what` its text files say.
+
+    Raises:
+        ValueError: in place of all but errors of the disk.
+    """
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the {what} in {folder} cannot be used: copy the folder again ({reason})") from error
+
+
 def check_kind(kind: type, folder: Path) -> None:
     """Raises ValueError where config.json is of another model: both libraries fill what it lacks with defaults."""
     config = folder / "config.json"
@@ -76,8 +113,8 @@ def check_kind(kind: type, folder: Path) -> None:
     if not config.is_file():  # said when it is read
         return
     try:
-        found = json.loads(config.read_text())[key]
-    except (ValueError, TypeError, KeyError) as error:
+        found = read_object(config)[key]
+    except KeyError as error:
         raise ValueError(f"{config} is no config of a {kind.__name__}: it has no {key} that can be read") from error
     if found != wanted:
         raise ValueError(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uae_lightning.interfaces import Projector
+from uae_lightning.models.loading import read_object
 from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.paths import resolve
 from uae_lightning.ranges import Count, checked
@@ -85,7 +86,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"no projector in {folder}: {file} is missing, name the folder that a stage saved")
     try:
-        config = json.loads(file.read_text())
-        return {key: config[key] for key in ("input_size", "hidden_size", "output_size", "normalize")}
-    except (ValueError, KeyError, TypeError) as error:
+        config = read_object(file)
+        sizes = {key: Count(config[key]) for key in ("input_size", "hidden_size", "output_size")}
+        return {**sizes, "normalize": bool(config["normalize"])}
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{file} is no config of a projector: name the folder that a stage saved ({error})") from error

@@ -23,7 +23,7 @@ from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.control_tokens import ForeignText
-from uae_lightning.models.loading import load
+from uae_lightning.models.loading import load, reading
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
@@ -126,18 +126,38 @@ class QwenVLEncoder(Encoder):
             self._load_text(folder, caption_system, caption_prompt, generate_system)
 
     def _load_text(self, folder: Path, caption_system: str, caption_prompt: str, generate_system: str) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        with reading("tokenizer or preprocessor", folder):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.foreign_text = ForeignText(self.tokenizer)
-        self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.generate_system = generate_system
         system = [{"role": "system", "content": caption_system}] if caption_system else []
         content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
         messages = [*system, {"role": "user", "content": content}]
-        self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        with reading("chat template", folder):
+            self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            around = self.generate_prompt(PLACE).split(PLACE)
+        self._check_text(folder, around)
         self.pad = self.tokenizer.pad_token_id
         self.ends = end_tokens(self.model.generation_config, self.tokenizer)
         # Qwen's own has a repetition penalty: its captions would come from another policy than the one that is trained
         self.saved_generation_config, self.model.generation_config = self.model.generation_config, GenerationConfig()
+
+    def _check_text(self, folder: Path, around: list[str]) -> None:
+        """Raises ValueError where text files and weights are not of one model."""
+        picture = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        if self.prompt.count(picture or PLACE) != 1 or len(around) != 2:
+            raise ValueError(
+                f"the chat template in {folder} has no place for a picture ({picture}), or for the text to draw: copy "
+                "chat_template.jinja and tokenizer.json again"
+            )
+        sides = self.preprocessor.patch_size, self.preprocessor.merge_size
+        vision = self.model.config.vision_config
+        if sides != (vision.patch_size, vision.spatial_merge_size):
+            raise ValueError(
+                f"preprocessor_config.json in {folder} has patch_size {sides[0]}, merge_size {sides[1]}, config.json "
+                f"{vision.patch_size} and {vision.spatial_merge_size}: copy both again"
+            )
 
     def blocks(self) -> list[nn.Module]:
         return [*self.model.model.visual.blocks, *self.model.model.language_model.layers]

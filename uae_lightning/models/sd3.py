@@ -23,7 +23,7 @@ from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.attention import use_masked_attention
-from uae_lightning.models.loading import load
+from uae_lightning.models.loading import check_texts, load, read_object, reading
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.weight_files import seal, verify
@@ -173,8 +173,8 @@ class SD3Decoder(FlowDecoder):
 def _load_vae(folder: Path, dtype: torch.dtype) -> ModelMixin:
     kinds = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
     try:
-        name = json.loads((folder / "vae" / "config.json").read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):  # `load` says what is wrong
+        name = read_object(folder / "vae" / "config.json")["_class_name"]
+    except (OSError, KeyError):  # `load` says what is wrong
         name = "AutoencoderKL"
     if name not in kinds:
         raise ValueError(f"{folder}/vae: class {name!r} is not one of {sorted(kinds)}")
@@ -194,11 +194,8 @@ def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise FileNotFoundError(f"no scheduler in {folder}: {file} is missing, copy it from the model")
-    try:
-        settings = json.loads(file.read_text())
-        name = settings.pop("_class_name", FlowMatchEulerDiscreteScheduler.__name__)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: copy it again ({error})") from error
+    settings = read_object(file)
+    name = settings.pop("_class_name", FlowMatchEulerDiscreteScheduler.__name__)
     if name != FlowMatchEulerDiscreteScheduler.__name__:
         raise ValueError(f"{file}: {name} is not known here, only FlowMatchEulerDiscreteScheduler")
     defaults = {key: field.default for key, field in signature(FlowMatchEulerDiscreteScheduler).parameters.items()}
@@ -243,6 +240,8 @@ def empty_prompt_embedding(folder: Path, size: int) -> Tensor:
 def _empty_prompt(folder: Path, text_encoder: str, tokenizer: str) -> Tensor:
     """[1, D] of one CLIP text encoder, as diffusers' SD3 pipeline has it."""
     model = load(CLIPTextModelWithProjection, folder, torch.float32, text_encoder)
-    words = CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer)
+    check_texts(folder / tokenizer)
+    with reading("tokenizer", folder / tokenizer):
+        words = CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer)
     inputs = words("", padding="max_length", max_length=words.model_max_length, truncation=True, return_tensors="pt")
     return model(inputs["input_ids"]).text_embeds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -23,25 +24,39 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path, part: str = "") -> None:
-    """Compares the files that SHA256SUMS of `folder` lists and that are there; without such a list nothing is known.
+    """Compares the files that SHA256SUMS of `folder` lists; without such a list nothing is known.
 
     Args:
         folder: that `seal` was called with.
         part: of the files, those in this sub-folder, or one file.
 
     Raises:
-        ValueError: a file is not what was written.
+        ValueError: a file is not what was written, or the list is damaged.
+        FileNotFoundError: a file is missing.
     """
     if not (folder / SUMS).is_file():
         return
-    for line in (folder / SUMS).read_text(errors="replace").splitlines():
-        wanted, _, name = line.partition("  ")
+    for wanted, name in listed(folder / SUMS):
         file = folder / name
-        if Path(name).is_relative_to(part) and file.is_file() and digest(file) != wanted:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} is missing, which {folder / SUMS} lists: copy the folder again; if it was removed on purpose, "
+                f"delete {SUMS}"
+            )
+        if Path(name).is_relative_to(part) and digest(file) != wanted:
             raise ValueError(
                 f"{file} is not what was written there: it is damaged, or was replaced. Copy it again or repeat the "
                 f"stage that wrote it; if it was replaced on purpose, delete {folder / SUMS}"
             )
+
+
+def listed(sums: Path) -> list[tuple[str, str]]:
+    """(SHA-256, name below its folder) of each line; raises ValueError where a line is not that, or there is none."""
+    lines = sums.read_text(errors="replace").splitlines()
+    found = [re.fullmatch(r"([0-9a-f]{64}) [ *]([^\0]+)", line) for line in lines]
+    if not found or None in found:
+        raise ValueError(f"{sums} is damaged: copy the folder again, or delete that file if the others are whole")
+    return [(match[1], match[2]) for match in found]
 
 
 def digest(file: Path) -> str:

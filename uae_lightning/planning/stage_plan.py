@@ -142,8 +142,8 @@ def prompts_of(config: Any) -> dict[str, str]:
     encoder = config.model.init_args.autoencoder.init_args.encoder
     if encoder is None:
         raise UsageError(
-            "uae plan plans stages with an encoder, and model.autoencoder.encoder is null: leave that option out; what "
-            "the encoder takes is then counted too"
+            "uae plan plans stages with an encoder, and the stage's YAML has null: leave no_encoder.yaml out; what the "
+            "encoder takes is then counted too"
         )
     options = encoder.init_args
     return {name: options[name] for name in ("caption_system", "caption_prompt", "generate_system")}

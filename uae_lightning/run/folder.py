@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
         missing = [key for key in keys if key not in content]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and `uae run --resume` writes it again") from error
     if not isinstance(content, dict) or missing:
         lacks = f"has no {missing[0]!r}" if missing else "is no mapping"
@@ -129,22 +130,40 @@ def clear_evaluation(run: Path, *moments: str) -> None:
             path.unlink(missing_ok=True)
 
 
+def parse_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a validation.jsonl as they stand there, but for half a line at the end: of a process that was killed.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line.decode())
+            row["step"] + 0
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            raise ValueError(f"line {number} of {path} is damaged: repeat the stage {path.parent.name}") from error
+        yield row
+
+
 def read_rows(stage: Path) -> list[dict[str, Any]]:
     """Validation rows in order of steps. A killed and resumed stage repeats some: the later one counts.
 
     Raises:
         FileNotFoundError: the stage was not validated.
+        ValueError: the file is damaged.
     """
     path = stage / "validation.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: add callbacks.RewardCallback to trainer.callbacks")
-    rows: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the half line of a killed process
-            continue
-        rows[row["step"]] = row
+    rows = {row["step"]: row for row in parse_rows(path)}
+    if is_done(stage):
+        last = read_json(stage / "stage.json").get("step")
+        whole = all(row.keys() >= {"keys", "reward", "caption_tokens"} for row in rows.values())
+        if not (rows and whole) or (last is not None and last not in rows):
+            raise ValueError(f"{path} is damaged: it lacks rows, or parts of them; repeat the stage {stage.name}")
     return [rows[step] for step in sorted(rows)]
 
 

@@ -60,11 +60,22 @@ def read_yaml(path: Path, wanted: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --config is the YAML of {wanted}")
     try:
-        return yaml.safe_load(path.read_text("utf-8-sig"))
+        content = yaml.safe_load(path.read_text("utf-8-sig"))
+        json.dumps(content, default=str, skipkeys=True)  # raises where an alias stands for what it is a part of
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as such") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2025-99-99; nesting without end
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    check_null_bytes(content, f"{path}: ")
+    return content
+
+
+def check_null_bytes(node: Any, where: str) -> None:
+    """Raises UsageError where a text below `node` has one: jsonargparse would take it for a path."""
+    if isinstance(node, str) and "\0" in node:
+        raise UsageError(f"{where} is {node!r}: no path, name or text can hold a null byte")
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        check_null_bytes(value, f"{where}.{key}".replace(": .", ": "))
 
 
 def read_stage_yaml(path: Path) -> dict[str, Any]:

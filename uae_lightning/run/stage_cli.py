@@ -165,7 +165,7 @@ class StageCLI(LightningCLI):
         if not started.exists():
             return
         now = self._parser("fit").dump(self.config.fit, skip_unset=False)
-        changed = check_resumed(yaml.safe_load(started.read_text()), yaml.safe_load(now), str(folder))
+        changed = check_resumed(read_stage_yaml(started), yaml.safe_load(now), str(folder))
         if changed and is_main():
             print(f"{folder} was started with other settings: {', '.join(changed)}", flush=True)
 
@@ -236,7 +236,7 @@ def check_fit(config: Namespace) -> None:
         Timer(trainer.max_time)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError) as error:
         raise UsageError(f"trainer.max_time: {error}") from error
 
 

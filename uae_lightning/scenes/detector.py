@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from uae_lightning.models.loading import read_object
 from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, IMAGE_SIZE, SIZES, Scene
 
@@ -85,8 +86,8 @@ class SceneDetector(nn.Module):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no scene detector in {folder}: {name} is missing; `uae bootstrap` makes it")
         verify(folder)
-        config = json.loads((folder / "config.json").read_text())
-        if config["names"] != {kind: list(values) for kind, values in NAMES.items()}:
+        config = read_object(folder / "config.json")
+        if config.get("names") != {kind: list(values) for kind, values in NAMES.items()}:
             raise ValueError(f"the detector in {folder} knows other scenes than data/scenes.py: run `uae bootstrap`")
         detector = cls(config["width"])
         weights = load_file(folder / "model.safetensors")

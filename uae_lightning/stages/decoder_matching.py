@@ -17,7 +17,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality, policy_decay
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.parallel.collectives import own_rows, ranks
-from uae_lightning.ranges import Count, Finite, Natural, NonNegative, Positive, Several, Share, checked
+from uae_lightning.ranges import Count, Finite, ModeScale, Natural, NonNegative, Positive, Several, Share, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.stages.lagging_policy import LaggingPolicy
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
@@ -88,7 +88,7 @@ class DecoderMatching(PolicyStage):
         sigma_shift: Positive = 3.0,
         sigma_mean: Finite = 0.0,
         sigma_std: Positive = 1.0,
-        sigma_mode_scale: Finite = 1.29,
+        sigma_mode_scale: ModeScale = 1.29,
         strength: Positive = 1.0,
         clip: Positive = 1e-4,
         kl_beta: NonNegative = 0.0,

@@ -12,7 +12,7 @@ from torch import Tensor
 from uae_lightning.algorithms import flow
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
-from uae_lightning.ranges import Finite, Positive, ShareBelow1, checked
+from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
 
@@ -47,7 +47,7 @@ class DecoderPretrain(Stage):
         sigma_shift: Positive = 3.0,
         sigma_mean: Finite = 0.0,
         sigma_std: Positive = 1.0,
-        sigma_mode_scale: Finite = 1.29,
+        sigma_mode_scale: ModeScale = 1.29,
         loss_weighting: flow.LossWeighting = "none",
         precondition_outputs: bool = False,
         condition_dropout: ShareBelow1 = 0.1,

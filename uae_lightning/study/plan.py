@@ -128,7 +128,7 @@ def read_study(path: Path) -> Study:
             )
         arms[arm.name] = arm
     claims = content.get("claims")
-    if claims is not None and claims not in arms:
+    if claims is not None and claims not in list(arms):
         raise UsageError(f"claims in {path} names no arm: {claims!r}{closest(str(claims), arms)}")
     protocol = read_protocol(content["evaluation"], path)
     return Study(content["name"], content["title"], path, tuple(content["seeds"]), protocol, arms, claims,
