@@ -319,7 +319,7 @@ def model_folder(random: Random, place: Path) -> Case:
     file = random.choice(sorted(path for path in (place / part).rglob("*") if path.is_file()))
     file.write_bytes(damage(random, file.read_bytes()))
     content = yaml.safe_load((CONF / "scenes" / "decoder_rl.yaml").read_text())
-    content["model"]["init_args"]["autoencoder"]["init_args"][part]["init_args"]["path"] = part
+    content["model"]["init_args"]["autoencoder"][part]["init_args"]["path"] = part
     Path("stage.yaml").write_text(yaml.safe_dump(content))
     args = random.choice((["generate", "a red ball"], ["reconstruct", "white.png"]))
     args = [*args, "--config=stage.yaml", "--steps=1", "--output=out.png"]

@@ -6,11 +6,13 @@ The measurement is torch.profiler's record of the allocator; the prediction foll
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
 import torch
+import yaml
 from conftest import SCENES_PROMPTS
 from staged import staged
 from torch import nn
@@ -228,5 +230,13 @@ def test_the_command_prints_a_verdict_and_writes_json(tmp_path, capsys) -> None:
     assert stage["fits"] and stage["peak"] == stage["phases"][stage["peak_phase"]]["peak"] > stage["bytes"]["weights"]
     assert cli.main(["plan", "--config", "nowhere.yaml"]) == 1
     assert cli.main(["plan", "--config", "conf/demo.yaml", "--card", "-1"]) == 2
-    encoderless = ["plan", "--config", "conf/scenes/decoder_pretrain.yaml", "--config", "conf/real/no_encoder.yaml"]
+    cached = yaml.safe_load(Path("conf/real/no_encoder.yaml").read_text())
+    (tmp_path / "no_encoder.yaml").write_text(yaml.safe_dump({"model": cached["model"]}))
+    encoderless = [
+        "plan",
+        "--config",
+        "conf/scenes/decoder_pretrain.yaml",
+        "--config",
+        str(tmp_path / "no_encoder.yaml"),
+    ]
     assert cli.main(encoderless) == 2 and "leave no_encoder.yaml out" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from stand_ins import STAGE_YAML, Closeness
 from uae_lightning.cli import main
 from uae_lightning.paths import resolve
 
-sys.path.insert(0, str(Path(__file__).with_name("export")))
+sys.path.insert(0, str(Path(__file__).parents[1] / "exchange"))
 from small_run import write_config  # noqa: E402
 
 CALLS = []
