@@ -63,12 +63,14 @@ smoke: .venv/.installed ## two optimiser steps of every stage, to see that all t
 test: .venv/.installed ## the tests: no network, no GPU, about 15 minutes on 2 cores
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/.installed ## ruff
+lint: .venv/.installed ## ruff, its formatting, and the types of what [tool.mypy] names
 	$(BIN)/ruff check . $(ARGS)
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 tensorboard: .venv/.installed ## curves and image grids of all runs
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 clean: ## remove caches and build output; .venv and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache lightning_logs
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache lightning_logs
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +

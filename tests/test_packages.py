@@ -1,6 +1,7 @@
 """What `make .venv` installs is pinned, and checked against hashes."""
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -26,3 +27,22 @@ def test_they_are_installed_by_hash_alone():
         "$(PIP) install --no-deps --no-build-isolation -e .",
     ]
     assert re.search(r"^TORCH := torch==[\d.]+$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_what_lints_is_pinned_and_types_are_shipped():
+    # red with another version of mypy in one of the two files, `py.typed` left out, or a file that is not there
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pinned = [line for line in project["project"]["optional-dependencies"]["dev"] if "==" in line]
+    constraints = (ROOT / "constraints.txt").read_text()
+    assert pinned and all(f"\n{package} \\\n" in constraints for package in pinned)
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["uae_lightning"]
+    assert (ROOT / "uae_lightning" / "py.typed").is_file()
+    assert all((ROOT / name).exists() for name in project["tool"]["mypy"]["files"])
+
+
+def test_lint_and_types_come_before_any_run():
+    # red with a command of `make lint` left out, or `make lint` behind `make smoke` in .ci/run
+    commands = re.findall(r"^\t\$\(BIN\)/(ruff [a-z]+|mypy)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert commands == ["ruff check", "ruff format", "mypy"]
+    targets = re.findall(r"^make (\S+)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert targets == [".venv", "lint", "smoke", "test"]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from uae_lightning.interfaces import Component, Decoder, Encoder, Projector
+from uae_lightning.interfaces import Component, Decoder, Encoder, FlowDecoder, Projector
 from uae_lightning.parallel.sharding import whole
 from uae_lightning.ranges import Count, NonNegative, checked
 from uae_lightning.types import Captions, Conditioning, Sampling
@@ -136,6 +136,16 @@ class AutoEncoder(nn.Module):
                 "uae_lightning.data.cached.CachedData, without validation_path); give model.autoencoder.encoder"
             )
         return self.encoder
+
+    @property
+    def flow_decoder(self) -> FlowDecoder:
+        """The decoder; a ValueError where it is none by flow matching."""
+        if not isinstance(self.decoder, FlowDecoder):
+            raise ValueError(
+                f"{type(self.decoder).__name__} is no decoder by flow matching: give model.autoencoder.decoder a "
+                "subclass of uae_lightning.interfaces.FlowDecoder, or take another stage"
+            )
+        return self.decoder
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonargparse.typing import register_type
 
-T = TypeVar("T", bound=type)
+T = TypeVar("T")
 
 
 class OutOfRange(argparse.ArgumentTypeError, ValueError):
@@ -88,7 +88,7 @@ ModeScale = number(
 )
 
 
-def checked(cls: T) -> T:
+def checked(cls: type[T]) -> type[T]:
     """Decorates a class: its constructor raises ValueError where an argument is outside the range of its annotation."""
     init, signature = cls.__init__, inspect.signature(cls.__init__)
 
@@ -100,7 +100,7 @@ def checked(cls: T) -> T:
                 check(name, of, value)
         init(self, *args, **options)
 
-    cls.__init__ = __init__
+    cls.__init__ = __init__  # type: ignore[method-assign]  # to wrap it is the purpose
     return cls
 
 

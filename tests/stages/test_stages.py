@@ -96,6 +96,15 @@ def test_only_the_intended_parameters_move(make_stage, kind, moves, stays):
         assert all(all(part in name for part in moves) for name in changed)
 
 
+@pytest.mark.parametrize("kind", [DecoderPretrain, DecoderRL, DecoderMatching])
+def test_a_decoder_that_matches_no_flow_is_refused(make_stage, kind):
+    # red if `decoder` is taken from the auto-encoder as it is: a module has no attribute 'velocity'
+    stage = make_stage(kind)
+    stage.autoencoder.decoder = torch.nn.Identity()
+    with pytest.raises(ValueError, match="Identity is no decoder by flow matching: give model.autoencoder.decoder"):
+        stage.training_step(next(iter(ScenesData(batch_size=2).train_dataloader())), 0)
+
+
 class Watch(L.Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []

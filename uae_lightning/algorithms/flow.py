@@ -19,13 +19,14 @@ never below fp32. The caller casts for the network.
 """
 
 import math
-from typing import Literal
+from typing import Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 
 SigmaDistribution = Literal["logit_normal", "mode", "shifted_uniform", "uniform"]
 LossWeighting = Literal["none", "sigma_sqrt", "cosmap"]
+Level = TypeVar("Level", float, Tensor)
 
 TRAIN_LEVELS = 1000  # num_train_timesteps of SD3's scheduler: its lowest noise level is the shifted 1/1000
 
@@ -61,7 +62,7 @@ def interpolate(x0: Tensor, noise: Tensor, sigma: float | Tensor) -> tuple[Tenso
     return (1 - sigma) * x0 + sigma * noise, noise - x0
 
 
-def shift_sigma(sigma: float | Tensor, shift: float) -> float | Tensor:
+def shift_sigma(sigma: Level, shift: float) -> Level:
     """Move noise levels up as larger pictures need it: shift * s / (1 + (shift - 1) s) (arXiv 2403.03206 eq. 23).
 
     Keeps 0 and 1, keeps the order, and adds log(shift) to logit(s).
@@ -113,11 +114,11 @@ def sample_sigma(
         raise ValueError(f"shift and std must be positive and mean finite, got {shift}, {std} and {mean}")
     if not -1 <= mode_scale <= 2 / (math.pi - 2):
         raise ValueError(f"mode_scale must lie in [-1, 1.75], else the levels leave [0, 1]; got {mode_scale}")
-    draw = {"generator": generator, "device": generator.device if generator is not None else device}
+    source = generator.device if generator is not None else device
     if distribution == "logit_normal":
-        sigma = torch.sigmoid(mean + std * torch.randn(batch_size, **draw))
+        sigma = torch.sigmoid(mean + std * torch.randn(batch_size, generator=generator, device=source))
     elif distribution in ("mode", "uniform", "shifted_uniform"):
-        sigma = 1 - torch.rand(batch_size, **draw)  # rand is in [0, 1): turned round, 0 cannot occur
+        sigma = 1 - torch.rand(batch_size, generator=generator, device=source)  # in (0, 1]: rand may be 0, never 1
         if distribution == "mode":  # of 1 - u, which for this density is 1 less that of u
             sigma = sigma + mode_scale * (sigma - (math.pi / 2 * sigma).sin().square())
         if distribution != "uniform":
@@ -128,9 +129,21 @@ def sample_sigma(
     return sigma.to(device) if device is not None else sigma
 
 
-def sigma_levels(distribution: SigmaDistribution, shift: float, mean: float, std: float, mode_scale: float) -> dict:
+class SigmaLevels(TypedDict):
+    """Options of `sample_sigma`."""
+
+    distribution: SigmaDistribution
+    shift: float
+    mean: float
+    std: float
+    mode_scale: float
+
+
+def sigma_levels(
+    distribution: SigmaDistribution, shift: float, mean: float, std: float, mode_scale: float
+) -> SigmaLevels:
     """Options of `sample_sigma`, checked before any training (ValueError)."""
-    options = {"distribution": distribution, "shift": shift, "mean": mean, "std": std, "mode_scale": mode_scale}
+    options = SigmaLevels(distribution=distribution, shift=shift, mean=mean, std=std, mode_scale=mode_scale)
     sample_sigma(1, **options, generator=torch.Generator())
     return options
 

@@ -218,7 +218,7 @@ def sde_kl(
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     random = std > 0
     kl = (mean.float() - ref_mean.detach().float()).square() / (2 * std.masked_fill(~random, 1.0).square())
-    if not include_dt:
+    if dt is not None and not include_dt:
         kl = kl * per_sample(dt, mean).abs()
     kl = kl.masked_fill(~random, 0.0).flatten(1)
     return kl.mean(dim=1) if reduction == "mean" else kl.sum(dim=1)

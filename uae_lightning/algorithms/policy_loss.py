@@ -122,8 +122,8 @@ def token_weights(
     normalization: LossNormalization,
     *,
     max_length: int | None = None,
-    total_sequences: int | None = None,
-    total_tokens: int | None = None,
+    total_sequences: float | None = None,
+    total_tokens: float | None = None,
 ) -> Tensor:
     """Weights that turn element-wise losses into the loss: ``(per_element * token_weights(mask, ...)).sum()``.
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from transformers import (
     Mask2FormerModel,
     Mask2FormerPreTrainedModel,
     Owlv2ForObjectDetection,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING
 
@@ -143,8 +145,17 @@ class _Instance:
     mask: Tensor | None = None  # [H, W] bool
 
 
-def _finder(model: str, names: Sequence[str] | None) -> nn.Module:
-    """The family's module: (images [N, 3, H, W], threshold) -> instances of each picture."""
+class _Finder(nn.Module, ABC):
+    """The module of a family."""
+
+    names: tuple[str, ...]  # what it can find
+
+    @abstractmethod
+    def forward(self, images: Tensor, threshold: float) -> list[list[_Instance]]:
+        """[N, 3, H, W] in [0, 1] -> instances of each picture, at least those above the threshold."""
+
+
+def _finder(model: str, names: Sequence[str] | None) -> _Finder:
     config = _pretrained(AutoConfig, model, "model")
     if config.model_type == "owlv2":
         if not names:
@@ -162,7 +173,7 @@ def _finder(model: str, names: Sequence[str] | None) -> nn.Module:
     return _Boxes(model)
 
 
-class _Boxes(nn.Module):
+class _Boxes(_Finder):
     """AutoModelForObjectDetection: boxes of known classes."""
 
     loader: type = AutoModelForObjectDetection
@@ -178,7 +189,8 @@ class _Boxes(nn.Module):
     def forward(self, images: Tensor, threshold: float) -> list[list[_Instance]]:
         pictures = [Image.fromarray(image.numpy()) for image in _as_bytes(images)]
         inputs = self.processor(images=pictures, return_tensors="pt").to(images.device)
-        return self.read(self.network(**inputs), threshold, [tuple(images.shape[2:])] * len(images))
+        height, width = images.shape[2:]
+        return self.read(self.network(**inputs), threshold, [(height, width)] * len(images))
 
     def read(self, outputs, threshold: float, sizes: list[tuple[int, int]]) -> list[list[_Instance]]:
         results = self.processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
@@ -226,8 +238,11 @@ class _Masks(_Boxes):
         ]
 
 
-class _OpenVocabulary(nn.Module):
+class _OpenVocabulary(_Finder):
     """OWLv2: boxes of whatever `names` says. Its image processor would need scipy, so pictures are prepared here."""
+
+    tokens: Tensor  # [C, L]
+    mask: Tensor  # [C, L]
 
     def __init__(self, model: str, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -235,7 +250,7 @@ class _OpenVocabulary(nn.Module):
         self.network = _pretrained(Owlv2ForObjectDetection, model, "model", dtype=torch.float32)
         self.preprocess = Preprocessing.of(model)
         tokens = _tokenizer(model, "model", self.network)([f"a photo of a {name}" for name in names])
-        self.register_buffer("tokens", tokens["input_ids"], persistent=False)  # [C, L]
+        self.register_buffer("tokens", tokens["input_ids"], persistent=False)
         self.register_buffer("mask", tokens["attention_mask"], persistent=False)
 
     def forward(self, images: Tensor, threshold: float) -> list[list[_Instance]]:
@@ -307,7 +322,7 @@ def _as_bytes(images: Tensor) -> Tensor:
     return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu()
 
 
-def _tokenizer(model: str, option: str, network: nn.Module) -> Callable[[list[str]], BatchEncoding]:
+def _tokenizer(model: str, option: str, network: PreTrainedModel) -> Callable[[list[str]], BatchEncoding]:
     """Texts -> their tokens and mask, each [texts, longest that the network reads]."""
     tokenizer = _pretrained(AutoTokenizer, model, option)
     if len(tokenizer) < 10:  # transformers makes up an empty one where the files are missing
@@ -323,7 +338,7 @@ def _folder(model: str, option: str) -> str:
         raise _missing(model, option) from error
 
 
-def _pretrained(loader: type, model: str, option: str, **options):
+def _pretrained(loader: Any, model: str, option: str, **options) -> Any:
     try:
         return loader.from_pretrained(model, **options)
     except OSError as error:  # what transformers raises for a missing folder, file or connection

@@ -54,7 +54,8 @@ class Statistic:
         if self.kind == "tasks":
             change = {name: [b - a for a, b in zip(before[name], after[name], strict=True)] for name in self.lists}
             return self.interval(change)
-        return gain(*([items[name] for name in self.lists] for items in (before, after)), OF_MEANS[self.kind])
+        old, new = ([items[name] for name in self.lists] for items in (before, after))
+        return gain(old, new, OF_MEANS[self.kind])
 
     def over_seeds(self, seeds: Sequence[Items]) -> Interval:
         return grouped_interval(self._groups(seeds), OF_MEANS[self.kind], together=self.kind != "tasks")

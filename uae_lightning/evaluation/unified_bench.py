@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.statistics import Figures, Items
 from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
-from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.unified_score import UnifiedScore
 from uae_lightning.types import RewardInput
 
@@ -39,7 +38,7 @@ class UnifiedBench(Suite):
 
     def measure(self, subject: Subject) -> Items:
         trip = subject.round_trip
-        return unified_bench(trip.originals, trip.reconstructions, self.backbones)
+        return unified_bench(trip.originals, trip.reconstructions, self.judges())
 
     def judges(self) -> dict[str, nn.Module]:
         return dict(self.backbones.items())
@@ -53,20 +52,21 @@ class UnifiedBench(Suite):
 
 
 @torch.no_grad()
-def scores(judge: Reward, originals: Tensor, reconstructions: Tensor) -> Tensor:
-    """[N, 3, H, W] twice -> [N] float64 on the CPU, wherever the judge and the pictures are."""
+def scores(judge: nn.Module, originals: Tensor, reconstructions: Tensor) -> Tensor:
+    """[N, 3, H, W] twice -> [N] float64 on the CPU, wherever the judge (a Reward) and the pictures are."""
     device = next(itertools.chain(judge.parameters(), judge.buffers()), originals).device
     pairs = RewardInput(originals.to(device), reconstructions.to(device), [""] * len(originals))
     return judge(pairs).total.double().cpu()
 
 
-def unified_bench(originals: Tensor, reconstructions: Tensor, backbones: Mapping[str, Reward]) -> Items:
+def unified_bench(originals: Tensor, reconstructions: Tensor, backbones: Mapping[str, nn.Module]) -> Items:
     """Cosine of each reconstruction to its source: name of a backbone -> N values in the order of the pictures.
 
     "overall" is the mean over the backbones, picture by picture.
 
     Args:
         originals, reconstructions: [N, 3, H, W] in [0, 1].
+        backbones: rewards, by name.
 
     Raises:
         ValueError: no backbone, one that is called "overall", or different numbers of pictures.
@@ -80,6 +80,6 @@ def unified_bench(originals: Tensor, reconstructions: Tensor, backbones: Mapping
     return {name: values.tolist() for name, values in cosines.items()}
 
 
-def floor(originals: Tensor, backbones: Mapping[str, Reward]) -> Items:
+def floor(originals: Tensor, backbones: Mapping[str, nn.Module]) -> Items:
     """The same of unrelated pictures, each original against the next one: where the scale of each backbone begins."""
     return unified_bench(originals, originals.roll(-1, 0), backbones)

@@ -58,6 +58,7 @@ class Stage(L.LightningModule):
 
     trained: tuple[str, ...] = ()  # components whose weights this stage hands on
     trains_from_cache = False  # on `uae_lightning.data.cached.CachedData`
+    batches_seen: Tensor  # [] of the run so far, kept in checkpoints
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Stage(L.LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is as strict about that
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | None:
         return self.autoencoder.encoder
 
     @property
@@ -127,7 +128,9 @@ class Stage(L.LightningModule):
             for part in self.autoencoder.parts.values():
                 shard(part, self.device_mesh["data_parallel"], self.trainer.precision)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
+    def validation_step(  # type: ignore[override]  # Lightning hands anything on to callbacks, but declares less
+        self, batch: Batch, batch_idx: int
+    ) -> ValidationOutput:
         captions, images = self.autoencoder.reconstruct(batch.images, seed=1_000_000 + batch_idx * ranks() + rank())
         return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)
 
@@ -176,6 +179,7 @@ class Stage(L.LightningModule):
     def optimizer_step_after_clipping(self) -> float:
         """One step of manual optimisation on the mean gradient of all ranks; returns its norm before clipping."""
         optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # `configure_optimizers` makes one
         average_gradients([p for p in self.parameters() if p.requires_grad])  # before the ranks look for overflows
         if not isinstance(optimizer, LightningOptimizer):  # in plans and benchmarks: no Trainer calls the hook below
             self.clip_to_norm()
@@ -205,11 +209,11 @@ class Stage(L.LightningModule):
             )
         if scaler is not None:
             self.log("train/skipped_step", float(overflow))
-        if overflow:
-            rank_zero_warn(
-                f"step {self.global_step} is skipped: its gradients overflow in float16 at a loss scale of "
-                f"{scaler.get_scale():g}, which is halved. A few such steps are normal, the first ones above all"
-            )
+            if overflow:
+                rank_zero_warn(
+                    f"step {self.global_step} is skipped: its gradients overflow in float16 at a loss scale of "
+                    f"{scaler.get_scale():g}, which is halved. A few such steps are normal, the first ones above all"
+                )
         if self.automatic_optimization:
             self.log("train/grad_norm", self.grad_norm)
 
@@ -235,7 +239,8 @@ class Stage(L.LightningModule):
         """What is trained, and nothing that the YAML's folders hold: a checkpoint of adapters is as small as they."""
         kept = self._trained_names() | {name for name, _ in self.named_buffers(recurse=False)}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in kept}
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # without one that an error broke off
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.state_dict()
+        batches = progress["total"]["processed"]  # without one that an error broke off
         checkpoint["state_dict"]["batches_seen"] = torch.tensor(batches)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,6 +286,7 @@ class PolicyStage(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         check_group(len(batch.images), self.group_size, self.micro_batch, self.update_parts)
+        assert self.score is not None  # `on_train_batch_start` has asked
         with self.timed("rollout"):
             rollout = self.rollout(batch)
         with self.timed("score"):
@@ -288,6 +294,14 @@ class PolicyStage(Stage):
         advantages = self.advantages(rewards, self.group_size, self.advantage_scale)
         with self.timed("update"):
             self.update(rollout, advantages)
+
+    def rollout(self, batch: Batch) -> Any:
+        """What the policy samples of a batch, its `reward_input` included."""
+        raise NotImplementedError
+
+    def update(self, rollout: Any, advantages: Tensor) -> None:
+        """Optimizer steps on a rollout of N samples with advantages [N]."""
+        raise NotImplementedError
 
     def shape_rewards(self, rollout: Any, scores: Tensor) -> Tensor:
         """What is compared within the groups: the scores [N], or what a stage makes of them."""
@@ -328,8 +342,8 @@ def add_metrics(sums: dict[str, float], metrics: dict[str, Tensor], share: float
     `share` is that of its tokens (or pictures) in a rank's rollout, in an average one where ranks differ in tokens: the
     mean over ranks is then that of all tokens.
     """
-    for name, value in metrics.items():
-        value = float(value)
+    for name, metric in metrics.items():
+        value = float(metric)
         if name == "loss":
             sums[name] = sums.get(name, 0.0) + value
         elif name.endswith("max"):

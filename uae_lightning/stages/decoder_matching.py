@@ -16,6 +16,7 @@ from torch import Tensor
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality, policy_decay
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.ranges import Count, Finite, ModeScale, Natural, NonNegative, Positive, Several, Share, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
@@ -108,6 +109,10 @@ class DecoderMatching(PolicyStage):
         self.update_parts, self.policy_lag, self.lagging = update_parts, policy_lag, LaggingPolicy(self)
         self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
         self.advantage_clip = advantage_clip
+
+    @property
+    def decoder(self) -> FlowDecoder:
+        return self.autoencoder.flow_decoder
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> LatentRollout:

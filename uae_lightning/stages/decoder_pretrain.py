@@ -11,6 +11,7 @@ from torch import Tensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
@@ -59,6 +60,10 @@ class DecoderPretrain(Stage):
         self.condition_dropout = condition_dropout
         self.projector.requires_grad_(True)
 
+    @property
+    def decoder(self) -> FlowDecoder:
+        return self.autoencoder.flow_decoder
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         generator = self.generator(0)
         size, device = len(batch.images) * ranks(), batch.images.device  # of the global batch
@@ -90,7 +95,9 @@ class DecoderPretrain(Stage):
     def latents_of(self, batch: Batch) -> Tensor:
         return self.decoder.encode_images(batch.images) if batch.latents is None else batch.latents
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> ValidationOutput:
+    def validation_step(  # type: ignore[override]  # as in `Stage`
+        self, batch: Batch, batch_idx: int
+    ) -> ValidationOutput:
         """The round trip of pictures; samples of a cache have no pixels, and are drawn from their own captions."""
         if batch.latents is None:
             return super().validation_step(batch, batch_idx)
@@ -98,9 +105,10 @@ class DecoderPretrain(Stage):
         noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
         with torch.no_grad():
             originals = self.decoder.decode_latents(batch.latents)
-            images = self.autoencoder.draw(self.condition_of(batch), noise)
-        lengths = batch.embedded[1].sum(1)
-        return ValidationOutput(RewardInput(originals, images, batch.captions), lengths, batch.keys)
+            conditioning = self.condition_of(batch)
+            images = self.autoencoder.draw(conditioning, noise)
+        inputs = RewardInput(originals, images, batch.captions)
+        return ValidationOutput(inputs, conditioning.mask.sum(1), batch.keys)
 
 
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:

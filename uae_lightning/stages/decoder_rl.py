@@ -23,6 +23,7 @@ from uae_lightning.algorithms.flow_sde import (
     sliding_window,
 )
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
 from uae_lightning.types import Batch, Captions, Conditioning, RewardInput
@@ -125,6 +126,10 @@ class DecoderRL(PolicyStage):
         self.guidance_gradient = guidance_gradient
         self.same_noise, self.advantage_clip = same_noise, advantage_clip
 
+    @property
+    def decoder(self) -> FlowDecoder:
+        return self.autoencoder.flow_decoder
+
     @staticmethod
     def check_training(options: Any) -> None:
         check_windows(options)
@@ -149,12 +154,13 @@ class DecoderRL(PolicyStage):
             self.sample_trajectory(conditioning[rows], unconditional, noise[rows], [generators[row] for row in rows])
             for rows in self.micro_batches(len(noise))
         ]
+        kept = [part.unguided for part, _ in parts if part.unguided is not None]
         trajectory = Trajectory(
             torch.cat([part.before for part, _ in parts], 1),
             torch.cat([part.after for part, _ in parts], 1),
             torch.cat([part.mean for part, _ in parts], 1),
             torch.cat([part.logp for part, _ in parts]),
-            torch.cat([part.unguided for part, _ in parts], 1) if self.unguided_is_constant else None,
+            torch.cat(kept, 1) if kept else None,
         )
         reconstructions = torch.cat([pictures for _, pictures in parts])
         texts = [text for text in captions.texts for _ in range(self.group_size)]
@@ -188,7 +194,8 @@ class DecoderRL(PolicyStage):
         Each picture has a generator of its own: what is drawn does not depend on micro-batches.
         """
         sigmas = self.decoder.schedule(self.sampling.steps)
-        x, before, after, mean, logp, kept = noise, [], [], [], [], []
+        x = noise
+        before, after, mean, logp, kept = (list[Tensor]() for _ in range(5))
         for index, (sigma, sigma_next) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
             velocity, unguided = self.velocity_at(index, x, conditioning, unconditional)
             if not self.is_stochastic(index):
@@ -196,11 +203,13 @@ class DecoderRL(PolicyStage):
                 continue
             step = self.sde_step(x, velocity, index, generator=generator)
             if self.trains(index):
-                before, after, mean, kept = [*before, x], [*after, step.prev], [*mean, step.mean], [*kept, unguided]
+                before, after, mean = [*before, x], [*after, step.prev], [*mean, step.mean]
                 logp = [*logp, step.mean_log_prob]
+                if unguided is not None and self.unguided_is_constant:
+                    kept = [*kept, unguided]
             x = step.prev
-        kept = torch.stack(kept) if self.unguided_is_constant else None
-        path = Trajectory(torch.stack(before), torch.stack(after), torch.stack(mean), torch.stack(logp, 1), kept)
+        constant = torch.stack(kept) if kept else None
+        path = Trajectory(torch.stack(before), torch.stack(after), torch.stack(mean), torch.stack(logp, 1), constant)
         return path, self.decoder.decode_latents(x)
 
     @property

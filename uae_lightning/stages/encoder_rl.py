@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
+from uae_lightning.interfaces import Encoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, ranks
 from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.stages.common import PolicyStage, add_metrics
@@ -72,6 +73,10 @@ class EncoderRL(PolicyStage):
         self.clip_low, self.clip_high, self.kl_beta = clip_low, clip_high, kl_beta
         self.normalization = normalization
         self.mask_cut_captions, self.cut_penalty = mask_cut_captions, cut_penalty
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.autoencoder.reader
 
     @staticmethod
     def check_training(options: Any) -> None:
