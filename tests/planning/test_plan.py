@@ -230,13 +230,11 @@ def test_the_command_prints_a_verdict_and_writes_json(tmp_path, capsys) -> None:
     assert stage["fits"] and stage["peak"] == stage["phases"][stage["peak_phase"]]["peak"] > stage["bytes"]["weights"]
     assert cli.main(["plan", "--config", "nowhere.yaml"]) == 1
     assert cli.main(["plan", "--config", "conf/demo.yaml", "--card", "-1"]) == 2
-    cached = yaml.safe_load(Path("conf/real/no_encoder.yaml").read_text())
-    (tmp_path / "no_encoder.yaml").write_text(yaml.safe_dump({"model": cached["model"]}))
-    encoderless = [
-        "plan",
-        "--config",
-        "conf/scenes/decoder_pretrain.yaml",
-        "--config",
-        str(tmp_path / "no_encoder.yaml"),
-    ]
+    scenes, real = (Path("conf").absolute() / folder for folder in ("scenes", "real"))
+    model = yaml.safe_load((real / "no_encoder.yaml").read_text())["model"]
+    (tmp_path / "no_encoder.yaml").write_text(yaml.safe_dump({"model": model}))
+    run = {"name": "cached", "stages": [{"name": "decoder_pretrain"}]}
+    run["stages"][0]["config"] = [str(scenes / "decoder_pretrain.yaml"), "no_encoder.yaml"]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    encoderless = ["plan", "--config", str(tmp_path / "run.yaml")]
     assert cli.main(encoderless) == 2 and "leave no_encoder.yaml out" in capsys.readouterr().err
