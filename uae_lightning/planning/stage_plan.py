@@ -139,13 +139,13 @@ def prompts_of(config: Any) -> dict[str, str]:
     Raises:
         UsageError: there is no encoder.
     """
-    if config.model.autoencoder.encoder is None:
+    encoder = config.model.init_args.autoencoder.init_args.encoder
+    if encoder is None:
         raise UsageError(
             "uae plan plans stages with an encoder, and model.autoencoder.encoder is null: leave that option out; what "
             "the encoder takes is then counted too"
         )
-    options = config.model.autoencoder.encoder.init_args
-    return {name: options[name] for name in ("caption_system", "caption_prompt", "generate_system")}
+    return {name: encoder.init_args[name] for name in ("caption_system", "caption_prompt", "generate_system")}
 
 
 def setting_of(config: Any) -> Setting:
