@@ -43,6 +43,10 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
         (["run", "--config", "conf/run.yaml", "--resme"], ["--resme", "--resume"]),
         (["run", "--config", "conf/none.yaml"], ["none.yaml", "does not exist"]),
         (["run", "--config", "conf/run.yaml", "--only", "ser"], ["'ser'", "see"]),
+        (["run", "--config", "conf/run.yaml", "--with", "80gb"], ["--with 80gb", "it offers none"]),
+        (["plan", "--config", "conf/run.yaml", "--with", "a", "b"], ["--with a", "it offers none"]),
+        ([*EVALUATE, "--with", "a"], ["--with a", "it offers none"]),
+        (["plan", "--config", "conf/stage.yaml", "--with", "a"], ["--with a needs the YAML of a run", "stage.yaml"]),
         (["run", "--config", "conf/run.yaml", "--trainer.max_stps", "2"], ["trainer.max_stps", "trainer.max_steps"]),
         ([*FIT, "--trainer.max_step", "2"], ["trainer.max_step", "trainer.max_steps"]),  # no silent abbreviation
         ([*FIT, "--model.init_args.learn", "[]"], ["'learn'", "learns"]),

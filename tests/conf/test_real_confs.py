@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -34,21 +35,27 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-RUNS = sorted(CONF.glob("qwen*.yaml"))
-CARDS = {"24gb": 24, "80gb": 80, "8x80gb": 80}
+RUN = CONF / "real" / "run.yaml"
+PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
+STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
+CHOSEN = [*PRODUCT, ("cached", "24gb"), ("fast", "24gb")]
 
 
 # ------------------------------------------------------------------------------------------------ without weights
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
-def test_every_conf_parses_and_builds_without_weights(file, built, monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "overlays"),
+    [*((file, ()) for file in FILES), *((RUN, chosen) for chosen in CHOSEN)],
+    ids=lambda value: str(value.relative_to(CONF)) if isinstance(value, Path) else "+".join(value),
+)
+def test_every_conf_parses_and_builds_without_weights(file, overlays, built, monkeypatch):
     # red with any key of any YAML misspelt, a hub model without a config in models/architectures, or an encoder, a
     # projector and a decoder that do not fit, such as qwen7b.yaml without its input_size
     monkeypatch.chdir(CONF.parent)
     for initialise in ("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_"):  # nothing to fill: saves half
         monkeypatch.setattr(torch.nn.init, initialise, lambda tensor, *args, **kwargs: tensor)
-    for stage in stages_of(file):
+    for stage in stages_of(file, overlays):
         config = parsed(stage).model
         key = json.dumps(config.as_dict())
         if key not in built:
@@ -59,25 +66,25 @@ def test_every_conf_parses_and_builds_without_weights(file, built, monkeypatch):
         assert any(parameter.requires_grad for parameter in getattr(model, model.trained[-1]).parameters())
 
 
-@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.stem)
-def test_every_run_of_the_real_models_is_planned(file, planned):
+@pytest.mark.parametrize("overlays", CHOSEN, ids="+".join)
+def test_every_run_of_the_real_models_is_planned(overlays, planned):
     # red if a YAML asks for what a stage, an optimiser or a judge cannot do at full size, or no longer fits its card
-    card = CARDS[file.stem.rsplit("_", 1)[1]] * GB
-    assert all(bytes_ < card for bytes_ in planned[file].result().values())
+    card = {"24gb": 24, "80gb": 80, "8x80gb": 80}[overlays[-1]] * GB
+    assert all(bytes_ < card for bytes_ in planned[overlays].result().values())
 
 
 @pytest.fixture(scope="module")
 def planned():
     """All of them, on two cores: it takes minutes."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {file: pool.submit(planning_of_runs.needed, file) for file in RUNS}
+        yield {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in CHOSEN}
 
 
-def stages_of(file: Path) -> list[StageSpec]:
+def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
     """Of a run's YAML or of a stage's; none of an overlay, of `uae study` or of `uae evaluate`."""
     keys = yaml.safe_load(file.read_text())
     if "stages" in keys:
-        return run_spec.read_run(file).stages
+        return run_spec.read_run(file, overlays).stages
     return [StageSpec(file.stem, file, {})] if "class_path" in keys.get("model", {}) else []
 
 
@@ -98,9 +105,11 @@ def built() -> dict[str, Stage]:
 
 
 def test_every_overlay_is_used():
-    # red with an overlay that neither a run nor a test lays over anything
-    used = {path for file in CONF.glob("*.yaml") for stage in stages_of(file) for path in stage.overlays}
-    used |= {CONF / "real" / f"{name}.yaml" for _, overlays in SMALL_RUNS for name in overlays}
+    # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
+    choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
+    assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
+    assert list(itertools.product(*choices[:3])) == PRODUCT
+    used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
     assert used == {file for file in FILES if file.parent.name == "real" and not stages_of(file)}
 
 
