@@ -1,7 +1,10 @@
 """What `make .venv` installs is pinned, and checked against hashes."""
 
 import re
+import tomllib
 from pathlib import Path
+
+from uae_lightning.commands import init
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,3 +29,11 @@ def test_they_are_installed_by_hash_alone():
         "$(PIP) install --no-deps --no-build-isolation -e .",
     ]
     assert re.search(r"^TORCH := torch==[\d.]+$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_every_conf_is_in_the_wheel_where_init_looks():
+    # red with a folder of conf/ that pyproject.toml does not list, or another place in `INSTALLED`
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    placed = {f"{place}/{file.name}": file for place, (pattern,) in data.items() for file in ROOT.glob(pattern)}
+    conf = ROOT / "conf"
+    assert placed == {f"{init.INSTALLED}/{file.relative_to(conf)}": file for file in conf.rglob("*.*")}
