@@ -82,10 +82,14 @@ def planned():
 
 def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
     """Of a run's YAML or of a stage's; none of an overlay, of `uae study` or of `uae evaluate`."""
-    keys = yaml.safe_load(file.read_text())
+    keys = keys_of(file)
     if "stages" in keys:
         return run_spec.read_run(file, overlays).stages
     return [StageSpec(file.stem, file, {})] if "class_path" in keys.get("model", {}) else []
+
+
+def keys_of(file: Path) -> dict:
+    return yaml.safe_load(file.read_text())
 
 
 @functools.cache
@@ -110,11 +114,12 @@ def test_every_overlay_is_used():
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
     assert list(itertools.product(*choices[:3])) == PRODUCT
     used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
-    assert used == {file for file in FILES if file.parent.name == "real" and not stages_of(file)}
+    overlays = {file for file in FILES if file.parent.name == "real" and {"model", "data"} & {*keys_of(file)}}
+    assert used == {file for file in overlays if not stages_of(file)}
 
 
 def test_later_configs_count_and_options_count_more(tmp_path):
-    # red with the configs in another order in fit_args, or `base | overlay` turned in study.plan.overlaid
+    # red with the configs in another order in fit_args, or `base | overlay` turned in spec.overlaid
     (tmp_path / "first.yaml").write_text(
         "{model: {init_args: {group_size: 5, micro_batch: 5}}, trainer: {max_steps: 5}}"
     )
@@ -130,6 +135,41 @@ def test_later_configs_count_and_options_count_more(tmp_path):
         parts = args["autoencoder"]
         encoder = parts.get("init_args", parts)["encoder"]  # the parser spells the class out
         assert encoder["class_path"].endswith("QwenVLEncoder") and encoder["init_args"]["train"] == "lora"
+
+
+def test_a_yaml_includes_parts_and_lays_its_own_keys_over_them(tmp_path):
+    # red with `base | overlay` turned in overlaid, without the loader of stage_cli, or from the wrong folder
+    parts = yaml.safe_load((CONF / "scenes" / "autoencoder.yaml").read_text())
+    (tmp_path / "parts.yaml").write_text(yaml.safe_dump(parts))
+    stage = yaml.safe_load((CONF / "scenes" / "encoder_rl.yaml").read_text())
+    del stage["trainer"]["callbacks"]
+    stage["model"]["init_args"]["autoencoder"] = {
+        "include": "parts.yaml",
+        "decoder": {"init_args": {"resolution": 32}},
+        "captioning": {"max_new_tokens": 7},
+    }
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(stage))
+    over = "{model: {init_args: {autoencoder: {decoder: {init_args: {dtype: bfloat16}}}}}}"
+    (tmp_path / "over.yaml").write_text(over)
+    spec = StageSpec("see", tmp_path / "stage.yaml", {"model.autoencoder.sampling.steps": 5}, (tmp_path / "over.yaml",))
+    found = parsed(spec).model.init_args.autoencoder.init_args.as_dict()
+    decoder = {"path": "shipped:scenes/decoder", "resolution": 32, "dtype": "bfloat16", "sigma_spacing": "even"}
+    assert decoder.items() <= found["decoder"]["init_args"].items()
+    assert found["captioning"]["temperature"] == 1.0 and found["captioning"]["max_new_tokens"] == 7
+    assert found["sampling"]["steps"] == 5
+    assert settings_of(spec)["model"]["init_args"]["autoencoder"]["decoder"]["init_args"]["resolution"] == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "parts.yaml does not exist: include"), ("[]", "cannot be included")]
+)
+def test_what_cannot_be_included(text, words, tmp_path):
+    # red without either look in `included`
+    (tmp_path / "stage.yaml").write_text("model: {init_args: {autoencoder: {include: parts.yaml}}}")
+    if text:
+        (tmp_path / "parts.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        parse_stage(["fit", f"--config={tmp_path / 'stage.yaml'}"])
 
 
 @pytest.mark.parametrize("config", ["[]", "[a.yaml, 3]", "{a: b}"])
@@ -154,9 +194,8 @@ def small(tmp_path_factory) -> Path:
 
 def swapped(stage: str, small: Path) -> list[str]:
     """The YAML's models become small ones of the same classes, on pictures of 64 pixels; all else is the YAML's."""
-    text = (CONF / "real" / f"{stage}.yaml").read_text()
-    text = text.replace("openai/clip-vit-large-patch14", str(small / "clip"))
-    trainer = yaml.safe_load(text.replace("facebook/dinov2-large", str(small / "dino")))["trainer"]
+    trainer = run_spec.read_stage_yaml(CONF / "real" / f"{stage}.yaml")["trainer"]
+    callbacks = json.dumps(trainer["callbacks"]).replace("openai/clip-vit-large-patch14", str(small / "clip"))
     options = {
         "model.autoencoder.encoder.path": small / "qwen",
         "model.autoencoder.encoder.dtype": "float32",  # without AVX512-BF16 bf16 is emulated, 60 times slower
@@ -176,7 +215,7 @@ def swapped(stage: str, small: Path) -> list[str]:
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 2 * trainer.get("accumulate_grad_batches", 1),
-        "trainer.callbacks": json.dumps(trainer["callbacks"]),
+        "trainer.callbacks": callbacks.replace("facebook/dinov2-large", str(small / "dino")),
     }
     if stage == "decoder_rl":
         options["model.init_args.group_size"] = 8  # 24 take a minute

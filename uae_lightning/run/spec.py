@@ -93,7 +93,35 @@ def read_stage_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not the YAML of a stage: it has no keys such as model, data and trainer")
     if "stages" in content:
         raise UsageError(f"{path} lists the stages of a run, and --config wants one stage: name the YAML of one")
-    return content
+    return included(content, path.parent)
+
+
+def included(value: Any, folder: Path) -> Any:
+    """For `include: FILE` in a mapping: what that file in `folder` holds, the mapping's other keys laid over it.
+
+    Raises:
+        UsageError: there is no such file, or it holds no mapping.
+    """
+    if isinstance(value, list):
+        return [included(inner, folder) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    value = {key: included(inner, folder) for key, inner in value.items()}
+    if not isinstance(name := value.get("include"), str):
+        return value
+    if not (folder / name).is_file():
+        raise UsageError(f"{folder / name} does not exist: include wants a file beside the YAML that names it")
+    base = read_yaml(folder / name, "parts of a stage")
+    if not isinstance(base, dict):
+        raise UsageError(f"{folder / name} cannot be included: it has no keys")
+    return overlaid(base, {key: inner for key, inner in value.items() if key != "include"})
+
+
+def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """`overlay` over `base`, key by key."""
+    both = {key: overlaid(base[key], overlay[key]) for key in base.keys() & overlay.keys()
+            if isinstance(base[key], dict) and isinstance(overlay[key], dict)}  # fmt: skip
+    return base | overlay | both
 
 
 def read_run_or_stage(path: Path, given: Sequence[str]) -> RunSpec:
