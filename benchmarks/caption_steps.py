@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from uae_lightning.autoencoder import Captioning
+from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.stages.encoder_rl import EncoderRL
 from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput
@@ -37,12 +37,13 @@ class OwnStep(EncoderRL):
     def __init__(self, encoder: QwenVLEncoder, images: Tensor, options) -> None:
         part = NoPart(encoder.hidden_size)
         super().__init__(
-            encoder, part, part, captioning=Captioning(1.0, options.tokens), group_size=options.group,
+            AutoEncoder(encoder, part, part, Captioning(1.0, options.tokens)), group_size=options.group,
             micro_batch=options.micro_batch, kl_beta=options.kl_beta, normalization=options.normalization,
             optimizer=lambda parameters: torch.optim.AdamW(
                 parameters, lr=options.lr, weight_decay=0.0, fused=True
             ),
         )  # fmt: skip
+        self.write, self.autoencoder.write = self.autoencoder.write, self.captions
         self.batch = Batch(images, [""] * len(images), [str(number) for number in range(len(images))])
         self.score = self.rewards
         self.own_optimizer = self.configure_optimizers()
@@ -50,13 +51,13 @@ class OwnStep(EncoderRL):
         self.logged: dict[str, Tensor] = {}
 
     def generation(self) -> Captions:
-        return super().caption(self.batch.images, self.group_size, self.step_seed(0))
+        return self.write(self.batch.images, self.group_size, self.step_seed(0))
 
     def step(self) -> None:
         self.training_step(self.batch, 0)
 
-    def caption(self, images: Tensor, samples: int, seed: int) -> Captions:
-        self.sampled = super().caption(images, samples, seed) if self.given is None else self.given
+    def captions(self, images: Tensor, samples: int, seed: int) -> Captions:
+        self.sampled = self.write(images, samples, seed) if self.given is None else self.given
         return self.sampled
 
     def draw(self, texts: list[str], noise: Tensor) -> Tensor:

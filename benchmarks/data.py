@@ -33,6 +33,7 @@ from PIL import Image
 
 from benchmarks.own_stage import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
 from benchmarks.pretrain import our_step
+from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.commands import cache as command
 from uae_lightning.data.cache_shards import Entry, Header, write_shard
 from uae_lightning.data.cached import CachedData, CacheIndex, cached_batch
@@ -191,7 +192,7 @@ def step(options: argparse.Namespace, device: torch.device, root: Path) -> tuple
     folder = write_folder(root / "scenes", (encoded(one, "PNG") for one in pixels), scenes.captions, ".png")
     sizes = {"batch_size": options.batch_size, "validation_pictures": 1, "num_workers": 0}
     files = ImageTextData(str(folder), scenes.images.shape[-1], require_captions=True, **sizes)
-    cache = CachedData(str(filled(stage, files, root / "step")), **sizes)
+    cache = CachedData(str(filled(stage.autoencoder, files, root / "step")), **sizes)
     stage.to(device)
     without_trainer(stage)
     found = differences(stage, files, cache.source, device)
@@ -207,13 +208,13 @@ def step(options: argparse.Namespace, device: torch.device, root: Path) -> tuple
     return found, rows
 
 
-def filled(stage: DecoderPretrain, data: ImageTextData, folder: Path) -> Path:
+def filled(model: AutoEncoder, data: ImageTextData, folder: Path) -> Path:
     """What `uae cache` would write."""
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    header = command.describe(stage, data, trainer, "")
+    header = command.describe(model, data, trainer, "")
     command.clear_or_check(folder, header, overwrite=False)
     options = argparse.Namespace(to=folder, part=Part(), shard_mb=64)
-    command.fill_folder(options, stage, data, trainer, header)
+    command.fill_folder(options, model, data, trainer, header)
     return folder
 
 

@@ -97,7 +97,7 @@ class Judges:
     def geneval(self, stage: PolicyStage) -> Items:
         """Task -> 1 where the picture drawn for a prompt fulfils it, else 0; seed 0 for all arms and trainings."""
         of = self.evaluation
-        return of.suites["geneval"].measure(Subject(stage, of.data, 0, of.drawings, of.batch_size))
+        return of.suites["geneval"].measure(Subject(stage.autoencoder, of.data, 0, of.drawings, of.batch_size))
 
 
 def judges_on(device: torch.device) -> Judges:
@@ -165,7 +165,7 @@ def learn(
 def validate(stage: PolicyStage, data: LightningDataModule, reward: Reward, device, sampling=None) -> list[float]:
     """Reward of each of the held-out pictures; `sampling` (of `Sampling`) None is the stage's own."""
     rewards = []
-    with sampled_as(stage, sampling):
+    with sampled_as(stage.autoencoder, sampling):
         for index, batch in enumerate(data.val_dataloader()):
             batch.images = batch.images.to(device)
             rewards += evaluate(reward, stage.validation_step(batch, index).inputs, 64).total.tolist()

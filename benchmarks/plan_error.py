@@ -110,14 +110,14 @@ def measure(
     optimizer = stage.configure_optimizers()
     stage.optimizers, stage.score = lambda: optimizer, score
     side = stage.decoder.decode_latents(torch.zeros(1, *stage.decoder.latent_shape, device=device)).shape[-1]
-    length = stage.captioning.max_new_tokens
+    length = stage.autoencoder.captioning.max_new_tokens
     images = torch.rand(setting.pictures, 3, side, side, device=device)
     batch = Batch(images, [caption(length, row) for row in range(len(images))], [""] * len(images))
     result = {}
     if not stage.automatic_optimization:
         stage.encoder.never_sampled.extend(stage.encoder.ends)
         samples = stage.group_size if type(stage).__name__ == "EncoderRL" else 1
-        arguments = {"samples": samples, "seed": 0, **vars(stage.captioning)}
+        arguments = {"samples": samples, "seed": 0, **vars(stage.autoencoder.captioning)}
         generate, stage.encoder.generate = stage.encoder.generate, full_length
         step(stage, batch, optimizer, setting)  # the optimiser gets its state
         result["captions"] = peak(lambda: generate(images, **arguments), stage, optimizer, device)

@@ -142,7 +142,9 @@ def from_cache(stage: DecoderPretrain, batch: Batch) -> Batch:
     pictures = [Prepared(Tally(), key.encode().ljust(32), key, caption, one) for key, caption, one in read]
     with tempfile.TemporaryDirectory() as folder:
         shard = Path(folder) / "cache.safetensors"
-        write_shard(shard, entries(stage, pictures, lambda images: images, batch.images.device), Header({}, ""))
+        write_shard(
+            shard, entries(stage.autoencoder, pictures, lambda images: images, batch.images.device), Header({}, "")
+        )
         cached = cached_batch([CachedSample(shard, row) for row in range(len(pictures))])
     cached.images, cached.latents = cached.images.to(batch.images.device), cached.latents.to(batch.images.device)
     cached.embedded = tuple(one.to(batch.images.device) for one in cached.embedded)

@@ -52,8 +52,8 @@ def test_a_range_reads_plain_numbers_and_refuses_all_else(of, good, bad):
         (lambda: Throughput(0), "window"),
         (lambda: MLPProjector(None, 0), "input_size"),
         (lambda: WeightedSum({"a": PixelSimilarity()}, {"a": math.nan}), "weights.a"),
-        (lambda: DecoderRL(None, None, None, group_size=1), "group_size"),
-        (lambda: DecoderRL(None, None, None, max_grad_norm=0.0), "max_grad_norm"),  # of a base class
+        (lambda: DecoderRL(None, group_size=1), "group_size"),
+        (lambda: DecoderRL(None, max_grad_norm=0.0), "max_grad_norm"),  # of a base class
     ],
 )
 def test_classes_called_from_python_refuse_them_too(make, name):
@@ -68,7 +68,7 @@ def test_classes_called_from_python_refuse_them_too(make, name):
         ("encoder_rl", "model.init_args.max_grad_norm=-1", ["model.init_args.max_grad_norm", "above 0", "-1"]),
         ("encoder_rl", "model.autoencoder.encoder.lora.rank=0", ["encoder.init_args.lora.rank (LoRA)"]),
         ("decoder_pretrain", "model.init_args.condition_dropout=2", ["condition_dropout", "below 1", "'2'"]),
-        ("decoder_rl", "model.autoencoder.sampling.steps=0", ["model.autoencoder.sampling.steps", "from 1"]),
+        ("decoder_rl", "model.autoencoder.sampling.steps=0", ["init_args.sampling.steps (AutoEncoder)", "from 1"]),
         ("decoder_rl", "model.init_args.optimizer.init_args.lr=0", ["optimizer.init_args.lr", "above 0"]),
         ("decoder_rl", "trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches", "from 1"]),
         ("decoder_rl", "trainer.val_check_interval=0", ["trainer.val_check_interval", "above 0"]),

@@ -64,14 +64,14 @@ def test_validations_come_after_equal_parts_of_the_time(make_stage, data, monkey
 def test_the_published_loop_trains_the_stage_on_captions_that_the_stage_samples(make_stage, data, monkeypatch):
     # red if `captions.texts` becomes `batch.captions`, the group's size another, or `arm.plain` is not looked at
     stage, seen = make_stage(DecoderRL, window=(0, 1)), []
-    caption, step_once = stage.caption, bench.PlainFlowGRPO.step
+    write, step_once = stage.autoencoder.write, bench.PlainFlowGRPO.step
 
     def step(plain, captions, originals, reward, generator):
         seen.append((captions, len(originals), plain.group_size, plain.settings.steps))
         return step_once(plain, captions, originals, reward, generator)
 
     said = []
-    monkeypatch.setattr(stage, "caption", lambda *args: said.append(caption(*args)) or said[-1])
+    monkeypatch.setattr(stage.autoencoder, "write", lambda *args: said.append(write(*args)) or said[-1])
     monkeypatch.setattr(bench.PlainFlowGRPO, "step", step)
     monkeypatch.setattr(bench, "timed", lambda run, device: run() or Lap(1.0, 1.0))
     arm = bench.Arm("", "", plain=replace(bench.PUBLISHED, steps=2, window=(0, 1)))
@@ -88,8 +88,8 @@ def test_the_published_loop_trains_the_stage_on_captions_that_the_stage_samples(
 def test_both_judges_see_the_weights_before_and_after(make_stage, data, monkeypatch):
     # red if `before` is judged after the training, `* arm.times` goes, or `own` is not handed to `validate`
     stage, samplers, moments = make_stage(DecoderRL, window=(0, 1)), [], []
-    reconstruct = stage.autoencoder.reconstruct
-    monkeypatch.setattr(stage, "reconstruct", lambda *a, **b: samplers.append(stage.sampling) or reconstruct(*a, **b))
+    model, reconstruct = stage.autoencoder, stage.autoencoder.reconstruct
+    monkeypatch.setattr(model, "reconstruct", lambda *a, **b: samplers.append(model.sampling) or reconstruct(*a, **b))
     monkeypatch.setattr(bench, "build", lambda *_: (stage, data))
     monkeypatch.setattr(bench, "timed", lambda run, device: run() or Lap(1.0, 1.0))
     monkeypatch.setattr(bench.PlainFlowGRPO, "step", lambda *_: 0.0)
@@ -113,7 +113,8 @@ def test_geneval_is_judged_as_by_uae_evaluate(monkeypatch):
     judges, asked = bench.judges_on(CPU), []
     suite = judges.evaluation.suites["geneval"]
     monkeypatch.setattr(suite, "measure", lambda subject: asked.append((subject.model, subject.seed)) or {})
-    assert judges.geneval("stage") == {} and asked == [("stage", 0)]
+    stage = SimpleNamespace(autoencoder="model")
+    assert judges.geneval(stage) == {} and asked == [("model", 0)]
     wanted = suite.prompts(judges.evaluation.drawings, 0)
     assert [prompt.task for prompt in wanted] == 40 * list(TASKS)
     assert isinstance(suite.detector, SceneObjectDetector)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from uae_lightning.cli import main
 from uae_lightning.parallel.checkpoint_io import read_checkpoint
 from uae_lightning.run.folder import read_rows
+from uae_lightning.run.spec import read_stage_yaml
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("decoder_pretrain", "encoder_rl", "decoder_rl")
@@ -26,20 +27,23 @@ LIMIT = 900  # seconds, on a busy machine; alone it takes a tenth of that
 
 def stage_yaml(stage: str, parts: Path, folder: Path, fails_on_rank: int = -1) -> Path:
     """The stage of conf/scenes with small parts, light rewards and plain SGD, whose steps are its gradients."""
-    config = yaml.safe_load((ROOT / f"conf/scenes/{stage}.yaml").read_text())
+    config = read_stage_yaml(ROOT / f"conf/scenes/{stage}.yaml")
     options = config["model"]["init_args"]
+    parts_of = options["autoencoder"]
     for part in ("encoder", "projector", "decoder"):
-        options[part]["init_args"]["path"] = str(parts / part)
-    options["encoder"]["class_path"] = "tests.distributed.standins.PicturewiseEncoder"
+        parts_of[part]["init_args"]["path"] = str(parts / part)
+    parts_of["encoder"]["class_path"] = "tests.distributed.standins.PicturewiseEncoder"
     options["optimizer"] = {
         "class_path": "torch.optim.SGD",
         "init_args": {"lr": 100.0 if stage == "decoder_rl" else 0.1, "momentum": 0.9},
     }
-    options |= {"captioning": {"temperature": 1.0, "max_new_tokens": 4}, "max_grad_norm": 0.1}
+    parts_of["captioning"] = {"temperature": 1.0, "max_new_tokens": 4}
+    options["max_grad_norm"] = 0.1
     if stage != "decoder_pretrain":
         options |= {"group_size": 2, "micro_batch": 2, "kl_beta": 0.01}
     if stage == "decoder_rl":  # gradients through both branches, and noise in steps that are not trained
-        options |= {"sampling": {"steps": 3, "guidance": 2.0}, "window": [0, 2], "untrained_steps": "sde"}
+        parts_of["sampling"] = {"steps": 3, "guidance": 2.0}
+        options |= {"window": [0, 2], "untrained_steps": "sde"}
     if stage == "encoder_rl":
         options |= {"normalization": "dapo", "advantage_scale": "batch_std"}
     config["data"]["init_args"] |= {"validation_pictures": 4, "validation_batch_size": 2}

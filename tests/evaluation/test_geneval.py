@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from staged import staged
 
+from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.evaluation import geneval
 from uae_lightning.evaluation.geneval import TASKS, GenEval, Prompt, Wanted, relations, score
 from uae_lightning.evaluation.object_detectors import DetectedObject, ObjectDetector
@@ -16,7 +16,6 @@ from uae_lightning.scenes.geneval import BREAKS, instrument_accuracy, perfect, p
 from uae_lightning.scenes.object_detector import SceneObjectDetector
 from uae_lightning.scenes.prompts import prompts
 from uae_lightning.scenes.scene import render
-from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Sampling
 
 OFFICIAL = [
@@ -177,7 +176,7 @@ def test_scene_prompts_are_held_out_and_even_over_tasks():
 @pytest.fixture
 def stage(make_encoder, make_projector, make_decoder):
     parts = make_encoder(), make_projector(), make_decoder(train="all")
-    return staged(DecoderPretrain, *parts, sampling=Sampling(2)).eval()
+    return AutoEncoder(*parts, sampling=Sampling(2)).eval()
 
 
 def test_pictures_do_not_depend_on_the_batch_size(stage):
@@ -200,7 +199,7 @@ def test_the_same_prompt_gets_other_noise(stage):
 # ------------------------------------------------------------------------------------------------------- the suite
 
 
-class FakeStage:
+class FakeModel:
     """Draws the scene that each prompt asks for, or leaves the wanted object out of it."""
 
     device, decoder = torch.device("cpu"), SimpleNamespace(latent_shape=(1, 1, 1))
@@ -208,10 +207,10 @@ class FakeStage:
     def __init__(self, wanted, faults):
         self.scenes = {p.text: planted(p, f, np.random.default_rng(0)) for p, f in zip(wanted, faults, strict=True)}
 
-    def condition(self, texts):
+    def read(self, texts):
         return texts
 
-    def sample_images(self, texts, noise):
+    def draw(self, texts, noise):
         return pictures([self.scenes[text] for text in texts])
 
 
@@ -223,7 +222,7 @@ def test_values_are_in_the_order_of_the_prompts():
     # Red if `first += len(images)` goes, or values of two tasks are mixed up.
     wanted = scene_prompts(24)
     faults = ["dropped" if index % 4 == 0 else None for index in range(24)]
-    values = geneval.geneval(FakeStage(wanted, faults), wanted, SceneObjectDetector(), batch=5)
+    values = geneval.geneval(FakeModel(wanted, faults), wanted, SceneObjectDetector(), batch=5)
     expected = {task: [float(faults[i] is None) for i in range(t, 24, 6)] for t, task in enumerate(TASKS)}
     assert values == expected and list(values) == list(TASKS)
 

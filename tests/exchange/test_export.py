@@ -230,7 +230,9 @@ def test_a_base_is_where_the_environment_says(scenes, tmp_path, monkeypatch):
     monkeypatch.setenv("PARTS", "/somewhere")
     (tmp_path / "config.yaml").write_text((scenes / "pretrain" / "config.yaml").read_text())
     content = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    content["model"]["init_args"]["encoder"]["init_args"]["path"] = "${oc.env:PARTS}/encoder"
+    content["model"]["init_args"]["autoencoder"]["init_args"]["encoder"]["init_args"]["path"] = (
+        "${oc.env:PARTS}/encoder"
+    )
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     assert lora.part_settings(tmp_path / "config.yaml", "encoder")["path"] == "/somewhere/encoder"
 

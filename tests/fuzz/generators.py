@@ -29,6 +29,7 @@ from PIL import Image
 from stand_ins import RUN_YAML, STAGE_YAML, TinyStage, write_confs
 
 from uae_lightning.cli import main
+from uae_lightning.run.spec import read_stage_yaml
 from uae_lightning.scenes.bootstrap import SHIPPED
 
 NONSENSE = [
@@ -48,12 +49,18 @@ class Case:
 CONF = Path(__file__).parents[2] / "conf"
 JUDGES = """
 data: {class_path: stand_ins.TinyData, init_args: {pictures: 8}}
-backbones: {closeness: {class_path: stand_ins.Closeness, init_args: {power: 1.0}}}
+suites:
+  unified_bench:
+    class_path: uae_lightning.evaluation.unified_bench.UnifiedBench
+    init_args:
+      score:
+        class_path: uae_lightning.rewards.unified_score.UnifiedScore
+        init_args: {backbones: {closeness: {class_path: stand_ins.Closeness, init_args: {power: 1.0}}}}
+  images: {class_path: uae_lightning.evaluation.image_health.ImageHealth}
 samples: 4
 drawings: 2
 batch_size: 2
 sampling: {steps: 2, guidance: 1.0}
-suites: [unified_bench, images]
 """
 STAND_INS = ("learns", "fails_at", "pictures", "power", "suites")  # options of theirs, which check nothing
 NOT_YET = ("val_check_interval",)
@@ -130,6 +137,7 @@ def study_yaml(random: Random, place: Path) -> Case:
     (place / "conf").mkdir()
     content = yaml.safe_load((CONF / "reproduce.yaml").read_text())
     content["evaluation"] |= {name: str(CONF / content["evaluation"][name]) for name in ("config", "judges")}
+    content["shows"] = str(CONF / content["shows"])
     for stage in content["arms"][0]["stages"]:
         stage["config"] = str(CONF / stage["config"])
     Path("conf/study.yaml").write_text(yaml.safe_dump(content))
@@ -297,8 +305,8 @@ def model_folder(random: Random, place: Path) -> Case:
     shutil.copytree(SHIPPED / part, place / part)
     file = random.choice(sorted(path for path in (place / part).rglob("*") if path.is_file()))
     file.write_bytes(damage(random, file.read_bytes()))
-    content = yaml.safe_load((CONF / "scenes" / "decoder_rl.yaml").read_text())
-    content["model"]["init_args"][part]["init_args"]["path"] = part
+    content = read_stage_yaml(CONF / "scenes" / "decoder_rl.yaml")
+    content["model"]["init_args"]["autoencoder"][part]["init_args"]["path"] = part
     Path("stage.yaml").write_text(yaml.safe_dump(content))
     args = ["generate", "a red ball", "--config=stage.yaml", "--output=out.png"]
     return Case(args, (part, file.name), lambda: missing("out.png") or f"{file} was used")

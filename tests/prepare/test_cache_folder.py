@@ -11,6 +11,7 @@ from uae_lightning.commands import cache as command
 from uae_lightning.data import cache_shards as shards
 from uae_lightning.data.cache_shards import Entry, Header, inspect_all, read_entry, write_shard
 from uae_lightning.data.cached import CachedData
+from uae_lightning.files import PARTIAL
 from uae_lightning.prepare.cache_folder import claimed
 from uae_lightning.prepare.cache_writing import Part
 from uae_lightning.usage import UsageError
@@ -152,9 +153,9 @@ def test_a_part_leaves_the_partial_files_of_others_alone(tmp_path: Path):
     from uae_lightning.prepare.cache_writing import _Shards
 
     for name in ("cache-1of2-000000", "cache-000000"):
-        (tmp_path / f"{name}.safetensors.partial").write_bytes(b"x")
+        (tmp_path / f"{name}.safetensors{PARTIAL}").write_bytes(b"x")
     _Shards(tmp_path, WHOLE, HEADER, 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["cache-1of2-000000.safetensors.partial"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"cache-1of2-000000.safetensors{PARTIAL}"]
 
 
 @pytest.mark.parametrize("place", ["file/cache", "x" * 300])

@@ -20,8 +20,8 @@ from stand_ins import write_confs
 
 from uae_lightning import files as disk
 from uae_lightning.cli import main
-from uae_lightning.commands import evaluate
 from uae_lightning.files import making_folder, replacing
+from uae_lightning.run import evaluation
 from uae_lightning.run import folder as run_folder
 from uae_lightning.scenes import bootstrap
 
@@ -131,7 +131,7 @@ def test_a_place_that_may_not_be_written_is_found_before_anything_is_computed(ar
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refused)
-    monkeypatch.setattr(evaluate, "build_evaluation", refused)
+    monkeypatch.setattr(evaluation, "build_evaluation", refused)
     names = {path.name for path in place.rglob("*")}
     assert main(args) == 2
     error = capsys.readouterr().err

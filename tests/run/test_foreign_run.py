@@ -121,7 +121,7 @@ def test_shipped_weights_are_those_of_the_package():
 def changed(**parts: dict) -> Callable[[dict], dict]:
     def change(stage: dict) -> dict:
         for part, options in parts.items():
-            stage["model"]["init_args"][part]["init_args"].update(options)
+            stage["model"]["init_args"]["autoencoder"]["init_args"][part]["init_args"].update(options)
         return stage
 
     return change
@@ -130,7 +130,7 @@ def changed(**parts: dict) -> Callable[[dict], dict]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed(decoder={"resolution": "big"}), "model.autoencoder.decoder.resolution: Expected a"),
+        (changed(decoder={"resolution": "big"}), "decoder.init_args.resolution (SD3Decoder) must be a whole number"),
         (changed(decoder={"resolutoin": 64}), "SD3Decoder has no option 'resolutoin'; did you mean resolution?"),
         (changed(encoder={"path": "none"}), "'none' does not exist"),
         (changed(encoder={"path": "a\0b"}), "encoder.init_args.path is 'a\\x00b'"),

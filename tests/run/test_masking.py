@@ -56,14 +56,17 @@ def test_no_file_of_a_run_holds_the_token(environment, tmp_path, monkeypatch):
     run = write_confs(tmp_path)
     run.write_text("name: tiny\nstages: [{name: draw, config: stage.yaml}]")
     stage = yaml.safe_load((run.parent / "stage.yaml").read_text())
-    stage["model"]["init_args"]["decoder"]["init_args"]["path"] = "${oc.env:HF_TOKEN}/a"
-    stage["model"]["init_args"]["encoder"]["init_args"]["path"] = "${model.autoencoder.decoder.path}"
+    stage["model"]["init_args"]["autoencoder"]["init_args"]["decoder"]["init_args"]["path"] = "${oc.env:HF_TOKEN}/a"
+    stage["model"]["init_args"]["autoencoder"]["init_args"]["encoder"]["init_args"]["path"] = (
+        "${model.init_args.autoencoder.init_args.decoder.init_args.path}"
+    )
     (run.parent / "stage.yaml").write_text(yaml.safe_dump(stage))
     path = "--model.autoencoder.projector.path"
     assert main(["run", f"--config={run}", "--trainer.max_steps=1", "--trainer.val_check_interval=1", path, TOKEN]) == 0
     files = [file for file in (tmp_path / "runs").rglob("*") if file.is_file()]
     assert not [file for file in files if TOKEN.encode() in file.read_bytes()]
     config = yaml.safe_load((tmp_path / "runs/tiny/draw/config.yaml").read_text())["model"]["init_args"]
+    config = config["autoencoder"]["init_args"]
     assert config["decoder"]["init_args"]["path"] == "${oc.env:HF_TOKEN}/a" == config["encoder"]["init_args"]["path"]
     again = json.loads((tmp_path / "runs/tiny/draw/stage.json").read_text())["command"]
     assert f"{path}=${{oc.env:HF_TOKEN}}" in shlex.split(again)

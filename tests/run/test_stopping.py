@@ -12,6 +12,18 @@ import pytest
 
 from uae_lightning.parallel.stopping import Stopped, resumed, stoppable
 
+
+@pytest.fixture(autouse=True)
+def own_handlers():
+    """Whoever starts tests in the background has them ignore SIGINT."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 SAY = """
 import sys
 from uae_lightning import cli

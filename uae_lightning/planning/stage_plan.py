@@ -145,7 +145,8 @@ def prompts_of(config: Any) -> dict[str, str]:
             "uae plan plans stages with an encoder, and model.autoencoder.encoder is null: leave that option out; what "
             "the encoder takes is then counted too"
         )
-    return {name: encoder.init_args[name] for name in ("caption_system", "caption_prompt", "generate_system")}
+    options = encoder.init_args
+    return {name: options[name] for name in ("caption_system", "caption_prompt", "generate_system")}
 
 
 def setting_of(config: Any) -> Setting:

@@ -132,4 +132,7 @@ def read_autoencoder(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise UsageError(f"{config}: {' '.join(str(error).split())}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{config} has no model.init_args.autoencoder: it is not the YAML of a stage") from error
+        raise UsageError(
+            f"{config} has no model.init_args.autoencoder: it is not the YAML of a stage, or it is of version 0.1 "
+            "(CHANGELOG.md)"
+        ) from error

@@ -20,7 +20,7 @@ from jsonargparse import Namespace, set_loader, set_parsing_settings
 from jsonargparse._optionals import get_omegaconf_loader  # of its mode, which has no other name
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
@@ -37,6 +37,7 @@ from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.masking import masked
+from uae_lightning.run.moved import of_version_1
 from uae_lightning.run.settings import check_resumed
 from uae_lightning.run.spec import included, read_stage_yaml
 from uae_lightning.stages.common import Stage
@@ -87,16 +88,6 @@ DESCRIPTIONS = {
 }
 
 
-class SaveFitConfig(SaveConfigCallback):
-    """config.yaml is what a stage was trained with: `validate` leaves it alone. Secrets are left out of it."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            text = self.parser.dump(masked(self.config), skip_unset=False, skip_validation=True)
-            with replacing(Path(trainer.default_root_dir) / "config.yaml") as partial:
-                partial.write_text(text)
-
-
 class StageCLI(LightningCLI):
     """`uae fit` and `uae validate`."""
 
@@ -117,8 +108,7 @@ class StageCLI(LightningCLI):
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=SaveFitConfig,
-            save_config_kwargs={"overwrite": True},  # a resumed stage writes it again
+            save_config_callback=None,  # Lightning's comes after the first event file, see `before_fit`
             parser_kwargs={"prog": "uae", **parser}
             | {name: {"description": text, **parser} for name, text in DESCRIPTIONS.items()},
             auto_configure_optimizers=False,
@@ -189,8 +179,17 @@ class StageCLI(LightningCLI):
     def before_fit(self) -> None:
         if self.resume_from:
             self.config_init.fit.ckpt_path = str(self.resume_from)
-        elif is_main():  # only now that all parts are loaded: a mistake in the call costs no earlier results
-            run_folder.clear_stage(Path(self.config.fit.trainer.default_root_dir))
+        if is_main():  # only now that all parts are loaded: a mistake in the call costs no earlier results
+            folder = Path(self.config.fit.trainer.default_root_dir)
+            if not self.resume_from:
+                run_folder.clear_stage(folder)
+            self.write_config(folder / "config.yaml")
+
+    def write_config(self, file: Path) -> None:
+        """What the stage is trained with, secrets left out. It comes first: by it the folder is known as a stage's."""
+        text = self._parser("fit").dump(masked(self.config.fit), skip_unset=False, skip_validation=True)
+        with replacing(file) as partial:
+            partial.write_text(text)
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
@@ -252,8 +251,11 @@ def check_training(config: Namespace) -> None:
     trainer, (module, _, name) = config.trainer, config.model.class_path.rpartition(".")
     if trainer.check_val_every_n_epoch is None and not isinstance(trainer.val_check_interval, int | float):
         raise UsageError(f"trainer.val_check_interval must be a number of steps, got {trainer.val_check_interval!r}")
+    options = config.model.init_args
+    parts = options.autoencoder.init_args  # a stage has the auto-encoder's settings as attributes of its own
+    options = Namespace(vars(options) | {one: parts.get(one) for one in ("captioning", "sampling")})
     try:
-        getattr(sys.modules[module], name).check_training(config.model.init_args)
+        getattr(sys.modules[module], name).check_training(options)
     except ValueError as error:
         raise UsageError(f"model.init_args: {error}") from error
 
@@ -340,7 +342,7 @@ def errors_explained() -> Iterator[None]:
 
 def explain(message: str) -> str:
     """What is wrong in jsonargparse's nested message, with the closest name that would have been right."""
-    if text := ranges.explained(message):
+    if text := ranges.explained(message) or of_version_1(message):
         return text
     owners = re.findall(r"Problem with given class_path '([\w.]+)'", message)
     if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):

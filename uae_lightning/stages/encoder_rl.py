@@ -58,7 +58,7 @@ class EncoderRL(PolicyStage):
         normalization: Literal["grpo", "dr_grpo", "dapo"] = "grpo",
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
         mask_cut_captions: bool = False,
-        cut_penalty: float = 0.0,
+        cut_penalty: NonNegative = 0.0,
         **parts,
     ) -> None:
         super().__init__(

@@ -1,0 +1,32 @@
+"""Names of version 0.1 that a YAML, or the folder of a run, may still have, and what they are now (CHANGELOG.md)."""
+
+from __future__ import annotations
+
+import re
+
+CLASSES = {
+    f"uae_lightning.{old}": f"uae_lightning.{new}"
+    for old, new in {
+        "data.scenes_data.ScenesData": "scenes.data.ScenesData",
+        "rewards.scene_facts.SceneFacts": "scenes.scene_facts.SceneFacts",
+        "rewards.detector_features.DetectorFeatures": "scenes.detector_features.DetectorFeatures",
+        "evaluation.unified_bench.PooledEfficientNet": "rewards.perceptual_grid.PooledEfficientNet",
+        "evaluation.unified_bench.Pixels": "rewards.pixel_similarity.Pixels",
+        "evaluation.object_detectors.SceneObjectDetector": "scenes.object_detector.SceneObjectDetector",
+    }.items()
+}
+OF_THE_AUTOENCODER = (
+    "encoder", "projector", "decoder", "captioning", "sampling", "condition_on", "negative_prompt",
+)  # fmt: skip
+
+
+def of_version_1(message: str) -> str | None:
+    """What an error about a name of 0.1 should say; None where there is no such name in it."""
+    for old, new in CLASSES.items():
+        if old in message:
+            return f"{old} is of version 0.1: it is {new} now (CHANGELOG.md)"
+    for name in OF_THE_AUTOENCODER:
+        if re.search(rf"Option '{name}\b[\w.]*' is not accepted", message):
+            now = f"model.init_args.autoencoder.{name}"
+            return f"model.init_args.{name} is of version 0.1: it is {now} now (CHANGELOG.md)"
+    return None
