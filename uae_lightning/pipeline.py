@@ -37,14 +37,17 @@ Runs the stages that a YAML lists, one after the other, and writes summary.json 
     evaluation:                       what `uae evaluate` judges start and end with (may be left out)
       config: evaluation.yaml
       options: {samples: 32}
-    choices: [[24gb, 80gb]]         names that exclude each other, the default first (may be left out)
-    overlays:                       what --with NAME lays over the stages, in this order (may be left out)
+    choices: [[medium, large]]        names that exclude each other, the default first (may be left out)
+    overlays:                         what a name given by --with lays over the stages, in this order (may be left out)
+      large: {all: large.yaml}        over every stage
       80gb:
-        encoder_rl: 80gb.yaml       or {config: [...], options: {...}}; `all` in place of a stage is every one
-      80gb+sd35_large: {...}        where both are chosen
+        encoder_rl:                   over that one
+          config: 80gb.yaml           or [a.yaml, b.yaml]
+          options: {model.init_args.micro_batch: 4}
+      80gb+large: ...                 where both are chosen
 
---with sd35_large 80gb lays these over the stages and makes the run real_sd35_large_80gb of real. Any other
-dotted option, such as --trainer.max_steps 2, is passed to every stage.
+--with large 80gb lays these over the stages, and the run goes to runs/demo_large_80gb. Any other dotted option, such as
+--trainer.max_steps 2, is passed to every stage.
 """
 
 

@@ -160,6 +160,15 @@ def test_a_yaml_includes_parts_and_lays_its_own_keys_over_them(tmp_path):
     assert settings_of(spec)["model"]["init_args"]["autoencoder"]["decoder"]["init_args"]["resolution"] == 32
 
 
+def test_another_class_laid_over_an_included_one_starts_afresh():
+    # red without the look at class_path in overlaid
+    base = {"decoder": {"class_path": "A", "init_args": {"path": "x", "resolution": 64}}}
+    over = {"decoder": {"class_path": "B", "init_args": {"path": "y"}}}
+    assert run_spec.overlaid(base, over) == over
+    over = {"decoder": {"class_path": "A", "init_args": {"path": "y"}}}
+    assert run_spec.overlaid(base, over)["decoder"]["init_args"] == {"path": "y", "resolution": 64}
+
+
 @pytest.mark.parametrize(
     ("text", "words"), [(None, "parts.yaml does not exist: include"), ("[]", "cannot be included")]
 )

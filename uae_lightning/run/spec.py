@@ -118,7 +118,9 @@ def included(value: Any, folder: Path) -> Any:
 
 
 def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """`overlay` over `base`, key by key."""
+    """`overlay` over `base`, key by key; what names another class leaves nothing of the earlier one's options."""
+    if overlay.get("class_path", base.get("class_path")) != base.get("class_path"):
+        return overlay
     both = {key: overlaid(base[key], overlay[key]) for key in base.keys() & overlay.keys()
             if isinstance(base[key], dict) and isinstance(overlay[key], dict)}  # fmt: skip
     return base | overlay | both
