@@ -4,6 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from uae_lightning.commands import init
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -46,3 +48,11 @@ def test_lint_and_types_come_before_any_run():
     assert commands == ["ruff check", "ruff format", "mypy"]
     targets = re.findall(r"^make (\S+)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     assert targets == [".venv", "lint", "smoke", "test"]
+
+
+def test_every_conf_is_in_the_wheel_where_init_looks():
+    # red with a folder of conf/ that pyproject.toml does not list, or another place in `INSTALLED`
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["data-files"]
+    placed = {f"{place}/{file.name}": file for place, (pattern,) in data.items() for file in ROOT.glob(pattern)}
+    conf = ROOT / "conf"
+    assert placed == {f"{init.INSTALLED}/{file.relative_to(conf)}": file for file in conf.rglob("*.*")}

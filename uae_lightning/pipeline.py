@@ -18,7 +18,7 @@ from uae_lightning.report.summary import one_line, stage_record, summarise
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_command
 from uae_lightning.run.provenance import provenance
-from uae_lightning.run.spec import RunSpec, StageSpec, fit_args, read_run
+from uae_lightning.run.spec import RunSpec, StageSpec, add_overlays, fit_args, read_run
 from uae_lightning.usage import Parser, UsageError, closest
 
 if TYPE_CHECKING:
@@ -37,8 +37,17 @@ Runs the stages that a YAML lists, one after the other, and writes summary.json 
     evaluation:                       what `uae evaluate` judges start and end with (may be left out)
       config: evaluation.yaml
       options: {samples: 32}
+    choices: [[medium, large]]        names that exclude each other, the default first (may be left out)
+    overlays:                         what a name given by --with lays over the stages, in this order (may be left out)
+      large: {all: large.yaml}        over every stage
+      80gb:
+        encoder_rl:                   over that one
+          config: 80gb.yaml           or [a.yaml, b.yaml]
+          options: {model.init_args.micro_batch: 4}
+      80gb+large: ...                 where both are chosen
 
-Any other dotted option, such as --trainer.max_steps 2, is passed to every stage.
+--with large 80gb lays these over the stages, and the run goes to runs/demo_large_80gb. Any other dotted option, such as
+--trainer.max_steps 2, is passed to every stage.
 """
 
 
@@ -54,7 +63,7 @@ def main(args: list[str]) -> None:
     if not is_main():
         follow(others)
         return
-    spec = read_run(options.config)
+    spec = read_run(options.config, options.overlays)
     folder = options.output or Path("runs") / spec.name
     first, last = selection(spec, options.start, options.only)
     for stage in spec.stages[first:last]:  # all of them before the first one takes its time
@@ -93,6 +102,7 @@ def parse(args: list[str]):
     """The options of `run`, and what it passes on to every stage."""
     parser = Parser(prog="uae run", description=DESCRIPTION)
     parser.add_argument("--config", type=Path, metavar="YAML", help="the list of stages (needed)")
+    add_overlays(parser)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the run goes instead of runs/NAME")
     parser.add_argument("--resume", action="store_true", help="keep finished stages, continue a half-finished one")
     parser.add_argument("--overwrite", action="store_true", help="start again in a folder that holds a run")

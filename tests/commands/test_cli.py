@@ -1,12 +1,14 @@
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 from PIL import Image
 from stand_ins import write_confs
 
 from uae_lightning.cli import COMMANDS, main
+from uae_lightning.commands import init
 
 
 @pytest.fixture
@@ -43,6 +45,10 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
         (["run", "--config", "conf/run.yaml", "--resme"], ["--resme", "--resume"]),
         (["run", "--config", "conf/none.yaml"], ["none.yaml", "does not exist"]),
         (["run", "--config", "conf/run.yaml", "--only", "ser"], ["'ser'", "see"]),
+        (["run", "--config", "conf/run.yaml", "--with", "80gb"], ["--with 80gb", "it offers none"]),
+        (["plan", "--config", "conf/run.yaml", "--with", "a", "b"], ["--with a", "it offers none"]),
+        ([*EVALUATE, "--with", "a"], ["--with a", "it offers none"]),
+        (["plan", "--config", "conf/stage.yaml", "--with", "a"], ["--with a needs the YAML of a run", "stage.yaml"]),
         (["run", "--config", "conf/run.yaml", "--trainer.max_stps", "2"], ["trainer.max_stps", "trainer.max_steps"]),
         ([*FIT, "--trainer.max_step", "2"], ["trainer.max_step", "trainer.max_steps"]),  # no silent abbreviation
         ([*FIT, "--model.init_args.learn", "[]"], ["'learn'", "learns"]),
@@ -75,6 +81,26 @@ def test_what_a_part_refuses_is_said_without_a_traceback(path, words, place, cap
     assert main([*FIT, f"--model.autoencoder.encoder.path={path}"]) == 1
     error = capsys.readouterr().err
     assert words in error and len(error.splitlines()) == 1
+
+
+def test_init_copies_conf_and_writes_over_nothing(tmp_path, monkeypatch, capsys):
+    # red without the look at what is there, with `shipped` one folder higher, or a YAML left out
+    assert main(["init", str(tmp_path / "mine")]) == 0
+    copied = tmp_path / "mine" / "conf"
+    (copied / "demo.yaml").write_text("changed")
+    assert main(["init", str(tmp_path / "mine")]) == 2
+    assert "mine/conf is there already" in capsys.readouterr().err and (copied / "demo.yaml").read_text() == "changed"
+    shipped = init.shipped()
+    assert {p.relative_to(copied) for p in copied.rglob("*")} == {p.relative_to(shipped) for p in shipped.rglob("*")}
+    # of a wheel: the list of its files says where
+    (tmp_path / "share/uae-lightning").mkdir(parents=True)
+    (tmp_path / "lib").mkdir()
+    copied.rename(tmp_path / init.INSTALLED)
+    record = metadata.PackagePath("../share/uae-lightning/conf/demo.yaml")
+    record.dist = metadata.PathDistribution(tmp_path / "lib" / "uae.dist-info")
+    monkeypatch.setattr(init, "__file__", str(tmp_path / "lib/uae_lightning/commands/init.py"))
+    monkeypatch.setattr(init.metadata, "files", lambda name: [record])
+    assert (init.shipped() / "demo.yaml").read_text() == "changed"
 
 
 def test_debug_shows_the_traceback(place, monkeypatch):

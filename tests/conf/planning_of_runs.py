@@ -24,11 +24,11 @@ def plans() -> dict[str, int]:
     return {}
 
 
-def needed(run: Path) -> dict[str, int]:
+def needed(run: Path, overlays: tuple[str, ...]) -> dict[str, int]:
     """Bytes that each stage of a run needs, by its name."""
     quiet()
     result = {}
-    for stage in run_spec.read_run(run).stages:
+    for stage in run_spec.read_run(run, overlays).stages:
         settings = parser().parse_args(run_spec.fit_args(stage, [], Path("unused"), {})[1:])
         key = json.dumps([settings.model.as_dict(), settings.data.as_dict(), str(settings.trainer)], default=str)
         if key not in plans():

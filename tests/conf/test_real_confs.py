@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -34,21 +35,27 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-RUNS = sorted(CONF.glob("qwen*.yaml"))
-CARDS = {"24gb": 24, "80gb": 80, "8x80gb": 80}
+RUN = CONF / "real" / "run.yaml"
+PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
+STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
+CHOSEN = [*PRODUCT, ("cached", "24gb"), ("fast", "24gb")]
 
 
 # ------------------------------------------------------------------------------------------------ without weights
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(CONF)))
-def test_every_conf_parses_and_builds_without_weights(file, built, monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "overlays"),
+    [*((file, ()) for file in FILES), *((RUN, chosen) for chosen in CHOSEN)],
+    ids=lambda value: str(value.relative_to(CONF)) if isinstance(value, Path) else "+".join(value),
+)
+def test_every_conf_parses_and_builds_without_weights(file, overlays, built, monkeypatch):
     # red with any key of any YAML misspelt, a hub model without a config in models/architectures, or an encoder, a
     # projector and a decoder that do not fit, such as qwen7b.yaml without its input_size
     monkeypatch.chdir(CONF.parent)
     for initialise in ("normal_", "uniform_", "kaiming_uniform_", "trunc_normal_"):  # nothing to fill: saves half
         monkeypatch.setattr(torch.nn.init, initialise, lambda tensor, *args, **kwargs: tensor)
-    for stage in stages_of(file):
+    for stage in stages_of(file, overlays):
         config = parsed(stage).model
         key = json.dumps(config.as_dict())
         if key not in built:
@@ -59,26 +66,30 @@ def test_every_conf_parses_and_builds_without_weights(file, built, monkeypatch):
         assert any(parameter.requires_grad for parameter in getattr(model, model.trained[-1]).parameters())
 
 
-@pytest.mark.parametrize("file", RUNS, ids=lambda file: file.stem)
-def test_every_run_of_the_real_models_is_planned(file, planned):
+@pytest.mark.parametrize("overlays", CHOSEN, ids="+".join)
+def test_every_run_of_the_real_models_is_planned(overlays, planned):
     # red if a YAML asks for what a stage, an optimiser or a judge cannot do at full size, or no longer fits its card
-    card = CARDS[file.stem.rsplit("_", 1)[1]] * GB
-    assert all(bytes_ < card for bytes_ in planned[file].result().values())
+    card = {"24gb": 24, "80gb": 80, "8x80gb": 80}[overlays[-1]] * GB
+    assert all(bytes_ < card for bytes_ in planned[overlays].result().values())
 
 
 @pytest.fixture(scope="module")
 def planned():
     """All of them, on two cores: it takes minutes."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {file: pool.submit(planning_of_runs.needed, file) for file in RUNS}
+        yield {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in CHOSEN}
 
 
-def stages_of(file: Path) -> list[StageSpec]:
+def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
     """Of a run's YAML or of a stage's; none of an overlay, of `uae study` or of `uae evaluate`."""
-    keys = yaml.safe_load(file.read_text())
+    keys = keys_of(file)
     if "stages" in keys:
-        return run_spec.read_run(file).stages
+        return run_spec.read_run(file, overlays).stages
     return [StageSpec(file.stem, file, {})] if "class_path" in keys.get("model", {}) else []
+
+
+def keys_of(file: Path) -> dict:
+    return yaml.safe_load(file.read_text())
 
 
 @functools.cache
@@ -98,14 +109,17 @@ def built() -> dict[str, Stage]:
 
 
 def test_every_overlay_is_used():
-    # red with an overlay that neither a run nor a test lays over anything
-    used = {path for file in CONF.glob("*.yaml") for stage in stages_of(file) for path in stage.overlays}
-    used |= {CONF / "real" / f"{name}.yaml" for _, overlays in SMALL_RUNS for name in overlays}
-    assert used == {file for file in FILES if file.parent.name == "real" and not stages_of(file)}
+    # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
+    choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
+    assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
+    assert list(itertools.product(*choices[:3])) == PRODUCT
+    used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
+    overlays = {file for file in FILES if file.parent.name == "real" and {"model", "data"} & {*keys_of(file)}}
+    assert used == {file for file in overlays if not stages_of(file)}
 
 
 def test_later_configs_count_and_options_count_more(tmp_path):
-    # red with the configs in another order in fit_args, or `base | overlay` turned in study.plan.overlaid
+    # red with the configs in another order in fit_args, or `base | overlay` turned in spec.overlaid
     (tmp_path / "first.yaml").write_text(
         "{model: {init_args: {group_size: 5, micro_batch: 5}}, trainer: {max_steps: 5}}"
     )
@@ -121,6 +135,50 @@ def test_later_configs_count_and_options_count_more(tmp_path):
         parts = args["autoencoder"]
         encoder = parts.get("init_args", parts)["encoder"]  # the parser spells the class out
         assert encoder["class_path"].endswith("QwenVLEncoder") and encoder["init_args"]["train"] == "lora"
+
+
+def test_a_yaml_includes_parts_and_lays_its_own_keys_over_them(tmp_path):
+    # red with `base | overlay` turned in overlaid, without the loader of stage_cli, or from the wrong folder
+    parts = yaml.safe_load((CONF / "scenes" / "autoencoder.yaml").read_text())
+    (tmp_path / "parts.yaml").write_text(yaml.safe_dump(parts))
+    stage = yaml.safe_load((CONF / "scenes" / "encoder_rl.yaml").read_text())
+    del stage["trainer"]["callbacks"]
+    stage["model"]["init_args"]["autoencoder"] = {
+        "include": "parts.yaml",
+        "decoder": {"init_args": {"resolution": 32}},
+        "captioning": {"max_new_tokens": 7},
+    }
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(stage))
+    over = "{model: {init_args: {autoencoder: {decoder: {init_args: {dtype: bfloat16}}}}}}"
+    (tmp_path / "over.yaml").write_text(over)
+    spec = StageSpec("see", tmp_path / "stage.yaml", {"model.autoencoder.sampling.steps": 5}, (tmp_path / "over.yaml",))
+    found = parsed(spec).model.init_args.autoencoder.init_args.as_dict()
+    decoder = {"path": "shipped:scenes/decoder", "resolution": 32, "dtype": "bfloat16", "sigma_spacing": "even"}
+    assert decoder.items() <= found["decoder"]["init_args"].items()
+    assert found["captioning"]["temperature"] == 1.0 and found["captioning"]["max_new_tokens"] == 7
+    assert found["sampling"]["steps"] == 5
+    assert settings_of(spec)["model"]["init_args"]["autoencoder"]["decoder"]["init_args"]["resolution"] == 32
+
+
+def test_another_class_laid_over_an_included_one_starts_afresh():
+    # red without the look at class_path in overlaid
+    base = {"decoder": {"class_path": "A", "init_args": {"path": "x", "resolution": 64}}}
+    over = {"decoder": {"class_path": "B", "init_args": {"path": "y"}}}
+    assert run_spec.overlaid(base, over) == over
+    over = {"decoder": {"class_path": "A", "init_args": {"path": "y"}}}
+    assert run_spec.overlaid(base, over)["decoder"]["init_args"] == {"path": "y", "resolution": 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "parts.yaml does not exist: include"), ("[]", "cannot be included")]
+)
+def test_what_cannot_be_included(text, words, tmp_path):
+    # red without either look in `included`
+    (tmp_path / "stage.yaml").write_text("model: {init_args: {autoencoder: {include: parts.yaml}}}")
+    if text:
+        (tmp_path / "parts.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        parse_stage(["fit", f"--config={tmp_path / 'stage.yaml'}"])
 
 
 @pytest.mark.parametrize("config", ["[]", "[a.yaml, 3]", "{a: b}"])
@@ -145,9 +203,8 @@ def small(tmp_path_factory) -> Path:
 
 def swapped(stage: str, small: Path) -> list[str]:
     """The YAML's models become small ones of the same classes, on pictures of 64 pixels; all else is the YAML's."""
-    text = (CONF / "real" / f"{stage}.yaml").read_text()
-    text = text.replace("openai/clip-vit-large-patch14", str(small / "clip"))
-    trainer = yaml.safe_load(text.replace("facebook/dinov2-large", str(small / "dino")))["trainer"]
+    trainer = run_spec.read_stage_yaml(CONF / "real" / f"{stage}.yaml")["trainer"]
+    callbacks = json.dumps(trainer["callbacks"]).replace("openai/clip-vit-large-patch14", str(small / "clip"))
     options = {
         "model.autoencoder.encoder.path": small / "qwen",
         "model.autoencoder.encoder.dtype": "float32",  # without AVX512-BF16 bf16 is emulated, 60 times slower
@@ -167,7 +224,7 @@ def swapped(stage: str, small: Path) -> list[str]:
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 2 * trainer.get("accumulate_grad_batches", 1),
-        "trainer.callbacks": json.dumps(trainer["callbacks"]),
+        "trainer.callbacks": callbacks.replace("facebook/dinov2-large", str(small / "dino")),
     }
     if stage == "decoder_rl":
         options["model.init_args.group_size"] = 8  # 24 take a minute

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from uae_lightning.cli import main
 from uae_lightning.parallel.checkpoint_io import read_checkpoint
 from uae_lightning.run.folder import read_rows
+from uae_lightning.run.spec import read_stage_yaml
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("decoder_pretrain", "encoder_rl", "decoder_rl")
@@ -26,7 +27,7 @@ LIMIT = 900  # seconds, on a busy machine; alone it takes a tenth of that
 
 def stage_yaml(stage: str, parts: Path, folder: Path, fails_on_rank: int = -1) -> Path:
     """The stage of conf/scenes with small parts, light rewards and plain SGD, whose steps are its gradients."""
-    config = yaml.safe_load((ROOT / f"conf/scenes/{stage}.yaml").read_text())
+    config = read_stage_yaml(ROOT / f"conf/scenes/{stage}.yaml")
     options = config["model"]["init_args"]
     parts_of = options["autoencoder"]
     for part in ("encoder", "projector", "decoder"):

@@ -32,12 +32,12 @@ PICTURES = GOOD + len(SKIPPED) + 4 + 2  # four to convert, a copy and a held-out
 USED = 60  # pictures that an RL stage trains on: more than there are, so that it meets every file
 
 SMALL = {  # laid over every stage: one size of pictures, the small models, two steps
-    "model": {"init_args": {
+    "model": {"init_args": {"autoencoder": {
         "projector": {"init_args": {"input_size": HIDDEN, "hidden_size": 16, "output_size": TEXT}},
         "decoder": {"init_args": {"path": "models/sd3", "resolution": 64, "dtype": "float32"}},
         "captioning": {"max_new_tokens": 6},
         "sampling": {"steps": 2},
-    }},
+    }}},
     "data": {"init_args": {"num_workers": 0, "validation_pictures": 4}},
     "trainer": {
         "accelerator": "cpu", "precision": "32-true", "max_steps": 2, "enable_progress_bar": False,
@@ -53,7 +53,8 @@ SMALL = {  # laid over every stage: one size of pictures, the small models, two 
         ],
     },
 }  # fmt: skip
-ENCODER = {"model": {"init_args": {"encoder": {"init_args": {"path": "models/qwen", "dtype": "float32"}}}}}
+QWEN = {"init_args": {"path": "models/qwen", "dtype": "float32"}}
+ENCODER = {"model": {"init_args": {"autoencoder": {"encoder": QWEN}}}}
 PHOTOS = {"data": {"init_args": {"path": "photos", "validation_path": "held_out", "resolution": 64}}}
 RL = {
     "model.init_args.group_size": 2, "model.init_args.micro_batch": USED, "data.init_args.batch_size": USED // 2,
@@ -72,10 +73,9 @@ def run_yaml() -> dict:
         return {"name": name, "config": [*configs, *small], "options": options}
 
     cached = {"data.init_args.path": "cache", "trainer.val_check_interval": 16}  # 16 batches of 4: 64 samples
-    without = ("model.autoencoder.encoder", "model.autoencoder.negative_prompt", "data.init_args.validation_path")
     learns = {"model.init_args.optimizer.init_args.lr": 0.01}
     return {"name": "mine", "stages": [
-        stage("decoder_pretrain", ["80gb", "cached"], ["small.yaml"], cached | dict.fromkeys(without)),
+        stage("decoder_pretrain", ["80gb", "cached", "no_encoder"], ["small.yaml"], cached),
         stage("encoder_rl", ["80gb"], ["small.yaml", "sees.yaml"], RL | learns),
         stage("decoder_rl", ["80gb"], ["small.yaml", "sees.yaml"], RL | {"model.init_args.window": [0, 2]}),
     ]}  # fmt: skip
@@ -178,7 +178,10 @@ def test_the_stages_account_for_every_picture_they_read(stage: str, place: Path)
 def test_stage_1_reads_the_cache_and_nothing_else(place: Path):
     # red without `cached.yaml` in run_yaml, or with `str(value)` for None in run_spec.fit_args
     config = yaml.safe_load((place / "runs/mine/decoder_pretrain/config.yaml").read_text())
-    assert config["model"]["init_args"]["encoder"] is None and config["data"]["init_args"]["path"] == "cache"
+    assert (
+        config["model"]["init_args"]["autoencoder"]["init_args"]["encoder"] is None
+        and config["data"]["init_args"]["path"] == "cache"
+    )
     assert config["data"]["class_path"].endswith("CachedData")
     assert not (place / "runs/mine/decoder_pretrain/skipped.jsonl").exists()
 

@@ -29,6 +29,7 @@ from PIL import Image
 from stand_ins import RUN_YAML, STAGE_YAML, TinyStage, write_confs
 
 from uae_lightning.cli import main
+from uae_lightning.run.spec import read_stage_yaml
 from uae_lightning.scenes.bootstrap import SHIPPED
 
 NONSENSE = [
@@ -318,7 +319,7 @@ def model_folder(random: Random, place: Path) -> Case:
     shutil.copytree(SHIPPED / part, place / part)
     file = random.choice(sorted(path for path in (place / part).rglob("*") if path.is_file()))
     file.write_bytes(damage(random, file.read_bytes()))
-    content = yaml.safe_load((CONF / "scenes" / "decoder_rl.yaml").read_text())
+    content = read_stage_yaml(CONF / "scenes" / "decoder_rl.yaml")
     content["model"]["init_args"]["autoencoder"][part]["init_args"]["path"] = part
     Path("stage.yaml").write_text(yaml.safe_dump(content))
     args = random.choice((["generate", "a red ball"], ["reconstruct", "white.png"]))

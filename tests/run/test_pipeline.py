@@ -159,6 +159,13 @@ def test_gains_are_paired_by_picture():
         ({"stages": [{"name": "evaluation", "config": "stage.yaml"}]}, "keeps its evaluations there"),
         ({"evaluation": "none.yaml"}, "none.yaml does not exist: it is the config of evaluation in"),
         ({"evaluation": {"config": "evaluation.yaml", "samples": 8}}, "unknown key 'samples'"),
+        ({"overlays": ["large"]}, "must map names"),
+        ({"overlays": {"large": {"sea": "stage.yaml"}}}, "unknown key 'sea' in overlay large.*did you mean see"),
+        ({"overlays": {"large": {"see": {"option": {}}}}}, "see of overlay large.*did you mean options"),
+        ({"overlays": {"large": {"all": "none.yaml"}}}, "none.yaml does not exist: it is the config of all of overlay"),
+        ({"overlays": {"large": {}, "lage+large": {}}}, "'lage' in overlays.*did you mean large"),
+        ({"choices": ["large"]}, "list of lists"),
+        ({"choices": [["a/b"]]}, "an overlay in"),
     ],
 )
 def test_mistakes_in_the_list_of_stages(conf, change, words):
@@ -166,6 +173,56 @@ def test_mistakes_in_the_list_of_stages(conf, change, words):
     conf.write_text(yaml.safe_dump(yaml.safe_load(conf.read_text()) | change))
     with pytest.raises((UsageError, FileNotFoundError), match=words):
         run_spec.read_run(conf)
+
+
+OVERLAYS = """
+name: tiny
+stages: [{name: draw, config: stage.yaml, options: {a.x: 1}}, {name: see, config: stage.yaml}]
+choices: [[small, large], [cpu, card, cards]]
+overlays:
+  fast: {draw: {options: {a.x: 2}}}
+  large: {all: [large.yaml, larger.yaml], see: large.yaml}
+  card: {all: {config: card.yaml, options: {a.x: 3, a.y: 3}}}
+  small+card: {see: {options: {a.y: 4}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "draw", "see"),
+    [
+        ([], "tiny", ("", {"a.x": 1}), ("", {})),
+        (["small", "fast"], "tiny_fast", ("", {"a.x": 2}), ("", {})),
+        (["card", "fast"], "tiny_card_fast", ("card", {"a.x": 3, "a.y": 3}), ("card", {"a.x": 3, "a.y": 4})),
+        (
+            ["card", "large"],
+            "tiny_large_card",
+            ("large larger card", {"a.x": 3, "a.y": 3}),
+            ("large larger large card", {"a.x": 3, "a.y": 3}),
+        ),
+    ],
+)
+def test_overlays_by_name(given, name, draw, see, tmp_path):
+    # red with `<=` -> `>=` in laid_over, with the default left out of choose, or the stage's options over an overlay's
+    for file in ("run", "stage", "large", "larger", "card"):
+        (tmp_path / f"{file}.yaml").write_text(OVERLAYS)
+    run = run_spec.read_run(tmp_path / "run.yaml", given)
+    assert run.name == name
+    assert [(" ".join(path.stem for path in s.overlays), s.options) for s in run.stages] == [draw, see]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["lage"], "--with lage: no overlay.*did you mean large.*small, large, cpu, card, cards"),
+        (["card", "cards"], "--with card cards: .*exclude each other"),
+    ],
+)
+def test_overlays_that_cannot_be(given, words, tmp_path):
+    # red with `> 1` -> `> 2` in choose; without the look for unknown names
+    for file in ("run", "stage", "large", "larger", "card"):
+        (tmp_path / f"{file}.yaml").write_text(OVERLAYS)
+    with pytest.raises(UsageError, match=words):
+        run_spec.read_run(tmp_path / "run.yaml", given)
 
 
 def test_options_reach_fit_in_order_and_as_they_are(tmp_path):

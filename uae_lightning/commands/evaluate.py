@@ -9,7 +9,7 @@ from uae_lightning.files import check_writable
 from uae_lightning.ranges import Count, Seed
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_command
-from uae_lightning.run.spec import EvaluationSpec, StageSpec, is_run, read_run
+from uae_lightning.run.spec import EvaluationSpec, StageSpec, add_overlays, read_run_or_stage
 from uae_lightning.usage import Parser, UsageError, closest
 
 DESCRIPTION = """\
@@ -32,7 +32,7 @@ def main(args: list[str]) -> None:
     from uae_lightning.run.evaluation import evaluate_into
 
     options = parse(args)
-    stage, spec = read_config(options.config, options.evaluation)
+    stage, spec = read_config(options.config, options.overlays, options.evaluation)
     counts = {name: getattr(options, name) for name in ("samples", "drawings") if getattr(options, name) is not None}
     spec = EvaluationSpec(spec.config, spec.options | counts)
     weights = run_folder.latest_weights(stages_until(options.weights, options.stage))
@@ -56,6 +56,7 @@ def main(args: list[str]) -> None:
 def parse(args: list[str]):
     parser = Parser(prog="uae evaluate", description=DESCRIPTION)
     parser.add_argument("--config", type=Path, metavar="YAML", help="of a run or of a stage (needed)")
+    add_overlays(parser)
     parser.add_argument(
         "--weights", type=Path, nargs="+", default=[], metavar="FOLDER",
         help="of a run: the latest weights of each part; of several runs the later one counts",
@@ -85,7 +86,7 @@ def parse(args: list[str]):
     return options
 
 
-def read_config(config: Path, evaluation: Path | None) -> tuple[StageSpec, EvaluationSpec]:
+def read_config(config: Path, overlays: list[str], evaluation: Path | None) -> tuple[StageSpec, EvaluationSpec]:
     """The stage that describes the models, of a run the last one, and what to judge with.
 
     Raises:
@@ -94,12 +95,8 @@ def read_config(config: Path, evaluation: Path | None) -> tuple[StageSpec, Evalu
     """
     if evaluation is not None and not evaluation.is_file():
         raise FileNotFoundError(f"{evaluation} does not exist: --evaluation is a YAML as conf/scenes/evaluation.yaml")
-    if is_run(config):
-        run = read_run(config)
-        stage, spec = run.stages[-1], run.evaluation
-    else:
-        beside = config.parent / "evaluation.yaml"
-        stage, spec = StageSpec(config.stem, config, {}), EvaluationSpec(beside, {}) if beside.is_file() else None
+    run = read_run_or_stage(config, overlays)
+    stage, spec = run.stages[-1], run.evaluation
     if evaluation is not None:
         spec = EvaluationSpec(evaluation, {})
     if spec is None:

@@ -21,8 +21,8 @@ phase it is, whether it fits a card, FLOPs and time of a step. It runs the stage
 
     uae plan --config conf/demo.yaml                             all stages of a run
     uae plan --config conf/scenes/encoder_rl.yaml                one stage
-    uae plan --config conf/qwen3b_sd35l_24gb.yaml --card 24 --tflops 60
-    uae plan --config conf/qwen3b_sd35l_80gb.yaml --trainer.strategy fsdp --trainer.devices 8 --card 80
+    uae plan --config conf/real/run.yaml --with sd35_large --card 24 --tflops 60
+    uae plan --config conf/real/run.yaml --with sd35_large 80gb --trainer.strategy fsdp --trainer.devices 8 --card 80
 
 Captions are taken as long as captioning.max_new_tokens allows. Any dotted option is passed to every stage.
 """
@@ -33,7 +33,7 @@ MATRIX = {"cuda": (8192, torch.bfloat16), "cpu": (1024, torch.float32)}  # side 
 def main(args: list[str]) -> None:
     options, overrides = parse(args)
     rate, source = (options.tflops * 1e12, "given") if options.tflops else (measured_rate(), MEASURED)
-    stages = stage_arguments(options.config, overrides)
+    stages = stage_arguments(options.config, options.overlays, overrides)
     plans = [planned(name, arguments, options.card, rate) for name, arguments in stages.items()]
     print(f"Times are those of {rate / 1e12:.3g} TFLOP/s, {source}")
     if options.json:
@@ -43,6 +43,7 @@ def main(args: list[str]) -> None:
 def parse(args: list[str]):
     parser = Parser(prog="uae plan", description=DESCRIPTION)
     parser.add_argument("--config", type=Path, metavar="YAML", help="of a run or of a stage (needed)")
+    run_spec.add_overlays(parser)
     parser.add_argument(
         "--card", "--card-gb", type=Positive, default=own_card(), metavar="GB",
         help="memory of the card; default: that of this machine's, if it has one",
@@ -63,13 +64,10 @@ def own_card() -> float | None:
     return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
 
 
-def stage_arguments(config: Path, overrides: list[str]) -> dict[str, list[str]]:
+def stage_arguments(config: Path, overlays: list[str], overrides: list[str]) -> dict[str, list[str]]:
     """Name of a stage -> the options of `uae fit` that it is run with, without weights of earlier stages."""
-    if run_spec.is_run(config):
-        spec = run_spec.read_run(config)
-        return {stage.name: run_spec.fit_args(stage, overrides, Path("unused"), {}) for stage in spec.stages}
-    stage = run_spec.StageSpec(config.stem, config, {})
-    return {stage.name: run_spec.fit_args(stage, overrides, Path("unused"), {})}
+    stages = run_spec.read_run_or_stage(config, overlays).stages
+    return {stage.name: run_spec.fit_args(stage, overrides, Path("unused"), {}) for stage in stages}
 
 
 def planned(name: str, arguments: list[str], card: float | None, rate: float) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from pathlib import Path
 import lightning as L
 import transformers
 import yaml
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import Namespace, set_loader, set_parsing_settings
+from jsonargparse._optionals import get_omegaconf_loader  # of its mode, which has no other name
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -38,11 +39,14 @@ from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.masking import masked
 from uae_lightning.run.moved import of_version_1
 from uae_lightning.run.settings import check_resumed
-from uae_lightning.run.spec import read_stage_yaml
+from uae_lightning.run.spec import included, read_stage_yaml
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # "omegaconf+" with subcommands needs it
+PARSER_MODE = "omegaconf+"  # "omegaconf" resolves ${...} before options are merged and so ignores them
+load_yaml = get_omegaconf_loader(PARSER_MODE)
+set_loader(PARSER_MODE, lambda text: included(load_yaml(text), Path()), (yaml.YAMLError,))  # in the folder of the YAML
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/fit",  # everything a stage leaves behind lies here
@@ -96,8 +100,7 @@ class StageCLI(LightningCLI):
         locks: ExitStack | None = None,
     ) -> None:
         self.clock, self.locks = StageClock(time.monotonic()), locks
-        # "omegaconf" resolves ${...} before options are merged and so ignores them; "omegaconf+" afterwards
-        parser = {"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False}
+        parser = {"parser_mode": PARSER_MODE, "exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             model_class,
             L.LightningDataModule,

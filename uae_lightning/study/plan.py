@@ -29,12 +29,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from uae_lightning import ranges
 from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
-from uae_lightning.run.spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
+from uae_lightning.run.spec import (
+    StageSpec,
+    check_keys,
+    check_name,
+    overlaid,
+    read_run,
+    read_stage,
+    read_stage_yaml,
+    read_yaml,
+)
 from uae_lightning.study.claims import Claim, read_claim
 from uae_lightning.usage import UsageError, closest
 
@@ -254,7 +261,7 @@ def settings_of(stage: StageSpec) -> dict[str, Any]:
     from uae_lightning.stages.common import Stage
     from uae_lightning.types import Sampling
 
-    configs = (yaml.safe_load(path.read_text()) for path in (stage.config, *stage.overlays))
+    configs = map(read_stage_yaml, (stage.config, *stage.overlays))
     settings = functools.reduce(overlaid, configs)
     for key, value in stage.options.items():
         *path, last = key.replace("model.autoencoder.", "model.init_args.autoencoder.").split(".")
@@ -266,10 +273,3 @@ def settings_of(stage: StageSpec) -> dict[str, Any]:
     args["autoencoder"]["sampling"] = vars(Sampling()) | args["autoencoder"].get("sampling", {})
     settings["model"]["init_args"] = defaults | args
     return settings
-
-
-def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    """`overlay` over `base`, key by key."""
-    both = {key: overlaid(base[key], overlay[key]) for key in base.keys() & overlay.keys()
-            if isinstance(base[key], dict) and isinstance(overlay[key], dict)}  # fmt: skip
-    return base | overlay | both

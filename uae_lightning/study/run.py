@@ -19,7 +19,7 @@ from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_command
-from uae_lightning.run.spec import StageSpec
+from uae_lightning.run.spec import StageSpec, read_stage_yaml
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.study.plan import (
     SECONDS_PER_SAMPLE,
@@ -155,7 +155,7 @@ def stage_job(study: Study, place: Path, arm: Arm, index: int, seed: int, before
         needs=before.name if before else None,
         seconds=seconds_estimate(stage),
         settings={
-            "config": yaml.safe_load(stage.config.read_text()),
+            "config": read_stage_yaml(stage.config),
             **overlays_of(stage),
             "options": stage.options,
             "starts_from": before.digest if before else shipped_weights(),
@@ -168,7 +168,7 @@ def stage_job(study: Study, place: Path, arm: Arm, index: int, seed: int, before
 
 def overlays_of(stage: StageSpec) -> dict[str, Any]:
     """What lies over a stage's YAML, nothing where nothing does: results from before there were overlays stay valid."""
-    return {"overlays": [yaml.safe_load(path.read_text()) for path in stage.overlays]} if stage.overlays else {}
+    return {"overlays": [read_stage_yaml(path) for path in stage.overlays]} if stage.overlays else {}
 
 
 def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
@@ -199,7 +199,7 @@ def evaluation_job(study: Study, place: Path, name: str, weights: list[Path], be
         needs=before.name if before else None,
         seconds=SECONDS_PER_SAMPLE * (protocol.samples + protocol.drawings),
         settings={
-            "config": yaml.safe_load(protocol.config.read_text()),
+            "config": read_stage_yaml(protocol.config),
             "judges": yaml.safe_load(protocol.judges.read_text()),
             "samples": protocol.samples,
             "drawings": protocol.drawings,
