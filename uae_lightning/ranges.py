@@ -63,6 +63,7 @@ if TYPE_CHECKING:  # what comes out
     Finite = float
     Positive = float
     NonNegative = float
+    ModeScale = float
     Limit = float
     Share = float
     ShareBelow1 = float
@@ -82,10 +83,9 @@ else:
     Limit = number("Limit", float, "a number above 0 (inf is no limit)", lambda x: x > 0)
     Share = number("Share", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     ShareBelow1 = number("ShareBelow1", float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
-
-ModeScale = number(
-    "ModeScale", float, "a number from -1 to 1.75 (2 / (pi - 2))", lambda x: -1 <= x <= 2 / (math.pi - 2)
-)
+    ModeScale = number(
+        "ModeScale", float, "a number from -1 to 1.75 (2 / (pi - 2))", lambda x: -1 <= x <= 2 / (math.pi - 2)
+    )
 
 
 def checked(cls: type[T]) -> type[T]:
