@@ -18,7 +18,8 @@ from small_models import HIDDEN, TEXT, save_models, save_pictures
 
 from uae_lightning.planning.stage_plan import GB
 from uae_lightning.run import spec as run_spec
-from uae_lightning.run.spec import StageSpec
+from uae_lightning.run.evaluation import parse_evaluation
+from uae_lightning.run.spec import EvaluationSpec, StageSpec
 from uae_lightning.run.stage_cli import parse_stage, run_stage
 from uae_lightning.stages.common import Stage
 from uae_lightning.study.plan import settings_of
@@ -38,7 +39,8 @@ FILES = sorted(CONF.rglob("*.yaml"))
 RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
-CHOSEN = [*PRODUCT, ("cached", "24gb"), ("fast", "24gb")]
+PLANNED = [*PRODUCT, ("cached", "24gb"), ("fast", "24gb")]
+CHOSEN = [*PLANNED, ("cached", "no_encoder")]
 
 
 # ------------------------------------------------------------------------------------------------ without weights
@@ -66,7 +68,7 @@ def test_every_conf_parses_and_builds_without_weights(file, overlays, built, mon
         assert any(parameter.requires_grad for parameter in getattr(model, model.trained[-1]).parameters())
 
 
-@pytest.mark.parametrize("overlays", CHOSEN, ids="+".join)
+@pytest.mark.parametrize("overlays", PLANNED, ids="+".join)
 def test_every_run_of_the_real_models_is_planned(overlays, planned):
     # red if a YAML asks for what a stage, an optimiser or a judge cannot do at full size, or no longer fits its card
     card = {"24gb": 24, "80gb": 80, "8x80gb": 80}[overlays[-1]] * GB
@@ -77,7 +79,7 @@ def test_every_run_of_the_real_models_is_planned(overlays, planned):
 def planned():
     """All of them, on two cores: it takes minutes."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in CHOSEN}
+        yield {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in PLANNED}
 
 
 def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
@@ -86,6 +88,10 @@ def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
     if "stages" in keys:
         return run_spec.read_run(file, overlays).stages
     return [StageSpec(file.stem, file, {})] if "class_path" in keys.get("model", {}) else []
+
+
+def lays_over(keys: dict) -> bool:
+    return "suites" not in keys and bool({"model", "data"} & {*keys})
 
 
 def keys_of(file: Path) -> dict:
@@ -108,13 +114,20 @@ def built() -> dict[str, Stage]:
     return {}
 
 
+def test_the_judges_of_real_models_have_the_options_they_are_given():
+    # red with a suite, backbone or option of another name in conf/real/evaluation.yaml
+    spec = EvaluationSpec(Path("conf/real/evaluation.yaml"), {})
+    suites = parse_evaluation(spec).evaluation.suites
+    assert list(suites) == ["unified_bench", "geneval", "language", "images"]
+
+
 def test_every_overlay_is_used():
     # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
     choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
     assert list(itertools.product(*choices[:3])) == PRODUCT
     used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
-    overlays = {file for file in FILES if file.parent.name == "real" and {"model", "data"} & {*keys_of(file)}}
+    overlays = {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
     assert used == {file for file in overlays if not stages_of(file)}
 
 

@@ -23,8 +23,9 @@ from uae_lightning.parallel.launch import LEFT_BY_LIGHTNING, Followers, is_main,
 from uae_lightning.parallel.sharded_checkpoint import REST, load_shards, save_shards
 from uae_lightning.parallel.sharding import shard, units, whole, whole_on_main
 from uae_lightning.parallel.strategy import ShardedStrategy
-from uae_lightning.run.stage_cli import StageCLI
+from uae_lightning.run.stage_cli import StageCLI, parse_stage
 from uae_lightning.scenes.data import ScenesData
+from uae_lightning.usage import UsageError
 
 
 @pytest.fixture
@@ -249,6 +250,20 @@ def test_a_stage_leaves_no_trace_of_its_ranks(monkeypatch):
     with own_ranks():
         os.environ["MASTER_PORT"] = "1"
     assert not is_main() and os.environ.pop("MASTER_PORT") == "1"
+
+
+def test_rank_0_alone_asks_whether_there_is_an_earlier_stage(tmp_path, monkeypatch):
+    # red without `if is_main()`: rank 0 may have begun to write before another rank has looked
+    (tmp_path / "config.yaml").write_text("model: {}\n")
+    cli = parse_stage(["fit", "--config=conf/scenes/decoder_rl.yaml", f"--trainer.default_root_dir={tmp_path}"])
+    flags = cli.config.fit.clone()
+    monkeypatch.setenv("RANK", "1")
+    StageCLI.before_instantiate_classes(cli)
+    assert cli.resume_from is None
+    monkeypatch.setenv("RANK", "0")
+    cli.config.fit = flags
+    with pytest.raises(UsageError, match="holds an earlier stage"):
+        StageCLI.before_instantiate_classes(cli)
 
 
 def test_rank_0_tells_the_others_which_stages_to_run(monkeypatch):

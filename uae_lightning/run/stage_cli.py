@@ -158,7 +158,8 @@ class StageCLI(LightningCLI):
                 if self.locks is not None:
                     self.locks.enter_context(locked(folder, f"the stage {folder}"))
                 recover(run_folder.last_checkpoint(folder))
-            self.resume_from = run_folder.start_point(folder, **flags)
+            # rank 0 may have begun to write by now: it alone asks whether the folder holds an earlier stage
+            self.resume_from = run_folder.start_point(folder, **flags) if is_main() or flags["resume"] else None
             if self.resume_from:
                 self.check_settings(folder)
 
