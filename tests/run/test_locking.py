@@ -18,8 +18,8 @@ from pathlib import Path
 from uae_lightning.parallel.locking import locked
 with locked(Path(sys.argv[1]), "it"):
     worker = os.fork()  # as a DataLoader does
-    if worker:
-        print(worker, flush=True)
+    if not worker:
+        print(os.getpid(), flush=True)  # what is done at a fork is done by now
     time.sleep(60)
 """
 
