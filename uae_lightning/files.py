@@ -192,7 +192,7 @@ def remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """All of it or nothing, also where the process is killed."""
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """All of it or nothing, also where the process is killed; `indent` None is one line."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1))
+        partial.write_text(json.dumps(value, indent=indent))

@@ -39,7 +39,7 @@ def write_results(study: Study, place: Path, desk: Desk, output: Path, command: 
     part = results.as_json(study, place, desk, found, command)
     (output / "results").mkdir(parents=True, exist_ok=True)
     text, page = section(study, found, part, output / "results"), output / "results.md"
-    write_json(output / "results.json", results.merged(output / "results.json", part))
+    write_json(output / "results.json", results.merged(output / "results.json", part), indent=None)
     page.write_text(renewed(page.read_text() if page.exists() else HEAD, study.name, text), encoding="utf-8")
     return page
 
