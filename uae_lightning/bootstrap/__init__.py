@@ -51,7 +51,7 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
     steps = lambda count: max(1, round(count * scale))  # noqa: E731
     print(f"bootstrap: {part}", flush=True)
     if part == "detector":
-        figures = train_detector(output / "detector", work=work / "detector", steps=steps(1500))
+        figures = train_detector(output / "detector", work=work / "detector", steps=steps(2000))
     elif part == "clip":
         figures = train_clip(output / "clip", work / "clip", steps=steps(900))
     elif part == "text":

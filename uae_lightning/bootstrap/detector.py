@@ -10,12 +10,11 @@ import os
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uae_lightning.data.scenes import render, sample_scene
+from uae_lightning.data.scenes import render_scenes, sample_scene
 from uae_lightning.evaluation.confusion import confusion, confusion_markdown
 from uae_lightning.evaluation.detector import OF_A_CELL, SceneDetector, scene_targets
 
@@ -26,7 +25,7 @@ def train_detector(
     output: Path,
     *,
     work: Path = Path("bootstrap/scenes/detector"),
-    steps: int = 1500,
+    steps: int = 2000,
     batch_size: int = 32,
     seed: int = 0,
     learning_rate: float = 3e-3,
@@ -76,15 +75,15 @@ def train_detector(
 
 
 def scene_batch(split: str, seed: int, step: int, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pictures [B, 3, 64, 64] in [0, 1] of the scenes of one step, and their facts as of `scene_targets`."""
+    """Pictures [B, 3, 96, 96] in [0, 1] of the scenes of one step, and their facts as of `scene_targets`."""
     first = step * batch_size
     scenes = [sample_scene(split, seed, index, max_objects=MAX_OBJECTS) for index in range(first, first + batch_size)]
-    pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
+    pictures = torch.from_numpy(render_scenes(scenes))
     return pictures.permute(0, 3, 1, 2).float() / 255, scene_targets(scenes)
 
 
 def disturb(images: Tensor, seed: int, step: int) -> Tensor:
-    """What a codec and a sampler do to pictures [B, 3, 64, 64], roughly: blur, a shift of the brightness, noise.
+    """What a codec and a sampler do to pictures [B, 3, 96, 96], roughly: blur, a shift of the brightness, noise.
 
     Each picture gets its own strengths; a quarter of them stays crisp.
     """
