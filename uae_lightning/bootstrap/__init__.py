@@ -55,18 +55,19 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
     elif part == "clip":
         figures = train_clip(output / "clip", work / "clip", steps=steps(900))
     elif part == "text":
-        figures = train_text(work / "text_encoder", work, steps=steps(800))
+        figures = train_text(work / "text_encoder", work, steps=steps(1200))
     elif part == "encoder":
         figures = train_captioner(
             output / "encoder",
             work,
             work / "text_encoder",
-            vision_steps=steps(400),
-            steps=steps(1000),
-            habit_steps=steps(300),
+            vision_steps=steps(600),
+            steps=steps(2000),
+            habit_steps=steps(400),
         )
     else:
         figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3000))
+    output.mkdir(parents=True, exist_ok=True)
     card = output / "card.json"
     known = json.loads(card.read_text()) if card.exists() else {}
     card.write_text(json.dumps(known | {part: figures}, indent=1))
