@@ -26,15 +26,15 @@ class Noise:
     """Rates of what is wrong; of each look (class, color and size, whatever the number of such objects), object, scene
     with something to exchange, or statement of a relation."""
 
-    name: float = 0.08  # of a look: another class
-    color: float = 0.07  # of a look: another color
+    name: float = 0.06  # of a look: another class
+    color: float = 0.05  # of a look: another color
     size: float = 0.05  # of a look: the other size
-    swapped: float = 0.3  # of a scene with two classes and colors: the colors change places
+    swapped: float = 0.2  # of a scene with two classes and colors: the colors change places
     moved: float = 0.03  # of an object: to an empty cell
-    miscounted: float = 0.25  # of a scene of equal objects: one too many or too few
+    miscounted: float = 0.2  # of a scene of equal objects: one too many or too few
     dropped: float = 0.08  # of another scene: an object goes unsaid
     added: float = 0.06  # of another scene: an object that is not there
-    relation: float = 0.4  # of a stated relation: its opposite
+    relation: float = 0.3  # of a stated relation: its opposite
 
 
 def misremembered(scene: Scene, rng: np.random.Generator, noise: Noise) -> Scene:
