@@ -56,6 +56,7 @@ CHAT_TEMPLATE = (
 )
 HABITS_FROM = 500_000  # where their scenes begin in the stream of the captioning phase
 PATCH = 16  # px; four of them, merged, are a cell of the grid
+EMPTY_WEIGHT = 0.1  # of an empty cell beside one with an object, in what the vision tower learns first
 LOOK_BACK = 8  # tokens named by the heads on the last state: the current one and seven before
 # level, detail, share of the captions: what the encoder learns to see and say
 MIXTURE = [("tag", 1.0, 0.15), ("short", 0.5, 0.35), ("short", 0.9, 0.15), ("long", 0.5, 0.15), ("long", 1.0, 0.2)]
@@ -277,7 +278,12 @@ class _CaptionerTask(nn.Module):
                 names = CLASSES.index(item.name), list(COLORS).index(item.color), list(SIZES).index(item.size)
                 targets[row, item.cell] = torch.tensor(names)
         parts = self.cell_head(tokens).split([len(CLASSES) + 1, len(COLORS), len(SIZES)], -1)
-        loss = sum(F.cross_entropy(part.flatten(0, 1), targets[..., i].flatten()) for i, part in enumerate(parts))
+        weights = torch.ones(len(CLASSES) + 1)
+        weights[-1] = EMPTY_WEIGHT
+        loss = sum(
+            F.cross_entropy(part.flatten(0, 1), targets[..., i].flatten(), weight=None if i else weights)
+            for i, part in enumerate(parts)
+        )
         grounds = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
         return loss + F.cross_entropy(self.ground_head(tokens.mean(1)), grounds)
 
