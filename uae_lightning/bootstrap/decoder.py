@@ -19,9 +19,10 @@ from uae_lightning.algorithms import flow
 from uae_lightning.bootstrap.captioner import mixed_caption, pictures, scenes_encoder
 from uae_lightning.bootstrap.drawing import drawing_figures
 from uae_lightning.bootstrap.loop import train
-from uae_lightning.data.captions import parse_caption, write_caption
+from uae_lightning.data.captions import write_caption
 from uae_lightning.data.prompts import is_held_out
-from uae_lightning.data.scenes import IMAGE_SIZE, POSITIONS, Scene, sample_scene
+from uae_lightning.data.scenes import IMAGE_SIZE, Scene, sample_scene
+from uae_lightning.data.scenes_data import caption_weights
 from uae_lightning.data.web_captions import Noise, misremembered, misstated
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.patch_codec import PatchCodec
@@ -108,20 +109,6 @@ def web_caption(scene: Scene, rng: np.random.Generator, noise: Noise = NOISE) ->
     return text if is_held_out(wrong) else wrong
 
 
-def stated_cells(captions: list[str]) -> Tensor:
-    """[N, 1, 3, 3]: 1 where a caption puts an object, else 0.
-
-    A weight that follows from the picture is a bias towards objects wherever the caption leaves them open (the mean of
-    the possible pictures counts those with an object more). One that follows from the caption moves no minimum (ours).
-    """
-    cells = torch.zeros(len(captions), len(POSITIONS))
-    for row, caption in enumerate(captions):
-        for item in parse_caption(caption).objects:
-            if item.position:
-                cells[row, POSITIONS.index(item.position)] = 1
-    return cells.reshape(-1, 1, 3, 3)
-
-
 class _DecoderTask:
     def __init__(self, encoder: Encoder, projector: MLPProjector, decoder: SD3Decoder, batch_size, seed, work: Path):
         self.encoder, self.projector, self.decoder = encoder.eval(), projector, decoder
@@ -139,9 +126,9 @@ class _DecoderTask:
         for part in (order[first : first + size] for first in range(0, len(order), size)):
             kept = torch.from_numpy(rng.random(len(part)) >= DROPPED_CONDITIONS)
             told = [captions[row] for row in part]
-            cells = stated_cells(told) * kept[:, None, None, None]
+            weights = caption_weights(told, OBJECT_WEIGHT).where(kept[:, None, None, None], 1.0)
             conditioning = self.condition(told).drop(~kept)
-            losses.append(self.flow_loss([scenes[row] for row in part], conditioning, cells, generator))
+            losses.append(self.flow_loss([scenes[row] for row in part], conditioning, weights, generator))
         return {"flow": sum(losses) / len(losses)}
 
     def condition(self, captions: list[str]) -> Conditioning:
@@ -150,14 +137,14 @@ class _DecoderTask:
         return Conditioning(self.projector(states), mask)
 
     def flow_loss(
-        self, scenes: list[Scene], conditioning: Conditioning, cells: Tensor, generator: torch.Generator
+        self, scenes: list[Scene], conditioning: Conditioning, weights: Tensor, generator: torch.Generator
     ) -> Tensor:
         x0 = self.decoder.encode_images(pictures(scenes))
         noise = torch.randn(x0.shape, generator=generator)
         sigma = flow.sample_sigma(len(x0), distribution="shifted_uniform", shift=3.0, generator=generator)
         x, velocity = flow.interpolate(x0, noise, sigma)
         error = (self.decoder.velocity(x, sigma, conditioning) - velocity).square().mean(1, keepdim=True)
-        return weighted_mean(error, 1 + (OBJECT_WEIGHT - 1) * cells)
+        return weighted_mean(error, weights)
 
     @torch.no_grad()
     def report(self, step: int) -> str:
@@ -166,7 +153,8 @@ class _DecoderTask:
         rng = np.random.default_rng(0)
         images, captions = pictures(scenes), [write_caption(scene, rng, level="short") for scene in scenes]
         conditioning = self.condition(captions)
-        loss = self.flow_loss(scenes, conditioning, stated_cells(captions), torch.Generator().manual_seed(0))
+        weights = caption_weights(captions, OBJECT_WEIGHT)
+        loss = self.flow_loss(scenes, conditioning, weights, torch.Generator().manual_seed(0))
         rows = [images] + [self.sample(captions, guidance) for guidance in (1.0, 2.0)]
         tiled = torch.cat([torch.cat(list(row), 2) for row in rows], 1).permute(1, 2, 0)
         Image.fromarray((tiled * 255).byte().numpy()).save(self.work / "samples.png")

@@ -67,7 +67,6 @@ POSITIONS = (
     "bottom left", "bottom center", "bottom right",
 )  # fmt: skip
 
-MASK_STEP = 12  # of 255: what an object must change of a pixel to cover it
 SPLITS = ("train", "validation", "test")
 OBJECT_COUNT_WEIGHTS = (0.2, 0.35, 0.45, 0.25)  # of 1, 2, 3 and 4 objects, renormalised up to max_objects
 EQUAL_OBJECTS_SHARE = 0.2  # of the scenes with more than one object: all are alike ("three red cars")
@@ -130,12 +129,6 @@ def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
 def render(scene: Scene) -> np.ndarray:
     """[96, 96, 3] uint8."""
     return render_scenes([scene])[0]
-
-
-def object_mask(scene: Scene) -> np.ndarray:
-    """[96, 96] bool: where an object covers the background."""
-    difference = render(scene).astype(int) - render(Scene(scene.background, ())).astype(int)
-    return np.abs(difference).max(-1) > MASK_STEP
 
 
 def render_scenes(scenes: Sequence[Scene]) -> np.ndarray:
