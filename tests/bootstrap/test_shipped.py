@@ -23,7 +23,7 @@ def stage() -> DecoderPretrain:
     parts = (
         scenes_encoder("shipped:scenes/encoder"),
         MLPProjector("shipped:scenes/projector"),
-        SD3Decoder("shipped:scenes/decoder", resolution=64, sigma_spacing="even"),
+        SD3Decoder("shipped:scenes/decoder", resolution=96, sigma_spacing="even"),
     )
     return DecoderPretrain(*parts, captioning=Captioning(1.0, 72), sampling=Sampling(6, 1.0))
 

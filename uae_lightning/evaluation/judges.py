@@ -73,5 +73,5 @@ def _scenes(seed: int) -> Iterator[Scene]:
 
 
 def _pictures(scenes: list[Scene]) -> Tensor:
-    """[N, 3, 64, 64] in [0, 1]."""
+    """[N, 3, 96, 96] in [0, 1]."""
     return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255

@@ -34,7 +34,7 @@ class DetectorFeatures(EmbeddingSimilarity):
         self.freeze()
 
     def embed(self, images: Tensor) -> Tensor:
-        """[N, 3, 64, 64] -> [N, 9 D]."""
+        """[N, 3, 96, 96] -> [N, 9 D]."""
         pixels = 2 * images.to(self.detector.background.weight.dtype) - 1
         tiles = self.detector.trunk(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))  # [N, D, 3, 3]
         return F.normalize(tiles.flatten(1).float(), dim=-1)
