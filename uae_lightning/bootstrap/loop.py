@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+SAVE_SECONDS = 180  # a run that gets little of the machine loses no more than that
 LossFunction = Callable[[int], dict[str, Tensor]]  # step -> named terms; their sum is the loss
 
 
@@ -55,7 +56,7 @@ def train(
         for target, source in zip(weights + average, state["parameters"] + state["average"], strict=True):
             target.copy_(source)
         _copy(weights, parameters)
-    began, sums = time.process_time(), {}
+    began, saved, sums = time.process_time(), time.monotonic(), {}
     for step in range(start, steps):
         terms = loss_function(step)
         loss = sum(terms.values())
@@ -75,7 +76,8 @@ def train(
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value.item()
         done = step + 1
-        if done % save_every == 0 or done == steps:
+        if done % save_every == 0 or done == steps or time.monotonic() - saved > SAVE_SECONDS:
+            saved = time.monotonic()
             spent = seconds + time.process_time() - began
             state = {"step": done, "seconds": spent, "parameters": weights, "average": average}
             _write(checkpoint, state | {"optimizer": optimizer.state_dict()})
