@@ -85,6 +85,7 @@ def train_decoder(
     if not (start / "projector" / "model.safetensors").exists():
         build_parts(start, seed, reader.hidden_size)
     half = torch.cpu._is_avx512_bf16_supported()
+    reader.model.to(torch.bfloat16 if half else torch.float32)
     decoder = SD3Decoder(
         str(start / "decoder"), IMAGE_SIZE, dtype="bfloat16" if half else "float32", sigma_spacing="even"
     )
