@@ -18,7 +18,7 @@ def test_a_picture_depends_on_its_text_and_the_seed_alone(stage):
     # red with `manual_seed(0)`, or with `torch.randn` without a generator
     torch.manual_seed(5)
     ball = generate.draw(stage, "a red ball", 1)
-    assert ball.shape == (3, 64, 64) and 0 <= ball.min() and ball.max() <= 1
+    assert ball.shape == (3, 96, 96) and 0 <= ball.min() and ball.max() <= 1
     torch.manual_seed(6)
     again, other, later = (
         generate.draw(stage, *call) for call in (("a red ball", 1), ("a star", 1), ("a red ball", 2))
@@ -42,7 +42,7 @@ def test_the_command_writes_one_row(stage, tmp_path, monkeypatch, capsys):
     assert main(call) == 0
     assert f"3 pictures: {output}" in capsys.readouterr().out
     row = np.asarray(Image.open(output))
-    assert row.shape == (64, 192, 3)
+    assert row.shape == (96, 288, 3)
     ball, star, ball_again = np.split(row, 3, 1)
     assert np.array_equal(ball, ball_again) and not np.array_equal(ball, star)
 
