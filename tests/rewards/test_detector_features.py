@@ -20,7 +20,7 @@ def scene(first, second):
 
 
 def test_features_are_those_that_the_detector_reads(judge, images):
-    # red if `- 1` goes, or "replicate" becomes "constant"
+    # red if `- 1` goes
     seen = []
     hook = judge.detector.trunk.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():

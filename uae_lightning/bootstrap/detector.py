@@ -43,7 +43,7 @@ def train_detector(
         checkpoint_every: steps.
 
     Returns:
-        The card: accuracy of each kind of fact on the validation split, seconds and steps.
+        The card: accuracy of each kind of fact on the validation split, CPU-seconds and steps.
     """
     torch.manual_seed(seed)
     detector = SceneDetector().train()
@@ -53,7 +53,7 @@ def train_detector(
     settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "learning_rate": learning_rate}
     first, seconds = _restore(work / "checkpoint.pt", parts, settings)
 
-    started = time.monotonic() - seconds
+    started = time.process_time() - seconds
     for step in range(first, steps):
         images, targets = scene_batch("train", seed, step, batch_size)
         loss = detection_loss(detector(disturb(images, seed, step)), targets)
@@ -62,7 +62,7 @@ def train_detector(
         optimizer.step()
         schedule.step()
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-            seconds = time.monotonic() - started
+            seconds = time.process_time() - started
             _store(work / "checkpoint.pt", parts, settings, step + 1, seconds)
             print(f"detector step {step + 1}/{steps} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
 
@@ -141,7 +141,7 @@ def _store(path: Path, parts: dict, settings: dict, step: int, seconds: float) -
 
 
 def _restore(path: Path, parts: dict, settings: dict) -> tuple[int, float]:
-    """Load the checkpoint if there is one; returns the next step and the seconds spent so far."""
+    """Load the checkpoint if there is one; returns the next step and the CPU-seconds spent so far."""
     if not path.is_file():
         return 0, 0.0
     checkpoint = torch.load(path, weights_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from uae_lightning.evaluation.detector import MARGIN, SceneDetector
+from uae_lightning.evaluation.detector import SceneDetector
 from uae_lightning.paths import resolve
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 
@@ -36,5 +36,5 @@ class DetectorFeatures(EmbeddingSimilarity):
     def embed(self, images: Tensor) -> Tensor:
         """[N, 3, 96, 96] -> [N, 9 D]."""
         pixels = 2 * images.to(self.detector.background.weight.dtype) - 1
-        tiles = self.detector.trunk(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))  # [N, D, 3, 3]
+        tiles = self.detector.trunk(pixels)  # [N, D, 3, 3]
         return F.normalize(tiles.flatten(1).float(), dim=-1)
