@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,6 +65,17 @@ def test_pictures_put_together_in_one_go_are_those_drawn_one_by_one():
     scenes = [*(sample_scene("train", 1, i, max_objects=4) for i in range(20)), Scene("sea", ())]
     assert np.array_equal(render_scenes(scenes), np.stack([render(scene) for scene in scenes]))
     assert np.array_equal(render_scenes(scenes[-1:])[0], render(scenes[-1]))
+
+
+def test_another_art_style_from_a_folder(tmp_path):
+    # red if `glyphs` is not passed on, or the sprites of one folder are taken for those of another
+    Image.new("RGBA", (128, 128), (200, 200, 200, 255)).save(tmp_path / "square.webp", lossless=True)
+    names = {name: {"files": ["square.webp"]} for name in world.CLASSES}
+    (tmp_path / "glyphs.json").write_text(json.dumps({"classes": names}))
+    scene = Scene("sand", (SceneObject("cat", "red", "small", 4),))
+    squares = render_scenes([scene], tmp_path)[0]
+    assert len(np.unique(squares[39:57, 39:57].reshape(-1, 3), axis=0)) == 1
+    assert np.array_equal(squares[:32], render(scene)[:32]) and not np.array_equal(squares, render(scene))
 
 
 def test_cells_are_whole_patches_of_the_codec():

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -131,8 +132,8 @@ def render(scene: Scene) -> np.ndarray:
     return render_scenes([scene])[0]
 
 
-def render_scenes(scenes: Sequence[Scene]) -> np.ndarray:
-    """[N, 96, 96, 3] uint8."""
+def render_scenes(scenes: Sequence[Scene], glyphs: Path | None = None) -> np.ndarray:
+    """[N, 96, 96, 3] uint8; in another art style from a folder `glyphs` like data/glyphs, glyphs.json and all."""
     grounds, looks = list(BACKGROUNDS), _looks()
     canvas = _backgrounds()[[grounds.index(scene.background) for scene in scenes]]
     placed = [
@@ -142,7 +143,7 @@ def render_scenes(scenes: Sequence[Scene]) -> np.ndarray:
     ]
     if placed:
         rows, down, across, sprites = np.array(placed).T
-        color, alpha = np.split(_sprites()[sprites], [3], axis=-1)
+        color, alpha = np.split(_sprites(glyphs)[sprites], [3], axis=-1)
         cells = canvas.reshape(len(scenes), 3, CELL, 3, CELL, 3)
         cells[rows, down, :, across] = color + (1 - alpha) * cells[rows, down, :, across]
     return np.rint(canvas, out=canvas).astype(np.uint8)
@@ -161,11 +162,11 @@ def _looks() -> dict[tuple[str, str, str], int]:
 
 
 @functools.cache
-def _sprites() -> np.ndarray:
+def _sprites(glyphs: Path | None = None) -> np.ndarray:
     """[looks, 32, 32, 4] float32: glyphs in the middle of a cell, color times alpha in 0..255 and alpha in 0..1."""
     sprites = np.zeros((len(_looks()), CELL, CELL, 4), np.float32)
     for (name, color, size), row in _looks().items():
-        glyph = _glyph(name, color, size)
+        glyph = _glyph(name, color, size, glyphs)
         margin = (CELL - len(glyph)) // 2
         inner = slice(margin, margin + len(glyph))
         sprites[row, inner, inner] = np.concatenate([glyph[..., :3] * glyph[..., 3:], glyph[..., 3:]], axis=-1)
@@ -191,9 +192,9 @@ def _background(name: str) -> np.ndarray:
     return np.clip(canvas, 0, 255)
 
 
-def _glyph(name: str, color: str, size: str) -> np.ndarray:
+def _glyph(name: str, color: str, size: str, glyphs: Path | None = None) -> np.ndarray:
     """[s, s, 4] float RGB in 0..255 and alpha in 0..1: the glyph tinted by luminance (dark, colour, white)."""
-    picture = _glyph_file(name, size).resize((SIZES[size],) * 2, Image.Resampling.LANCZOS)
+    picture = _glyph_file(name, size, glyphs).resize((SIZES[size],) * 2, Image.Resampling.LANCZOS)
     rgba = np.asarray(picture, float)
     alpha = rgba[..., 3:] / 255
     luminance = rgba[..., :3] @ np.array([0.299, 0.587, 0.114])
@@ -206,8 +207,9 @@ def _glyph(name: str, color: str, size: str) -> np.ndarray:
 
 
 @functools.cache
-def _glyph_file(name: str, size: str = "large") -> Image.Image:
-    folder = resources.files("uae_lightning.data") / "glyphs"
-    index = json.loads((folder / "glyphs.json").read_text())["classes"]
-    with (folder / index[name]["files"][GLYPHS[name][list(SIZES).index(size)]]).open("rb") as stream:
+def _glyph_file(name: str, size: str = "large", glyphs: Path | None = None) -> Image.Image:
+    folder = glyphs or resources.files("uae_lightning.data") / "glyphs"
+    files = json.loads((folder / "glyphs.json").read_text())["classes"][name]["files"]
+    look = min(GLYPHS[name][list(SIZES).index(size)], len(files) - 1)
+    with (folder / files[look]).open("rb") as stream:
         return Image.open(stream).convert("RGBA")
