@@ -182,7 +182,8 @@ def scenes_encoder(path: str, **options) -> QwenVLEncoder:
 
 def mixed_caption(scene: Scene, rng: np.random.Generator, mixture=MIXTURE, *, forgotten: float = 0.0) -> str:
     """A caption of a kind drawn from `mixture`; one that is not long leaves out a share of the small objects."""
-    level, detail, _ = mixture[rng.choice(len(mixture), p=[share for *_, share in mixture])]
+    shares = np.array([share for *_, share in mixture])
+    level, detail, _ = mixture[rng.choice(len(mixture), p=shares / shares.sum())]
     if level == "prompt":
         return training_prompt(scene, rng) or write_caption(scene, rng, level="short")
     if level != "long" and forgotten:

@@ -37,6 +37,8 @@ WIDTH, LAYERS, HEADS = 160, 6, 5
 MIXTURE = [
     ("prompt", 1.0, 0.35), ("short", 1.0, 0.25), ("short", 0.8, 0.18), ("long", 0.6, 0.11), ("long", 1.0, 0.11)
 ]  # fmt: skip
+SENTENCES_FROM = 4000  # steps; before, only the kinds of caption that are not long, at two thirds of the price
+ANOTHER_OBJECT = 1250  # steps after which scenes may hold one more, up to three
 NOISE = Noise()
 OBJECT_WEIGHT = 6.0  # of cells in which the caption puts an object: most are empty, and backgrounds are learnt at once
 DROPPED_CONDITIONS = 0.1  # of the samples are unconditional, for classifier-free guidance
@@ -103,9 +105,10 @@ def train_decoder(
     return {"seconds": round(seconds), "steps": steps, "images": steps * batch_size, "batch_size": batch_size}
 
 
-def web_caption(scene: Scene, rng: np.random.Generator, noise: Noise = NOISE) -> str:
+def web_caption(scene: Scene, rng: np.random.Generator, noise: Noise = NOISE, *, long: bool = True) -> str:
     """A caption of `scene` as the web has it, never a prompt that is held out."""
-    text = mixed_caption(misremembered(scene, rng, noise), rng, MIXTURE)
+    mixture = [kind for kind in MIXTURE if long or kind[0] != "long"]
+    text = mixed_caption(misremembered(scene, rng, noise), rng, mixture)
     wrong = misstated(text, rng, noise)
     return text if is_held_out(wrong) else wrong
 
@@ -119,8 +122,9 @@ class _DecoderTask:
         rng = np.random.default_rng([self.seed, 4, step])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         first = 4_000_000_000 + step * self.batch_size
-        scenes = [sample_scene("train", self.seed, first + i) for i in range(self.batch_size)]
-        captions = [web_caption(scene, rng) for scene in scenes]
+        most = 1 + min(2, step // ANOTHER_OBJECT)
+        scenes = [sample_scene("train", self.seed, first + i, max_objects=most) for i in range(self.batch_size)]
+        captions = [web_caption(scene, rng, long=step >= SENTENCES_FROM) for scene in scenes]
         order = sorted(range(len(scenes)), key=lambda row: len(captions[row].split()))
         size = -(-len(order) // PARTS)
         losses = []
