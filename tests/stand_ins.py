@@ -147,6 +147,18 @@ stages:
   - {name: see, config: stage.yaml, options: {model.init_args.learns: [encoder], trainer.max_steps: 6}}
 """
 
+EVALUATION_YAML = """
+data: {class_path: stand_ins.TinyData}
+suites:
+  unified_bench:
+    class_path: uae_lightning.evaluation.unified_bench.UnifiedBench
+    init_args:
+      score:
+        class_path: uae_lightning.rewards.unified_score.UnifiedScore
+        init_args: {backbones: {closeness: {class_path: stand_ins.Closeness}}}
+  images: {class_path: uae_lightning.evaluation.image_health.ImageHealth}
+"""
+
 
 def write_confs(folder: Path) -> Path:
     """A run of two stages; returns its YAML."""

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from stand_ins import write_confs
+from stand_ins import EVALUATION_YAML, write_confs
 
 from uae_lightning import files as disk
 from uae_lightning.cli import main
@@ -28,17 +28,6 @@ from uae_lightning.scenes import bootstrap
 sys.path.insert(0, str(Path(__file__).parents[1] / "exchange"))
 from small_run import write_run  # noqa: E402
 
-EVALUATION = """
-data: {class_path: stand_ins.TinyData}
-suites:
-  unified_bench:
-    class_path: uae_lightning.evaluation.unified_bench.UnifiedBench
-    init_args:
-      score:
-        class_path: uae_lightning.rewards.unified_score.UnifiedScore
-        init_args: {backbones: {closeness: {class_path: stand_ins.Closeness}}}
-samples: 8
-"""
 EVALUATE = ["evaluate", "--config=conf/stage.yaml", "--evaluation=conf/evaluation.yaml"]
 
 
@@ -46,7 +35,7 @@ EVALUATE = ["evaluate", "--config=conf/stage.yaml", "--evaluation=conf/evaluatio
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_confs(tmp_path)
-    Path("conf/evaluation.yaml").write_text(EVALUATION)
+    Path("conf/evaluation.yaml").write_text(EVALUATION_YAML + "samples: 8\n")
     return tmp_path
 
 

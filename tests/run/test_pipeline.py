@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 import yaml
-from stand_ins import write_confs
+from stand_ins import EVALUATION_YAML, write_confs
 
 from uae_lightning.cli import main
 from uae_lightning.parallel.locking import locked
@@ -12,18 +12,6 @@ from uae_lightning.report import summary as run_summary
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run import spec as run_spec
 from uae_lightning.usage import UsageError
-
-EVALUATION_YAML = """
-data: {class_path: stand_ins.TinyData}
-suites:
-  unified_bench:
-    class_path: uae_lightning.evaluation.unified_bench.UnifiedBench
-    init_args:
-      score:
-        class_path: uae_lightning.rewards.unified_score.UnifiedScore
-        init_args: {backbones: {closeness: {class_path: stand_ins.Closeness}}}
-  images: {class_path: uae_lightning.evaluation.image_health.ImageHealth}
-"""
 
 
 @pytest.fixture
