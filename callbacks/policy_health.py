@@ -42,10 +42,11 @@ class PolicyHealth(L.Callback):
         if not health:
             return
         pl_module.log_dict({f"policy/{name}": float(value) for name, value in health.items()})
-        drift = health.get("first_log_ratio", 0.0)
-        if not drift <= self.max_log_ratio:  # written so that NaN stops too
-            raise FloatingPointError(drift_message(drift, self.max_log_ratio))
-        self.flat_steps = self.flat_steps + 1 if health.get("zero_variance_share", 0.0) > SHARE else 0
+        for name, drift in health.items():
+            if name.endswith("first_log_ratio") and not drift <= self.max_log_ratio:  # so that NaN stops too
+                raise FloatingPointError(drift_message(drift, self.max_log_ratio))
+        flat = any(share > SHARE for name, share in health.items() if name.endswith("zero_variance_share"))
+        self.flat_steps = self.flat_steps + 1 if flat else 0
         if self.flat_steps == STEPS and not self.warned:
             self.warned = True
             rank_zero_warn(
