@@ -65,7 +65,7 @@ def test_the_window_slides_with_the_batches_of_the_run(make_stage, batch):
     stage, places = make_stage(window=(0, 1), slide_every=2), []
     for number in range(1, 7):
         stage.batches_seen.fill_(number)
-        before = stage.rollout(batch).trajectory.before.unflatten(1, (2, 4))
+        before = stage.rollout(batch).acts[0].trajectory.before.unflatten(1, (2, 4))
         places.append(stage.policy.window)
         assert torch.equal(before[0, :, 0], before[0, :, 3])  # nothing before the window is stochastic
     assert places == [(0, 1)] * 2 + [(1, 2)] * 2 + [(2, 3)] * 2
@@ -269,7 +269,7 @@ def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage,
     stage.update(rollout, torch.linspace(-1, 1, 8))
     assert len(computed) == 2  # of two updates with two steps each
     stage.policy.guidance_gradient = "both"
-    assert stage.rollout(batch).trajectory.unguided is None  # it takes memory, and has no gradient
+    assert stage.rollout(batch).acts[0].trajectory.unguided is None  # it takes memory, and has no gradient
 
 
 def toy(stage):

@@ -350,7 +350,7 @@ def test_groups_of_pictures_differ_unless_asked_otherwise(make_stage):
     batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
     for same in (False, True):
         stage = make_stage(DecoderRL, same_noise=same)
-        start = stage.rollout(batch).trajectory.before[0].unflatten(0, (2, 4))
+        start = stage.rollout(batch).acts[0].trajectory.before[0].unflatten(0, (2, 4))
         assert torch.equal(start[:, 0], start[:, 1]) is same
 
 
