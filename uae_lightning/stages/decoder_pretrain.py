@@ -11,7 +11,6 @@ from torch import Tensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
@@ -60,10 +59,6 @@ class DecoderPretrain(Stage):
         self.condition_dropout = condition_dropout
         self.projector.requires_grad_(True)
 
-    @property
-    def decoder(self) -> FlowDecoder:
-        return self.autoencoder.flow_decoder
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = flow_matching(
             self.autoencoder,
@@ -110,13 +105,14 @@ def flow_matching(
     precondition_outputs: bool = False,
 ) -> Tensor:
     """The loss [] of a rank's batch; `generator` is the same on all ranks."""
-    size, device = len(batch.images) * ranks(), batch.images.device  # of the global batch
+    decoder, device = autoencoder.flow_decoder, batch.images.device
+    size = len(batch.images) * ranks()  # of the global batch
     dropped = own_rows(torch.rand(size, generator=generator)).to(device) < condition_dropout
     conditioning = condition_of(autoencoder, batch).drop(dropped)  # [B, L, D]
     x0 = latents_of(autoencoder, batch)  # [B, C, h, w]
     noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
     sigma = own_rows(flow.sample_sigma(size, **levels, generator=generator, device=device))
-    error = autoencoder.flow_decoder.loss(x0, conditioning, noise, sigma)  # [B, 1, h, w]
+    error = decoder.loss(x0, conditioning, noise, sigma)  # [B, 1, h, w]
     weight = flow.velocity_weight(sigma, loss_weighting, precondition_outputs=precondition_outputs)
     error = error * flow.per_sample(weight, error)
     return error.mean() if batch.weights is None else weighted_mean(error, batch.weights)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
@@ -20,10 +19,6 @@ class PictureStage(PolicyStage):
     """Base of the stages whose one policy draws: a caption of each picture, and G pictures of each caption."""
 
     trained = ("decoder",)
-
-    @property
-    def decoder(self) -> FlowDecoder:
-        return self.autoencoder.flow_decoder
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:

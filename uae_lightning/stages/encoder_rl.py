@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from uae_lightning.interfaces import Encoder
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
@@ -61,10 +60,6 @@ class EncoderRL(PolicyStage):
             mask_cut_captions=mask_cut_captions, cut_penalty=cut_penalty,
         )  # fmt: skip
         self.policies = {"captions": captions}
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.autoencoder.reader
 
     @staticmethod
     def check_training(options: Any) -> None:

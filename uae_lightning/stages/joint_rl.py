@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.interfaces import Encoder, FlowDecoder
 from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.ranges import Count, checked
@@ -45,14 +44,6 @@ class JointRL(PolicyStage):
     ) -> None:
         super().__init__(*args, updates_per_batch=updates_per_batch, **parts)
         self.policies = {"captions": captions(self.autoencoder), "pictures": pictures(self.autoencoder)}
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.autoencoder.reader
-
-    @property
-    def decoder(self) -> FlowDecoder:
-        return self.autoencoder.flow_decoder
 
     @staticmethod
     def check_training(options: Any) -> None:
