@@ -16,6 +16,8 @@ SHARE, STEPS = 0.8, 20  # warn where more than SHARE of the groups teach nothing
 class PolicyHealth(L.Callback):
     """Logs every entry of `pl_module.health` as `policy/NAME`; does nothing for a stage without one.
 
+    Where a stage has several policies, each has entries under its own name: `captions/first_log_ratio`.
+
     * `first_log_ratio`, the largest |new - old| log-probability at the first update of a rollout, is 0 but for
       rounding: sampling and replay are the same policy. Above `max_log_ratio` the run stops.
     * `zero_variance_share`, the share of groups whose rewards are all equal and so have no gradient: one warning where

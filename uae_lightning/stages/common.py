@@ -41,7 +41,7 @@ OF_AUXILIARIES = 1_000_000  # their randomness is for no other purpose
 
 @checked
 class Stage(L.LightningModule):
-    """Base of the three stages.
+    """Base of the stages.
 
     Args:
         autoencoder: what is trainable in its parts is what the stage trains.
