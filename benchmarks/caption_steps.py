@@ -51,7 +51,7 @@ class OwnStep(EncoderRL):
         self.logged: dict[str, Tensor] = {}
 
     def generation(self) -> Captions:
-        return self.write(self.batch.images, self.group_size, self.step_seed(0))
+        return self.write(self.batch.images, self.policy.group_size, self.step_seed(0))
 
     def step(self) -> None:
         self.training_step(self.batch, 0)

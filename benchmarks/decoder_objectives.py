@@ -55,7 +55,7 @@ from uae_lightning.run import folder as run_folder
 from uae_lightning.run.evaluation import build_evaluation, parse_evaluation
 from uae_lightning.run.provenance import provenance
 from uae_lightning.run.spec import EvaluationSpec
-from uae_lightning.stages.common import PolicyStage
+from uae_lightning.stages.policy import PolicyStage
 from uae_lightning.types import Batch, Sampling
 from uae_lightning.usage import Parser, UsageError
 
@@ -132,11 +132,11 @@ def step_of(arm: Arm, stage: PolicyStage) -> Step:
     if arm.plain is None:
         without_trainer(stage)
         return stage.training_step
-    plain = PlainFlowGRPO(stage, arm.plain, group_size=stage.group_size, micro_batch=stage.micro_batch)
+    plain = PlainFlowGRPO(stage, arm.plain, group_size=stage.policy.group_size, micro_batch=stage.policy.micro_batch)
 
     def step(batch: Batch, number: int) -> float:
         captions = stage.autoencoder.write(batch.images, 1, stage.step_seed(0))
-        generators = stage.generators(1, len(captions.texts) * stage.group_size)
+        generators = stage.generators(1, len(captions.texts) * plain.group_size)
         return plain.step(captions.texts, batch.images, stage.score, generators)
 
     return step

@@ -34,7 +34,8 @@ from benchmarks.own_stage import (
 from benchmarks.plain_flow_grpo import DEMO, PUBLISHED, PlainFlowGRPO, Samples, Settings, lora_of_peft
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.scenes.data import scene_batch
-from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout
+from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.stages.policy import Rollout
 from uae_lightning.types import Batch, RewardInput, Sampling
 from uae_lightning.usage import Parser
 
@@ -59,7 +60,7 @@ def configure(stage: DecoderRL, settings: Settings, *, group_size: int, micro_ba
     values = asdict(settings)
     stage.autoencoder.sampling = Sampling(values.pop("steps"), values.pop("guidance"))
     for name, value in (values | {"group_size": group_size, "micro_batch": micro_batch}).items():
-        setattr(stage, name, value)
+        setattr(stage.policy, name, value)
 
 
 def with_captions(stage: DecoderRL, batch: Batch) -> list[str]:
@@ -74,7 +75,7 @@ def with_captions(stage: DecoderRL, batch: Batch) -> list[str]:
 
 def generators(stage: DecoderRL, captions: list[str]) -> list[torch.Generator]:
     """Those of the stage's own rollout, one for each picture."""
-    return stage.generators(1, len(captions) * stage.group_size)
+    return stage.generators(1, len(captions) * stage.policy.group_size)
 
 
 def differences(stage: DecoderRL, plain: PlainFlowGRPO, batch: Batch, captions: list[str]) -> dict[str, float]:
@@ -84,26 +85,27 @@ def differences(stage: DecoderRL, plain: PlainFlowGRPO, batch: Batch, captions: 
     to do.
     """
     rollout, samples = stage.rollout(batch), plain.rollout(captions, generators(stage, captions))
-    before = rollout.trajectory.before.transpose(0, 1)
+    path = rollout.acts[0].trajectory
+    before = path.before.transpose(0, 1)
     same = {
         "latents": difference(before, samples.latents[:, plain.settings.window[0] : plain.settings.window[1]]),
-        "log-probabilities": difference(rollout.trajectory.logp, samples.log_probs),
+        "log-probabilities": difference(path.logp, samples.log_probs),
         "pictures": difference(rollout.reward_input.reconstructions, samples.images),
     }
     rewards = PixelSimilarity()(rollout.reward_input).total
-    advantages = stage.advantages(rewards, stage.group_size, stage.advantage_scale)
-    advantages = advantages.clamp(-stage.advantage_clip, stage.advantage_clip)
+    (advantages,) = stage.credit(rollout, rewards)
     same["advantages"] = difference(advantages, plain.advantages(rewards))
     same["gradients on policy"], _ = apart(stage, plain, rollout, samples, advantages)
     disturb(stage, 0.01)
-    rollout = replace(rollout, trajectory=replace(rollout.trajectory, unguided=None))  # of another policy by now
+    acts = replace(rollout.acts[0], trajectory=replace(path, unguided=None))  # of another policy by now
+    rollout = replace(rollout, acts=[acts])
     same["gradients"], losses = apart(stage, plain, rollout, samples, advantages)
     same["loss"] = abs(losses[0] - losses[1]) / float(advantages.abs().mean())  # its terms cancel each other
     return same
 
 
 def apart(
-    stage: DecoderRL, plain: PlainFlowGRPO, rollout: ImageRollout, samples: Samples, advantages: Tensor
+    stage: DecoderRL, plain: PlainFlowGRPO, rollout: Rollout, samples: Samples, advantages: Tensor
 ) -> tuple[float, tuple[float, float]]:
     """(Largest difference of the gradients of one update, its loss in both)."""
     logged = without_trainer(stage)

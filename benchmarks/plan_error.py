@@ -116,7 +116,7 @@ def measure(
     result = {}
     if not stage.automatic_optimization:
         stage.encoder.never_sampled.extend(stage.encoder.ends)
-        samples = stage.group_size if type(stage).__name__ == "EncoderRL" else 1
+        samples = stage.policies["captions"].group_size if "captions" in stage.policies else 1
         arguments = {"samples": samples, "seed": 0, **vars(stage.autoencoder.captioning)}
         generate, stage.encoder.generate = stage.encoder.generate, full_length
         step(stage, batch, optimizer, setting)  # the optimiser gets its state

@@ -16,6 +16,8 @@ SHARE, STEPS = 0.8, 20  # warn where more than SHARE of the groups teach nothing
 class PolicyHealth(L.Callback):
     """Logs every entry of `pl_module.health` as `policy/NAME`; does nothing for a stage without one.
 
+    Where a stage has several policies, each has entries under its own name: `captions/first_log_ratio`.
+
     * `first_log_ratio`, the largest |new - old| log-probability at the first update of a rollout, is 0 but for
       rounding: sampling and replay are the same policy. Above `max_log_ratio` the run stops.
     * `zero_variance_share`, the share of groups whose rewards are all equal and so have no gradient: one warning where
@@ -42,10 +44,11 @@ class PolicyHealth(L.Callback):
         if not health:
             return
         pl_module.log_dict({f"policy/{name}": float(value) for name, value in health.items()})
-        drift = health.get("first_log_ratio", 0.0)
-        if not drift <= self.max_log_ratio:  # written so that NaN stops too
-            raise FloatingPointError(drift_message(drift, self.max_log_ratio))
-        self.flat_steps = self.flat_steps + 1 if health.get("zero_variance_share", 0.0) > SHARE else 0
+        for name, drift in health.items():
+            if name.endswith("first_log_ratio") and not drift <= self.max_log_ratio:  # so that NaN stops too
+                raise FloatingPointError(drift_message(drift, self.max_log_ratio))
+        flat = any(share > SHARE for name, share in health.items() if name.endswith("zero_variance_share"))
+        self.flat_steps = self.flat_steps + 1 if flat else 0
         if self.flat_steps == STEPS and not self.warned:
             self.warned = True
             rank_zero_warn(

@@ -28,9 +28,11 @@ def offenders(folder: str, forbidden: tuple[str, ...]) -> list[str]:
     return found
 
 
-def test_stages_know_no_model_no_reward_and_no_data():
-    # red with `from uae_lightning.models import sd3` in any stage
-    assert not offenders("uae_lightning/stages", tuple(f"uae_lightning.{p}" for p in ("models", "rewards", "data")))
+def test_stages_and_policies_know_no_model_no_reward_and_no_data():
+    # red with `from uae_lightning.models import sd3` in any stage or policy
+    for folder in ("stages", "policies"):
+        unknown = tuple(f"uae_lightning.{place}" for place in ("models", "rewards", "data"))
+        assert not offenders(f"uae_lightning/{folder}", unknown)
 
 
 def test_algorithms_import_torch_and_themselves_only():
@@ -55,8 +57,8 @@ def test_models_rewards_data_and_callbacks_do_not_import_stages():
 # From the door down to what everybody uses: a module imports what stands in its own place or further down.
 ORDER = (
     "cli", "commands", "scenes", "study", "pipeline", "report", "exchange", "planning", "run", "evaluation", "prepare",
-    "stages", "autoencoder", "rewards", "models", "data", "parallel", "interfaces", "types", "algorithms", "paths",
-    "files", "ranges", "usage",
+    "stages", "policies", "autoencoder", "rewards", "models", "data", "parallel", "interfaces", "types", "algorithms",
+    "paths", "files", "ranges", "usage",
 )  # fmt: skip
 PACKAGE = ROOT / "uae_lightning"
 
@@ -94,9 +96,9 @@ def test_only_scenes_and_commands_know_the_scenes():
     assert not offenders("callbacks", ("uae_lightning.scenes",))
 
 
-def test_the_auto_encoder_does_not_know_lightning():
-    # red with `import lightning` in autoencoder.py, or in anything it imports of ours
-    for name in ("autoencoder", "interfaces", "types", "ranges", "algorithms"):
+def test_policies_and_the_auto_encoder_do_not_know_lightning():
+    # red with `import lightning` in a policy or autoencoder.py, or in anything they import of ours
+    for name in ("policies", "autoencoder", "interfaces", "types", "ranges", "algorithms"):
         files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).glob("*.py")
         for file in files:
             assert not {one for one in imported(file) if one.split(".")[0] == "lightning"}, file.name

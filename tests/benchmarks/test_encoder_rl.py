@@ -38,9 +38,9 @@ def test_a_difference_is_refused(own):
     captions = step.generation()
     with all_tokens_allowed(step.encoder):
         result = own_result(step, captions)
-        step.kl_beta = 0.0
+        step.policy.kl_beta = 0.0
         other = own_result(step, captions)
-        step.kl_beta = options.kl_beta
+        step.policy.kl_beta = options.kl_beta
     with pytest.raises(ValueError, match="differ in loss and gradients"):
         encoder_rl.check_equal("another", differences(result, other), "float32")
 

@@ -20,7 +20,7 @@ from uae_lightning.data.image_text import digest
 from uae_lightning.interfaces import Reward
 from uae_lightning.models.adapters import LoRA
 from uae_lightning.scenes.scene import render, sample_scene
-from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain, latents_of
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.types import Batch, RewardInput, RewardOutput, Sampling
 from uae_lightning.usage import UsageError
@@ -204,7 +204,7 @@ def cache_of(stage, batches: list[Batch], folder: Path, precision: str = "32-tru
     header = Header(fingerprint(stage.autoencoder, precision) | {"resolution in pixels": "64"}, "uae cache --to x")
     entries = []
     for batch in batches:
-        latents, (states, mask) = stage.latents_of(batch), stage.autoencoder.embed(batch.captions)
+        latents, (states, mask) = latents_of(stage.autoencoder, batch), stage.autoencoder.embed(batch.captions)
         content = [digest(key.encode()) * 2 for key in batch.keys]
         rows = zip(content, batch.keys, batch.captions, latents, states, mask, strict=True)
         entries += [Entry(c, key, caption, x, s[m]) for c, key, caption, x, s, m in rows]

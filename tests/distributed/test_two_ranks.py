@@ -46,6 +46,13 @@ def stage_yaml(stage: str, parts: Path, folder: Path, fails_on_rank: int = -1) -
         options |= {"window": [0, 2], "untrained_steps": "sde"}
     if stage == "encoder_rl":
         options |= {"normalization": "dapo", "advantage_scale": "batch_std"}
+    if stage == "decoder_pretrain":
+        options["learning_rates"] = {"projector": 0.05}
+    else:
+        replay = {"encoder_rl": ("EncoderReplay", 0.1), "decoder_rl": ("DecoderReplay", 0.001)}[stage]
+        options["auxiliaries"] = [
+            {"class_path": f"uae_lightning.stages.replay.{replay[0]}", "init_args": {"weight": replay[1]}}
+        ]
     config["data"]["init_args"] |= {"validation_pictures": 4, "validation_batch_size": 2}
     words = {"class_path": "tests.distributed.standins.Words", "init_args": {"fails_on_rank": fails_on_rank}}
     reward = {"class_path": "callbacks.RewardCallback", "init_args": {"reward": words}}

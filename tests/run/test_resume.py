@@ -32,12 +32,22 @@ def fit_arguments(stage: str, parts: Path, folder: Path) -> list[str]:
         "trainer.default_root_dir": folder,
         "checkpoint.every_n_train_steps": 2,
     }
-    if stage != "decoder_pretrain":
+    if stage == "joint_rl":  # and with all that a stage may be given
+        options |= {
+            "model.init_args.captions.init_args.micro_batch": 8,
+            "model.init_args.pictures.init_args.micro_batch": 16,
+            "model.init_args.learning_rates": {"encoder": 1e-3, "decoder": 3e-3},
+            "model.init_args.auxiliaries": [
+                {"class_path": f"uae_lightning.stages.replay.{name}", "init_args": {"weight": 0.1}}
+                for name in ("DecoderReplay", "EncoderReplay")
+            ],
+        }
+    elif stage != "decoder_pretrain":
         options |= {"model.init_args.group_size": 4, "model.init_args.micro_batch": 8}
     return ["fit", *(f"--{name}={value}" for name, value in options.items())]
 
 
-@pytest.mark.parametrize("stage", ["decoder_pretrain", "encoder_rl", "decoder_rl"])
+@pytest.mark.parametrize("stage", ["decoder_pretrain", "encoder_rl", "decoder_rl", "joint_rl"])
 def test_killed_and_resumed_is_the_same_as_never_stopped(stage: str, parts_folder: Path, tmp_path: Path):
     # red if data position, noise, optimiser or EMA is left out of the checkpoint
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"

@@ -14,11 +14,13 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.flow_sde import sde_step
 from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.adapters import LoRA
+from uae_lightning.policies.flow_grpo import PictureActs, Trajectory
+from uae_lightning.policies.matching import PolicyLag
 from uae_lightning.scenes.data import ScenesData
-from uae_lightning.stages.common import PolicyStage
-from uae_lightning.stages.decoder_matching import DecoderMatching, PolicyLag
-from uae_lightning.stages.decoder_pretrain import DecoderPretrain
-from uae_lightning.stages.decoder_rl import DecoderRL, ImageRollout, Trajectory
+from uae_lightning.stages.decoder_matching import DecoderMatching
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain, latents_of
+from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Conditioning, Sampling
 
 
@@ -45,11 +47,15 @@ def batch():
     return next(iter(ScenesData(batch_size=2).train_dataloader()))
 
 
+def unguided_lost(acts: PictureActs) -> PictureActs:
+    return replace(acts, trajectory=replace(acts.trajectory, unguided=None))
+
+
 def gradients(stage, rollout, columns):
     """Of the mean surrogate of the trained steps `columns`, on policy."""
     stage.zero_grad()
     rows, advantages = torch.arange(8), torch.linspace(-1, 1, 8)
-    losses = [stage.step_loss(rollout, rows, column, advantages, on_policy=True)[0] for column in columns]
+    losses = [stage.policy.loss(rollout.acts[0], rows, column, advantages, first=True)[0] for column in columns]
     torch.stack(losses).mean().backward()
     return torch.cat([p.grad.flatten() for p in stage.parameters() if p.requires_grad])
 
@@ -59,8 +65,8 @@ def test_the_window_slides_with_the_batches_of_the_run(make_stage, batch):
     stage, places = make_stage(window=(0, 1), slide_every=2), []
     for number in range(1, 7):
         stage.batches_seen.fill_(number)
-        before = stage.rollout(batch).trajectory.before.unflatten(1, (2, 4))
-        places.append(stage.window)
+        before = stage.rollout(batch).acts[0].trajectory.before.unflatten(1, (2, 4))
+        places.append(stage.policy.window)
         assert torch.equal(before[0, :, 0], before[0, :, 3])  # nothing before the window is stochastic
     assert places == [(0, 1)] * 2 + [(1, 2)] * 2 + [(2, 3)] * 2
 
@@ -70,7 +76,7 @@ def test_the_window_begins_again_where_it_began(make_stage, batch):
     stage, places = make_stage(window=(0, 1), slide_every=1, roll_back=True), []
     for number in range(1, 6):
         stage.batches_seen.fill_(number)
-        places.append(stage.next_window())
+        places.append(stage.policy.next_window(stage))
     assert places == [(0, 1), (1, 2), (2, 3), (0, 1), (1, 2)]
 
 
@@ -79,13 +85,16 @@ def test_windows_are_drawn_anew_for_every_batch(make_stage, batch):
     stage, windows = make_stage(window=(0, 1), window_within=(1, 4)), []
     for number in range(40):
         stage.batches_seen.fill_(number)
-        windows.append(stage.next_window())
+        windows.append(stage.policy.next_window(stage))
     assert set(windows) == {(1, 2), (2, 3), (3, 4)} and windows[:5] != windows[5:10]
     stage.batches_seen.fill_(windows.index((2, 3)))
-    assert stage.next_window() == (2, 3)  # of the number of the batch: a resumed run draws the same
+    assert stage.policy.next_window(stage) == (2, 3)  # of the number of the batch: a resumed run draws the same
     rollout = stage.rollout(batch)
-    assert stage.window == (2, 3) and len(rollout.trajectory.before) == 1
-    assert torch.equal(stage.replay(rollout, torch.arange(8), 0, None).mean_log_prob, rollout.trajectory.logp[:, 0])
+    assert stage.policy.window == (2, 3) and len(rollout.acts[0].trajectory.before) == 1
+    assert torch.equal(
+        stage.policy.replay(rollout.acts[0], torch.arange(8), 0, None).mean_log_prob,
+        rollout.acts[0].trajectory.logp[:, 0],
+    )
 
 
 @pytest.mark.parametrize(("untrained", "spread"), [("ode", 0.0), ("sde", 1.0)])
@@ -95,16 +104,16 @@ def test_the_last_step_is_noisy_where_flow_grpo_has_it(make_stage, batch, untrai
     stage, decoded = make_stage(window=(1, 3), untrained_steps=untrained, same_noise=False), []
     stage.decoder.decode_latents = lambda latents: decoded.append(latents) or torch.zeros(len(latents), 3, 64, 64)
     rollout = stage.rollout(batch)
-    path, rows = rollout.trajectory, torch.arange(8)
+    path, rows = rollout.acts[0].trajectory, torch.arange(8)
     assert len(path.before) == len(path.after) == 2 and path.logp.shape == (8, 2)
     last = path.after[-1]
-    velocity, _ = stage.velocity_at(3, last, rollout.conditioning, None)
-    step = stage.sde_step(last, velocity, 3, prev=decoded[0])
+    velocity, _ = stage.policy.velocity_at(3, last, rollout.acts[0].conditioning, None)
+    step = stage.policy.sde_step(last, velocity, 3, prev=decoded[0])
     sigmas = stage.decoder.schedule(4)
     ode = flow.euler_step(last, velocity, sigmas[3], sigmas[4])
     center = step.mean if untrained == "sde" else ode
     assert ((decoded[0] - center) / step.std).std().item() == pytest.approx(spread, abs=0.05)
-    loss, metrics = stage.step_loss(rollout, rows, 1, torch.ones(8), on_policy=True)
+    loss, metrics = stage.policy.loss(rollout.acts[0], rows, 1, torch.ones(8), first=True)
     assert metrics["log_ratio_abs_max"] == 0
 
 
@@ -113,9 +122,11 @@ def test_noise_before_the_window_is_no_shared_state(make_stage, batch):
     stage = make_stage(window=(1, 2), untrained_steps="sde")
     rollout, seen, velocity = stage.rollout(batch), [], stage.decoder.velocity
     stage.decoder.velocity = lambda x, *rest: seen.append(len(x)) or velocity(x, *rest)
-    states = rollout.trajectory.before[0].unflatten(0, (2, 4))
+    states = rollout.acts[0].trajectory.before[0].unflatten(0, (2, 4))
     assert not torch.equal(states[:, 0], states[:, 1])
-    assert stage.replay(rollout, torch.arange(8), 0, None).mean_log_prob.equal(rollout.trajectory.logp[:, 0])
+    assert stage.policy.replay(rollout.acts[0], torch.arange(8), 0, None).mean_log_prob.equal(
+        rollout.acts[0].trajectory.logp[:, 0]
+    )
     assert seen == [8]
 
 
@@ -126,15 +137,14 @@ def test_steps_on_disjoint_parts_of_a_rollout(make_stage, batch, kind):
     options = {"window": (1, 2), "same_noise": False} if kind is DecoderRL else {"objective": "awm", "draws": 1}
     stage = make_stage(kind, micro_batch=2, update_parts=2, **options)
     without_trainer(stage)
-    name = "step_loss" if kind is DecoderRL else "draw_loss"
-    loss_of, step, taken, norms = getattr(stage, name), stage.optimizer_step_after_clipping, [], []
+    loss_of, step, taken, norms = stage.policy.loss, stage.optimizer_step_after_clipping, [], []
 
-    def watched(rollout, rows, *args, **keywords):
-        loss, metrics = loss_of(rollout, rows, *args, **keywords)
+    def watched(acts, rows, *args, **keywords):
+        loss, metrics = loss_of(acts, rows, *args, **keywords)
         taken.append((len(norms), rows.tolist(), float(metrics["log_ratio_abs_max"])))
         return loss, metrics
 
-    setattr(stage, name, watched)
+    stage.policy.loss = watched
     stage.optimizer_step_after_clipping = lambda: norms.append(step()) or norms[-1]
     stage.update(stage.rollout(batch), torch.ones(8))
     assert [place for place, _, _ in taken] == [0, 0, 1, 1] and len(norms) == 2
@@ -170,22 +180,26 @@ def test_the_policy_that_samples_lags_behind(make_stage, batch):
     start = {name: p.detach().clone() for name, p in trained.items()}
     first = stage.rollout(batch)
     stage.update(first, torch.linspace(-1, 1, 8))  # at step 0 of a stage without a Trainer nothing lags
-    assert all(torch.equal(stage.lagging.weights[name], p) for name, p in trained.items())
-    stage.lagging.weights = dict(start)
+    assert all(torch.equal(stage.policy.lagging.weights[name], p) for name, p in trained.items())
+    stage.policy.lagging.weights = dict(start)
     second = stage.rollout(batch)  # of the same seed: drawn by the same weights, the same pictures
-    assert torch.equal(second.latents, first.latents) and torch.equal(second.old, first.old)
-    _, metrics = stage.draw_loss(second, torch.arange(8), 0, torch.ones(8))
+    assert torch.equal(second.acts[0].latents, first.acts[0].latents) and torch.equal(
+        second.acts[0].old, first.acts[0].old
+    )
+    _, metrics = stage.policy.loss(second.acts[0], torch.arange(8), 0, torch.ones(8), first=True)
     assert metrics["log_ratio_abs_max"] > 0 and not any(torch.equal(start[name], p) for name, p in trained.items())
 
-    stage.lagging.follow(0.75)
-    for name, weight in stage.lagging.weights.items():
+    stage.policy.lagging.follow(0.75)
+    for name, weight in stage.policy.lagging.weights.items():
         torch.testing.assert_close(weight, 0.75 * start[name] + 0.25 * trained[name])
     checkpoint = {"state_dict": stage.state_dict()}
     stage.trainer = L.Trainer(accelerator="cpu", logger=False, barebones=True)
     stage.on_save_checkpoint(checkpoint)
     other = make_stage(DecoderMatching, policy_lag=lag)
     other.on_load_checkpoint(checkpoint)
-    assert all(torch.equal(other.lagging.weights[name], weight) for name, weight in stage.lagging.weights.items())
+    assert all(
+        torch.equal(other.policy.lagging.weights[name], weight) for name, weight in stage.policy.lagging.weights.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -215,9 +229,9 @@ def test_ratio_norm_weighs_each_step_by_its_noise_over_its_length(make_stage, ba
     stage = make_stage()
     rollout, sigmas = stage.rollout(batch), stage.decoder.schedule(4)
     for column in range(2):
-        std = stage.replay(rollout, torch.arange(8), column, None).std.item()
+        std = stage.policy.replay(rollout.acts[0], torch.arange(8), column, None).std.item()
         found = []
-        for stage.ratio_norm in (False, True):
+        for stage.policy.ratio_norm in (False, True):
             found.append(gradients(stage, rollout, [column]))
         factor = std / (sigmas[column] - sigmas[column + 1]).item()
         torch.testing.assert_close(found[1], factor * found[0], atol=1e-6, rtol=1e-3)
@@ -227,13 +241,13 @@ def test_ratio_norm_is_exactly_one_on_policy_and_not_after(make_stage, batch):
     # red if `path.mean` is that of another step: the old mean must be the one the sample was drawn around
     stage = make_stage(ratio_norm=True)
     rollout, rows = stage.rollout(batch), torch.arange(8)
-    _, metrics = stage.step_loss(rollout, rows, 1, torch.ones(8), on_policy=True)
+    _, metrics = stage.policy.loss(rollout.acts[0], rows, 1, torch.ones(8), first=True)
     assert metrics["log_ratio_abs_max"] == 0
     with torch.no_grad():
         for parameter in stage.parameters():
             if parameter.requires_grad:
                 parameter *= 1.2
-    _, metrics = stage.step_loss(rollout, rows, 1, torch.ones(8), on_policy=False)
+    _, metrics = stage.policy.loss(rollout.acts[0], rows, 1, torch.ones(8), first=False)
     assert 0 < metrics["log_ratio_abs_max"] < 1
 
 
@@ -245,7 +259,7 @@ def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage,
     stage = make_stage(sampling=Sampling(4, guidance=2.0), **options)
     rollout, columns = stage.rollout(batch), [0, 1]
     reused = gradients(stage, rollout, columns)
-    again = replace(rollout, trajectory=replace(rollout.trajectory, unguided=None))
+    again = replace(rollout, acts=[unguided_lost(rollout.acts[0])])
     assert torch.equal(reused, gradients(stage, again, columns))
 
     computed = []
@@ -254,8 +268,8 @@ def test_the_guidance_branch_is_computed_once_until_the_policy_moves(make_stage,
     without_trainer(stage)
     stage.update(rollout, torch.linspace(-1, 1, 8))
     assert len(computed) == 2  # of two updates with two steps each
-    stage.guidance_gradient = "both"
-    assert stage.rollout(batch).trajectory.unguided is None  # it takes memory, and has no gradient
+    stage.policy.guidance_gradient = "both"
+    assert stage.rollout(batch).acts[0].trajectory.unguided is None  # it takes memory, and has no gradient
 
 
 def toy(stage):
@@ -265,12 +279,12 @@ def toy(stage):
     conditioning = Conditioning(torch.zeros(pictures, 1, 1), torch.ones(pictures, 1, dtype=torch.bool))
     x, noise = torch.randn(2, pictures, 1, 1, 1, generator=generator)
     with torch.no_grad():
-        velocity, unguided = stage.velocity_at(1, x, conditioning, None)
-        step = stage.sde_step(x, velocity, 1, prev=x)
+        velocity, unguided = stage.policy.velocity_at(1, x, conditioning, None)
+        step = stage.policy.sde_step(x, velocity, 1, prev=x)
         after = step.mean + step.std * noise
-        logp = stage.sde_step(x, velocity, 1, prev=after).mean_log_prob
+        logp = stage.policy.sde_step(x, velocity, 1, prev=after).mean_log_prob
     path = Trajectory(x[None], after[None], step.mean[None], logp[:, None], unguided[None])
-    return t, ImageRollout(None, conditioning, None, path, None), -(after.flatten() - 1).square()
+    return t, Rollout(None, None, [PictureActs(conditioning, None, path, None)], None), -(after.flatten() - 1).square()
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.02], ids=["on policy", "off policy"])
@@ -283,12 +297,12 @@ def test_the_gradient_of_guided_steps_is_exact(make_stage, branches, moved):
     options = {"sampling": Sampling(3, guidance), "window": (1, 2), "same_noise": False, "clip": 100.0}
     stage = make_stage(guidance_gradient=branches, **options)
     t, rollout, rewards = toy(stage)
-    path, advantages, rows = rollout.trajectory, rewards - rewards.mean(), torch.arange(len(rewards))
+    path, advantages, rows = rollout.acts[0].trajectory, rewards - rewards.mean(), torch.arange(len(rewards))
     with torch.no_grad():
         t += moved
-    if not stage.unguided_is_constant:
-        rollout = replace(rollout, trajectory=replace(path, unguided=None))
-    loss, _ = stage.step_loss(rollout, rows, 0, advantages, on_policy=not moved)
+    if not stage.policy.unguided_is_constant:
+        rollout = replace(rollout, acts=[unguided_lost(rollout.acts[0])])
+    loss, _ = stage.policy.loss(rollout.acts[0], rows, 0, advantages, first=not moved)
     (found,) = torch.autograd.grad(-loss.mean(), t)
 
     x, sigmas = path.before[0], stage.decoder.schedule(3)
@@ -314,7 +328,7 @@ def test_the_loss_is_that_of_diffusers_sd3_scripts(make_encoder, make_projector,
     loss = stage.training_step(batch, 0)
     ((x, sigma, found),) = seen
     clean = x - sigma.view(-1, 1, 1, 1) * found
-    torch.testing.assert_close(loss, (clean - stage.latents_of(batch)).square().mean())
+    torch.testing.assert_close(loss, (clean - latents_of(stage.autoencoder, batch)).square().mean())
     many = flow.sample_sigma(9999, **stage.levels, generator=torch.Generator().manual_seed(0)).logit()
     assert many.mean() == pytest.approx(1.0986, abs=0.02) and many.std() == pytest.approx(0.5, abs=0.02)
 

@@ -17,12 +17,14 @@ from uae_lightning.algorithms.flow_sde import draw_noise
 from uae_lightning.autoencoder import Captioning
 from uae_lightning.interfaces import Reward
 from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
+from uae_lightning.policies import captions as caption_policy
+from uae_lightning.policies.captions import CaptionActs, take
 from uae_lightning.scenes.data import ScenesData
-from uae_lightning.stages import encoder_rl
 from uae_lightning.stages.common import Stage
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.stages.encoder_rl import EncoderRL, take
+from uae_lightning.stages.encoder_rl import EncoderRL
+from uae_lightning.stages.policy import Rollout
 from uae_lightning.types import Captions, RewardInput, RewardOutput
 
 make_stage, gradients_of_update, reward = small.make_stage, small.gradients_of_update, small.reward
@@ -37,7 +39,7 @@ def test_pictures_do_not_depend_on_the_micro_batch(make_stage, kind, options):
     stage = make_stage(kind, captioning=Captioning(0.0, 4), micro_batch=8, **options)
     batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
     pictures = []
-    for stage.micro_batch in (8, 4, 1):
+    for stage.policy.micro_batch in (8, 4, 1):
         pictures.append(stage.rollout(batch).reward_input.reconstructions)
     assert not torch.allclose(pictures[0][0], pictures[0][1], atol=1e-2)
     for others in pictures[1:]:
@@ -69,10 +71,10 @@ def test_metrics_are_means_of_tokens(make_stage, monkeypatch):
     lengths = torch.tensor([1, 9, 3, 10, 2, 10, 1, 1])
     mask = torch.arange(10) < lengths[:, None]
     tokens = torch.nn.functional.pad(rollout.captions.tokens, (0, 10))[:, :10]
-    rollout = replace(rollout, captions=Captions(rollout.captions.texts, tokens, mask, torch.full(mask.shape, -1.0)))
+    rollout = with_captions(rollout, Captions(rollout.captions.texts, tokens, mask, torch.full(mask.shape, -1.0)))
     advantages = torch.linspace(-1, 1, 8)
     with torch.no_grad():
-        logp, entropies = stage.encoder.token_logprobs(rollout.seen, rollout.captions, temperature=1.0)
+        logp, entropies = stage.encoder.token_logprobs(rollout.acts[0].seen, rollout.captions, temperature=1.0)
     whole = health_of_update(stage, rollout, advantages)
     assert whole["entropy"] == pytest.approx(entropies[mask].mean().item(), rel=1e-5)
     assert whole["first_log_ratio_mean"] == pytest.approx((logp + 1).abs()[mask].mean().item(), rel=1e-5)
@@ -81,14 +83,19 @@ def test_metrics_are_means_of_tokens(make_stage, monkeypatch):
         parts = health_of_update(stage, rollout, advantages, size)
         assert [parts[name] for name in names] == pytest.approx([whole[name] for name in names], rel=1e-4)
 
-    monkeypatch.setattr(encoder_rl, "mean_over_ranks", lambda own: mask.sum().float() / 2)
+    monkeypatch.setattr(caption_policy, "mean_over_ranks", lambda own: mask.sum().float() / 2)
     halves = []
     for half in (slice(0, 4), slice(4, 8)):
         rows = torch.arange(8)[half]
-        own = replace(rollout, seen=rollout.seen[rows[:1] // 4], captions=take(rollout.captions, rows))
+        acts = CaptionActs(rollout.acts[0].seen[rows[:1] // 4], take(rollout.captions, rows))
+        own = replace(rollout, acts=[acts], captions=acts.captions)
         halves.append(health_of_update(stage, own, advantages[half], 2))
     for name in names:
         assert (halves[0][name] + halves[1][name]) / 2 == pytest.approx(whole[name], rel=1e-4)
+
+
+def with_captions(rollout: Rollout, captions: Captions) -> Rollout:
+    return replace(rollout, acts=[replace(rollout.acts[0], captions=captions)], captions=captions)
 
 
 def cut_captions(stage: Stage):
@@ -98,18 +105,18 @@ def cut_captions(stage: Stage):
     lengths = torch.tensor([3, 10, 3, 10, 3, 3, 3, 3])
     mask = torch.arange(10) < lengths[:, None]
     tokens = torch.nn.functional.pad(captions.tokens, (0, 10))[:, :10]
-    return replace(rollout, captions=Captions(captions.texts, tokens, mask, cut=torch.arange(8) == 1))
+    return with_captions(rollout, Captions(captions.texts, tokens, mask, cut=torch.arange(8) == 1))
 
 
 def test_cut_captions_are_paid_masked_or_docked(make_stage):
-    # red if `~` goes from token_weights, or `-` from shape_rewards; the share of cut captions is told in any case
+    # red if `~` goes from token_weights, or `-` from rewards; the share of cut captions is told in any case
     plain = make_stage(EncoderRL, normalization="dapo")
     rollout, scores = cut_captions(plain), torch.ones(8)
-    weights = plain.token_weights(rollout.captions)
-    assert torch.equal(plain.shape_rewards(rollout, scores), scores) and (weights[1] > 0).all()
+    weights = plain.policy.token_weights(rollout.captions)
+    assert torch.equal(plain.policy.rewards(rollout.acts[0], scores), scores) and (weights[1] > 0).all()
     stage = make_stage(EncoderRL, normalization="dapo", mask_cut_captions=True, cut_penalty=0.25)
-    assert stage.shape_rewards(rollout, scores).tolist() == [1.0, 0.75] + [1.0] * 6
-    masked = stage.token_weights(rollout.captions)
+    assert stage.policy.rewards(rollout.acts[0], scores).tolist() == [1.0, 0.75] + [1.0] * 6
+    masked = stage.policy.token_weights(rollout.captions)
     assert not masked[1].any() and masked[3].all() and masked.sum() == pytest.approx(1.0)
     assert health_of_update(stage, rollout, torch.linspace(-1, 1, 8))["cut_captions"] == 1 / 8
 

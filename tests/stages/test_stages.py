@@ -12,12 +12,13 @@ from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import group_advantages
 from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.adapters import LoRA
+from uae_lightning.policies.captions import take
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.common import Stage
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, weighted_mean
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.stages.encoder_rl import EncoderRL, take
+from uae_lightning.stages.encoder_rl import EncoderRL
 from uae_lightning.types import RewardInput, RewardOutput, Sampling
 
 SMALL = LoRA(rank=4, alpha=8)
@@ -171,7 +172,7 @@ def test_micro_batches_add_up_to_one_big_batch(make_stage, kind, options):
 
 def gradients_of_update(stage: Stage, rollout, advantages: Tensor, micro_batch: int) -> dict[str, Tensor]:
     """One update without a Trainer and without its optimiser step."""
-    stage.micro_batch = micro_batch
+    stage.policy.micro_batch = micro_batch
     stage.log = lambda *_, **__: None
     stage.backward_of_micro_batch = lambda loss: loss.backward()
     stage.optimizer_step_after_clipping = lambda: 0.0
@@ -191,8 +192,10 @@ def test_a_better_caption_becomes_more_likely(make_stage):
         EncoderRL.update(stage, rollout, advantages)
         with torch.no_grad():
             parts = [
-                stage.logprobs(stage.pictures(rollout.seen, rows), take(rollout.captions, rows))[0]
-                for rows in stage.micro_batches(len(advantages))
+                stage.policy.logprobs(stage.policy.pictures(rollout.acts[0].seen, rows), take(rollout.captions, rows))[
+                    0
+                ]
+                for rows in stage.policy.micro_batches(len(advantages))
             ]
             after = torch.cat(parts)
         change = ((after - rollout.captions.logp) * rollout.captions.mask).sum(1)
@@ -262,8 +265,8 @@ def test_a_better_picture_becomes_more_likely(make_stage):
         DecoderRL.update(stage, rollout, advantages)
         with torch.no_grad():
             rows = torch.arange(len(advantages))
-            after = stage.replay(rollout, rows, 0, None).mean_log_prob
-        kept["covariance"] = ((after - rollout.trajectory.logp[:, 0]) * advantages).mean().item()
+            after = stage.policy.replay(rollout.acts[0], rows, 0, None).mean_log_prob
+        kept["covariance"] = ((after - rollout.acts[0].trajectory.logp[:, 0]) * advantages).mean().item()
 
     stage.update = watched_update
     fit(stage, 1)
@@ -278,8 +281,10 @@ def test_matching_comes_closer_to_better_pictures(make_stage, objective):
 
     def errors(rollout):
         with torch.no_grad():
-            x, target = flow.interpolate(rollout.latents, rollout.noises[:, 0], rollout.sigmas[:, 0])
-            velocity = stage.decoder.velocity(x, rollout.sigmas[:, 0], rollout.conditioning)
+            x, target = flow.interpolate(
+                rollout.acts[0].latents, rollout.acts[0].noises[:, 0], rollout.acts[0].sigmas[:, 0]
+            )
+            velocity = stage.decoder.velocity(x, rollout.acts[0].sigmas[:, 0], rollout.acts[0].conditioning)
         return (velocity - target).square().mean((1, 2, 3))
 
     def watched_update(rollout, advantages):
@@ -345,7 +350,7 @@ def test_groups_of_pictures_differ_unless_asked_otherwise(make_stage):
     batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
     for same in (False, True):
         stage = make_stage(DecoderRL, same_noise=same)
-        start = stage.rollout(batch).trajectory.before[0].unflatten(0, (2, 4))
+        start = stage.rollout(batch).acts[0].trajectory.before[0].unflatten(0, (2, 4))
         assert torch.equal(start[:, 0], start[:, 1]) is same
 
 
@@ -365,10 +370,10 @@ def test_what_a_group_shares_is_computed_once(make_stage):
 def test_noise_free_window_gives_the_pictures_of_the_ode(make_stage):
     # red if the steps outside the window are stochastic
     stage = make_stage(DecoderRL)
-    stage.noise_level = 0.0  # refused as an option: nothing would be trained
+    stage.policy.noise_level = 0.0  # refused as an option: nothing would be trained
     batch = next(iter(ScenesData(batch_size=2).train_dataloader()))
     rollout = stage.rollout(batch)
-    ode = stage.autoencoder.draw(rollout.conditioning, rollout.trajectory.before[0])
+    ode = stage.autoencoder.draw(rollout.acts[0].conditioning, rollout.acts[0].trajectory.before[0])
     torch.testing.assert_close(rollout.reward_input.reconstructions, ode, atol=1e-4, rtol=1e-4)
 
 

@@ -47,12 +47,15 @@ class Shortcut:
 
     Args:
         verb: every call adds its number of rows to the phase's `calls[verb]`; "" does not count.
+        adapted: whose adapters being on or off makes calls differ; None: those of `owner`.
     """
 
-    def __init__(self, meter: Meter, owner: torch.nn.Module, name: str, verb: str = "") -> None:
+    def __init__(
+        self, meter: Meter, owner: Any, name: str, verb: str = "", adapted: torch.nn.Module | None = None
+    ) -> None:
         self.meter, self.verb = meter, verb
         self.run: Callable = getattr(owner, name)
-        self.adapters = lora_layers(owner)[:1]
+        self.adapters = lora_layers(adapted or owner)[:1]
         self.costs: dict[Any, Cost] = {}
         self.largest = 0  # bytes of an output with gradient
         setattr(owner, name, self)

@@ -19,6 +19,7 @@ from uae_lightning.planning.step import Setting, Step
 from uae_lightning.planning.text import give_text
 from uae_lightning.planning.weightless import build, give_fake_tensors
 from uae_lightning.stages.common import Stage
+from uae_lightning.stages.policy import PolicyStage
 from uae_lightning.usage import UsageError
 
 GB = 10**9  # a card of "24 GB" reports 22.5 to 24 GiB, which is 24.1 to 25.7 of these
@@ -116,7 +117,8 @@ def plan_built(
     devices: Devices = Devices(),  # noqa: B008  frozen
 ) -> StagePlan:
     """The same of a stage that is built, on the meta device or with weights; it is of no use afterwards."""
-    meter = Meter(copies=getattr(stage, "group_size", 1))
+    policies = list(stage.policies.values()) if isinstance(stage, PolicyStage) else []
+    meter = Meter(copies=policies[0].group_size if policies else 1)
     judging = [judge for judge in (judges and judges.reward, judges and judges.unrewarded) if judge is not None]
     if not isinstance(stage.encoder, QwenVLEncoder):
         raise UsageError(f"uae plan knows QwenVLEncoder, not {type(stage.encoder).__name__}")

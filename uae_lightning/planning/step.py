@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from uae_lightning.planning.blocks import repeated_blocks, run_one_of_equal_blocks
 from uae_lightning.planning.generation import Generation
@@ -22,8 +22,9 @@ from uae_lightning.planning.optimizer import make_optimizer
 from uae_lightning.planning.precision import autocast
 from uae_lightning.planning.shortcuts import Shortcut
 from uae_lightning.planning.text import caption
+from uae_lightning.policies.flow_grpo import FlowGRPO, PictureActs
 from uae_lightning.stages.common import Stage
-from uae_lightning.stages.decoder_rl import DecoderRL
+from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Batch
 
 PHASES = {"rollout": "pictures", "score": "reward", "update": "update"}  # verb of `Stage.timed` -> phase
@@ -55,6 +56,7 @@ class Step:
 
     def __init__(self, stage: Stage, judges: L.Callback | None, meter: Meter, setting: Setting) -> None:
         self.stage, self.judges, self.meter, self.setting = stage, judges, meter, setting
+        self.policies = list(stage.policies.values()) if isinstance(stage, PolicyStage) else []
         self.trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.generation = Generation(stage.encoder, meter)
         stage.encoder.generate = self.generation
@@ -69,9 +71,9 @@ class Step:
             (stage.decoder, "decode_latents", "pictures decoded"),
         ]:
             Shortcut(meter, owner, name, verb)
-        for name in ("sample_trajectory", "sample_latents"):
-            if hasattr(stage, name):
-                Shortcut(meter, stage, name)
+        for policy in self.policies:
+            if isinstance(policy, FlowGRPO):
+                Shortcut(meter, policy, "sample_trajectory", adapted=stage)
         self.kept = {"weights": meter.alive}  # bytes by what they are for
         self.optimizer: torch.optim.Optimizer | None = None
         self._wire()
@@ -85,10 +87,10 @@ class Step:
         stage.manual_backward = lambda loss: loss.backward()
         stage.optimizers = lambda: self.optimizer
         stage.timed = lambda verb: self.meter.phase(PHASES.get(verb, verb))
-        step, update = stage.optimizer_step_after_clipping, getattr(stage, "update", None)
-        stage.optimizer_step_after_clipping = self._in_phase("optimizer", step)
-        if update is not None:
-            stage.update = lambda rollout, advantages: self._shortened(update, rollout, advantages)
+        stage.optimizer_step_after_clipping = self._in_phase("optimizer", stage.optimizer_step_after_clipping)
+        if isinstance(stage, PolicyStage):
+            update = stage.update
+            stage.update = lambda rollout, *advantages: self._updated(update, rollout, advantages)
         if self.judges is not None:
             for judge in filter(None, (self.judges.reward, self.judges.unrewarded)):
                 run_one_of_equal_blocks(self.meter, repeated_blocks(judge))
@@ -158,22 +160,24 @@ class Step:
 
     # ------------------------------------------------------------------------------------------------ shortening
 
-    def _shortened(self, update: Callable, rollout: Any, advantages: Tensor) -> None:
-        """The first pass of an update stands for all of them."""
-        stage, size = self.stage, len(advantages)
+    def _updated(self, update: Callable, rollout: Rollout, advantages: tuple[Tensor, ...]) -> None:
+        """Of a stage with one policy the first pass of an update stands for all of them."""
         self.kept["rollout"] = self.meter.alive - self.resting
-        if path := getattr(rollout, "trajectory", None):
-            self.kept["latents"] = sum(states.nbytes for states in vars(path).values() if states is not None)
-        columns = stage.window[1] - stage.window[0] if isinstance(stage, DecoderRL) else 1
-        micro_batches, batches = stage.micro_batches, -(-size // stage.micro_batch)
-        if batches * columns > 1:
+        for acts in rollout.acts:
+            if isinstance(acts, PictureActs):
+                kept = [states for states in vars(acts.trajectory).values() if states is not None]
+                self.kept["latents"] = sum(states.nbytes for states in kept)
+        if len(self.policies) > 1:
+            return update(rollout, *advantages)
+        (policy,), (acts,), size = self.policies, rollout.acts, len(advantages[0])
+        micro_batches, passes = policy.micro_batches, -(-size // policy.micro_batch) * policy.passes(acts)
+        if passes > 1:
             self._make_gradients()
-        first = {"micro_batches": lambda rows: micro_batches(rows)[:1], "updates_per_batch": 1, "update_parts": 1}
-        if columns > 1:
-            first["window"] = (stage.window[0], stage.window[0] + 1)
-        with replaced(stage, first):
-            update(rollout, advantages)
-        self._multiply("update", batches * columns * stage.updates_per_batch)
+        first = {"micro_batches": lambda rows: micro_batches(rows)[:1], "passes": lambda acts: 1}
+        with replaced(policy, first), replaced(self.stage, {"updates_per_batch": 1, "update_parts": 1}):
+            update(rollout, *advantages)
+        self._multiply("update", passes * self.stage.updates_per_batch)
+        return None
 
     @property
     def resting(self) -> int:
@@ -192,7 +196,7 @@ class Step:
 
 
 @contextmanager
-def replaced(owner: nn.Module, values: dict[str, Any]) -> Iterator[None]:
+def replaced(owner: Any, values: dict[str, Any]) -> Iterator[None]:
     """Attributes of `owner` for the time being."""
     before = {name: owner.__dict__.get(name) for name in values}
     for name, value in values.items():

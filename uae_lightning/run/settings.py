@@ -10,6 +10,7 @@ from uae_lightning.usage import UsageError
 FREE = ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "resume", "overwrite")  # of this call, or moved
 MIXED = (  # a checkpoint brings its own, or half of the stage would be of one kind and half of another
     "seed_everything", "model.class_path", "model.init_args.seed", "model.init_args.optimizer",
+    "model.init_args.learning_rates",
     "data.class_path", "data.init_args.seed",
 )  # fmt: skip
 HIDDEN = ("${", "***")  # an interpolation and a secret are not saved as what they stand for
@@ -31,7 +32,7 @@ def check_resumed(started: dict[str, Any], now: dict[str, Any], place: str) -> l
     changed = {
         key: (before.get(key, absent), after.get(key, absent))
         for key in sorted(before | after)
-        if before.get(key, absent) != after.get(key, absent) and not key.startswith(FREE)
+        if before.get(key) != after.get(key) and not key.startswith(FREE)  # null is as good as not given
     }
     said = {
         key: f"{key} {first} -> {second}"

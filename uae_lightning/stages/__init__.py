@@ -1,1 +1,1 @@
-"""The three stages as LightningModules. They know the interfaces and the algorithms, no model, reward or data set."""
+"""The stages as LightningModules. They know interfaces, policies and algorithms, no model, reward or data set."""

@@ -21,29 +21,27 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
-from uae_lightning.algorithms.policy_loss import disjoint_parts
 from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.interfaces import Decoder, Encoder, Projector
 from uae_lightning.parallel.collectives import (
     RaisedTogether,
     average_gradients,
-    gathered,
-    own_rows,
     rank,
     ranks,
     reduce_metrics,
 )
 from uae_lightning.parallel.sharding import shard
-from uae_lightning.ranges import Count, Limit, Seed, Several, checked
+from uae_lightning.ranges import Limit, Positive, Seed, checked
+from uae_lightning.stages.auxiliary import Auxiliary
 from uae_lightning.types import Batch, RewardInput, RewardOutput, Sampling, ValidationOutput
 
 OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
+OF_AUXILIARIES = 1_000_000  # their randomness is for no other purpose
 
 
 @checked
 class Stage(L.LightningModule):
-    """Base of the three stages.
+    """Base of the stages.
 
     Args:
         autoencoder: what is trainable in its parts is what the stage trains.
@@ -51,6 +49,9 @@ class Stage(L.LightningModule):
         max_grad_norm: gradients are clipped to it, those of float16 once their loss scale is taken out; infinity clips
             none.
         seed: of noise and captions.
+        learning_rates: of components ("encoder", "projector", "decoder"); a component that is not named has the
+            optimizer's.
+        auxiliaries: further losses, each added to every gradient step with its weight.
 
     Raises:
         ValueError: the parts have nothing to train.
@@ -66,10 +67,15 @@ class Stage(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         max_grad_norm: Limit = 1.0,
         seed: Seed = 0,
+        learning_rates: dict[str, Positive] | None = None,
+        auxiliaries: list[Auxiliary] | None = None,
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
         self.optimizer, self.max_grad_norm, self.seed = optimizer, max_grad_norm, seed
+        self.learning_rates, self.auxiliaries = learning_rates or {}, auxiliaries or []
+        for auxiliary in self.auxiliaries:
+            auxiliary.check(self)
         self.score: Callable[[RewardInput], RewardOutput] | None = None  # set by callbacks.RewardCallback
         self.timings: dict[str, float] = {}  # seconds by verb
         self.health: dict[str, float] = {}  # of the policy, read by callbacks.PolicyHealth
@@ -107,6 +113,16 @@ class Stage(L.LightningModule):
     def on_fit_start(self) -> None:
         self.check_training(self)
 
+    def auxiliary_losses(self, batch: Batch, number: int = 0) -> list[Tensor]:
+        """Those of the optimiser step `number` on a batch, times their weights."""
+        losses = []
+        for place, auxiliary in enumerate(self.auxiliaries):
+            generator = torch.Generator().manual_seed(self.step_seed(OF_AUXILIARIES + number, place))
+            loss = auxiliary.loss(self, batch, generator)
+            self.log(f"train/{auxiliary.name}", loss.detach(), sync_dist=True)
+            losses.append(auxiliary.weight * loss)
+        return losses
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
         if not parameters:
@@ -114,13 +130,32 @@ class Stage(L.LightningModule):
                 f"{type(self).__name__} has nothing to train: set `train` to 'lora' (or 'all') in the init_args of "
                 f"{' or '.join(self.trained)}"
             )
-        optimizer = self.optimizer(parameters)
+        optimizer = self.optimizer(self.parameter_groups() if self.learning_rates else parameters)
         if type(optimizer).__module__.startswith("bitsandbytes") and isinstance(parameters[0], DTensor):
             raise ValueError(
                 "bitsandbytes' optimizers cannot step sharded parameters: with --trainer.strategy fsdp use "
                 "torch.optim.AdamW, whose state is sharded too, or keep the optimizer and train with ddp"
             )
         return optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One for each component that is trained, with its own learning rate where there is one.
+
+        Raises:
+            ValueError: a learning rate is of no component that is trained.
+        """
+        trained = {
+            name: [parameter for parameter in part.parameters() if parameter.requires_grad]
+            for name, part in self.autoencoder.parts.items()
+        }
+        trained = {name: parameters for name, parameters in trained.items() if parameters}
+        if others := [name for name in self.learning_rates if name not in trained]:
+            raise ValueError(
+                f"learning_rates: {others[0]!r} is not trained by this {type(self).__name__}, {' and '.join(trained)} "
+                "are: leave it out of model.init_args.learning_rates, or set its `train`"
+            )
+        rates = {name: {"lr": rate} for name, rate in self.learning_rates.items()}
+        return [{"params": parameters} | rates.get(name, {}) for name, parameters in trained.items()]
 
     def configure_model(self) -> None:
         """Under FSDP2 the parts are sharded over the devices."""
@@ -161,20 +196,6 @@ class Stage(L.LightningModule):
         start = time.perf_counter()
         yield
         self.timings[verb] = self.timings.get(verb, 0.0) + time.perf_counter() - start
-
-    def advantages(self, rewards: Tensor, group_size: int, scale: AdvantageScale) -> Tensor:
-        """[N] of this rank's rewards [N]; "batch_std" is the std of the global batch. Groups never span ranks.
-
-        Advantages are 0 in a group with a reward that is NaN or infinite, which the other groups do not see.
-        """
-        everyone = gathered(rewards)
-        sound = everyone.view(-1, group_size).isfinite().all(1).repeat_interleave(group_size)  # [R * N]
-        advantages = torch.zeros_like(everyone, dtype=torch.float32)
-        self.health = {"zero_variance_share": 1.0, "skipped_groups": int((~sound).sum()) / group_size}
-        if sound.any():
-            advantages[sound] = group_advantages(everyone[sound], group_size, scale=scale)
-            self.health["zero_variance_share"] = zero_variance_share(everyone[sound], group_size).item()
-        return own_rows(advantages)
 
     def optimizer_step_after_clipping(self) -> float:
         """One step of manual optimisation on the mean gradient of all ranks; returns its norm before clipping."""
@@ -252,101 +273,3 @@ class Stage(L.LightningModule):
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-
-@checked
-class PolicyStage(Stage):
-    """Base of the stages that learn from a reward: roll out, score, compare within the group, update.
-
-    Args:
-        group_size: samples per prompt, G.
-        micro_batch: samples per forward and backward pass; must divide P * G.
-        updates_per_batch: optimiser steps on one rollout; 1 is on policy.
-        advantage_scale: what advantages are divided by (`algorithms.advantages`).
-        *args, **parts: of `Stage`.
-    """
-
-    update_parts = 1  # disjoint parts of a rollout, with an optimiser step on each; an option of the decoder's stages
-
-    def __init__(
-        self,
-        *args,
-        group_size: Several,
-        micro_batch: Count,
-        updates_per_batch: Count,
-        advantage_scale: AdvantageScale,
-        **parts,
-    ) -> None:
-        super().__init__(*args, **parts)
-        check_group(micro_batch, group_size, micro_batch)
-        self.automatic_optimization = False
-        self.group_size, self.micro_batch, self.updates_per_batch = group_size, micro_batch, updates_per_batch
-        self.advantage_scale = advantage_scale
-        self.projector.requires_grad_(False)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        check_group(len(batch.images), self.group_size, self.micro_batch, self.update_parts)
-        assert self.score is not None  # `on_train_batch_start` has asked
-        with self.timed("rollout"):
-            rollout = self.rollout(batch)
-        with self.timed("score"):
-            rewards = self.shape_rewards(rollout, self.score(rollout.reward_input).total)
-        advantages = self.advantages(rewards, self.group_size, self.advantage_scale)
-        with self.timed("update"):
-            self.update(rollout, advantages)
-
-    def rollout(self, batch: Batch) -> Any:
-        """What the policy samples of a batch, its `reward_input` included."""
-        raise NotImplementedError
-
-    def update(self, rollout: Any, advantages: Tensor) -> None:
-        """Optimizer steps on a rollout of N samples with advantages [N]."""
-        raise NotImplementedError
-
-    def shape_rewards(self, rollout: Any, scores: Tensor) -> Tensor:
-        """What is compared within the groups: the scores [N], or what a stage makes of them."""
-        return scores
-
-    def micro_batches(self, size: int) -> list[Tensor]:
-        return list(torch.arange(size, device=self.device).split(self.micro_batch))
-
-    def optimizer_steps(self, size: int) -> Iterator[list[Tensor]]:
-        """The micro-batches of each optimiser step on a rollout of `size` samples."""
-        batches = self.micro_batches(size)
-        for update in range(self.updates_per_batch):
-            for part in disjoint_parts(len(batches), self.update_parts, self.step_seed(3 + update)):
-                yield [batches[place] for place in part]
-
-
-def check_group(batch_pictures: int, group_size: int, micro_batch: int, parts: int = 1) -> None:
-    """Raises ValueError where a rollout cannot be cut into groups and micro-batches."""
-    if group_size < 2:
-        raise ValueError(
-            f"group_size must be at least 2 (an advantage compares samples of one group), got {group_size}"
-        )
-    if (batch_pictures * group_size) % micro_batch:
-        raise ValueError(
-            f"micro_batch ({micro_batch}) must divide pictures x group_size ({batch_pictures} x {group_size}): "
-            "change model.init_args.micro_batch, model.init_args.group_size or data.init_args.batch_size"
-        )
-    if parts < 1 or (batches := batch_pictures * group_size // micro_batch) % parts:
-        raise ValueError(
-            f"update_parts ({parts}) must divide the micro-batches of a rollout ({batches}): change "
-            "model.init_args.update_parts, model.init_args.micro_batch or data.init_args.batch_size"
-        )
-
-
-def add_metrics(sums: dict[str, float], metrics: dict[str, Tensor], share: float) -> None:
-    """Gather a micro-batch: the loss is a sum already, maxima stay maxima, the rest are means.
-
-    `share` is that of its tokens (or pictures) in a rank's rollout, in an average one where ranks differ in tokens: the
-    mean over ranks is then that of all tokens.
-    """
-    for name, metric in metrics.items():
-        value = float(metric)
-        if name == "loss":
-            sums[name] = sums.get(name, 0.0) + value
-        elif name.endswith("max"):
-            sums[name] = float(np.maximum(sums.get(name, value), value))  # unlike max(), keeps a NaN
-        else:
-            sums[name] = sums.get(name, 0.0) + share * value

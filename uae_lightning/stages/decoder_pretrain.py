@@ -11,7 +11,6 @@ from torch import Tensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
@@ -60,22 +59,16 @@ class DecoderPretrain(Stage):
         self.condition_dropout = condition_dropout
         self.projector.requires_grad_(True)
 
-    @property
-    def decoder(self) -> FlowDecoder:
-        return self.autoencoder.flow_decoder
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        generator = self.generator(0)
-        size, device = len(batch.images) * ranks(), batch.images.device  # of the global batch
-        dropped = own_rows(torch.rand(size, generator=generator)).to(device) < self.condition_dropout
-        conditioning = self.condition_of(batch).drop(dropped)  # [B, L, D]
-        x0 = self.latents_of(batch)  # [B, C, h, w]
-        noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
-        sigma = own_rows(flow.sample_sigma(size, **self.levels, generator=generator, device=device))
-        error = self.decoder.loss(x0, conditioning, noise, sigma)  # [B, 1, h, w]
-        weight = flow.velocity_weight(sigma, self.loss_weighting, precondition_outputs=self.precondition_outputs)
-        error = error * flow.per_sample(weight, error)
-        loss = error.mean() if batch.weights is None else weighted_mean(error, batch.weights)
+        loss = flow_matching(
+            self.autoencoder,
+            batch,
+            self.generator(0),
+            self.levels,
+            self.condition_dropout,
+            self.loss_weighting,
+            precondition_outputs=self.precondition_outputs,
+        )
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the flow-matching loss is {loss.item()} at step {self.global_step}: lower the lr"
@@ -83,17 +76,7 @@ class DecoderPretrain(Stage):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if self.encoder is not None and self.encoder.control_texts:  # since the start or the last resume, on this rank
             self.log("data/control_texts", float(self.encoder.control_texts))
-        return loss
-
-    def condition_of(self, batch: Batch) -> Conditioning:
-        if batch.embedded is None:
-            return self.autoencoder.read(batch.captions)
-        states, mask = batch.embedded
-        return Conditioning(self.projector(states), mask)
-
-    @torch.no_grad()
-    def latents_of(self, batch: Batch) -> Tensor:
-        return self.decoder.encode_images(batch.images) if batch.latents is None else batch.latents
+        return sum(self.auxiliary_losses(batch), loss)
 
     def validation_step(  # type: ignore[override]  # as in `Stage`
         self, batch: Batch, batch_idx: int
@@ -105,10 +88,46 @@ class DecoderPretrain(Stage):
         noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
         with torch.no_grad():
             originals = self.decoder.decode_latents(batch.latents)
-            conditioning = self.condition_of(batch)
+            conditioning = condition_of(self.autoencoder, batch)
             images = self.autoencoder.draw(conditioning, noise)
         inputs = RewardInput(originals, images, batch.captions)
         return ValidationOutput(inputs, conditioning.mask.sum(1), batch.keys)
+
+
+def flow_matching(
+    autoencoder: AutoEncoder,
+    batch: Batch,
+    generator: torch.Generator,
+    levels: flow.SigmaLevels,
+    condition_dropout: float,
+    loss_weighting: flow.LossWeighting = "none",
+    *,
+    precondition_outputs: bool = False,
+) -> Tensor:
+    """The loss [] of a rank's batch; `generator` is the same on all ranks."""
+    decoder, device = autoencoder.flow_decoder, batch.images.device
+    size = len(batch.images) * ranks()  # of the global batch
+    dropped = own_rows(torch.rand(size, generator=generator)).to(device) < condition_dropout
+    conditioning = condition_of(autoencoder, batch).drop(dropped)  # [B, L, D]
+    x0 = latents_of(autoencoder, batch)  # [B, C, h, w]
+    noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
+    sigma = own_rows(flow.sample_sigma(size, **levels, generator=generator, device=device))
+    error = decoder.loss(x0, conditioning, noise, sigma)  # [B, 1, h, w]
+    weight = flow.velocity_weight(sigma, loss_weighting, precondition_outputs=precondition_outputs)
+    error = error * flow.per_sample(weight, error)
+    return error.mean() if batch.weights is None else weighted_mean(error, batch.weights)
+
+
+def condition_of(autoencoder: AutoEncoder, batch: Batch) -> Conditioning:
+    if batch.embedded is None:
+        return autoencoder.read(batch.captions)
+    states, mask = batch.embedded
+    return Conditioning(autoencoder.projector(states), mask)
+
+
+@torch.no_grad()
+def latents_of(autoencoder: AutoEncoder, batch: Batch) -> Tensor:
+    return autoencoder.decoder.encode_images(batch.images) if batch.latents is None else batch.latents
 
 
 def weighted_mean(error: Tensor, weights: Tensor) -> Tensor:

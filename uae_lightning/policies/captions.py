@@ -1,0 +1,130 @@
+"""Captions as acts: token-level clipped GRPO (arXiv 2402.03300).
+
+P pictures   G captions of each (a group), N = P * G   T tokens   V vocabulary
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
+from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.interfaces import Encoder
+from uae_lightning.parallel.collectives import mean_over_ranks
+from uae_lightning.policies.policy import Policy, Randomness
+from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
+from uae_lightning.types import Captions
+
+
+@dataclass(frozen=True)
+class CaptionActs:
+    seen: Any  # P pictures as the encoder sees them
+    captions: Captions  # N
+
+    @functools.cached_property
+    def old(self) -> Tensor:
+        """[N, T] log-probabilities under the policy that acted, which the first update finds and writes here."""
+        return torch.full(self.captions.mask.shape, torch.nan, device=self.captions.mask.device)
+
+
+@checked
+class CaptionGRPO(Policy[CaptionActs]):
+    """The encoder's captions. Its options are explained in `stages.encoder_rl.EncoderRL`."""
+
+    def __init__(
+        self,
+        autoencoder: AutoEncoder,
+        group_size: Several = 4,
+        micro_batch: Count = 4,
+        clip_low: Positive = 0.2,
+        clip_high: Positive = 0.2,
+        kl_beta: NonNegative = 1e-6,
+        normalization: Literal["grpo", "dr_grpo", "dapo"] = "grpo",
+        advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
+        mask_cut_captions: bool = False,
+        cut_penalty: NonNegative = 0.0,
+    ) -> None:
+        super().__init__(autoencoder, group_size, micro_batch, advantage_scale)
+        self.clip_low, self.clip_high, self.kl_beta, self.normalization = clip_low, clip_high, kl_beta, normalization
+        self.mask_cut_captions, self.cut_penalty = mask_cut_captions, cut_penalty
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.autoencoder.reader
+
+    @staticmethod
+    def check(options: Any) -> None:
+        if options.captioning.temperature == 0:
+            raise ValueError("captioning.temperature must be above 0: greedy captions of a group are all the same")
+
+    def act(self, context: Tensor, randomness: Randomness) -> CaptionActs:
+        """G captions of each picture [P, 3, H, W]."""
+        seen = self.encoder.see(context)  # once: the vision tower is frozen
+        seed = randomness.step_seed(0, randomness.global_rank)
+        return CaptionActs(seen, self.autoencoder.write(seen, self.group_size, seed))
+
+    def rewards(self, acts: CaptionActs, scores: Tensor) -> Tensor:
+        return scores - self.cut_penalty * self.cut(acts.captions)
+
+    def cut(self, captions: Captions) -> Tensor:
+        """[N] bool, the captions that end at the limit on tokens."""
+        at_limit = captions.lengths >= self.captioning.max_new_tokens
+        return at_limit if captions.cut is None else captions.cut
+
+    def figures(self, acts: CaptionActs) -> dict[str, float]:
+        return {"cut_captions": self.cut(acts.captions).float().mean().item()}
+
+    def weights(self, acts: CaptionActs) -> tuple[Tensor, Tensor]:
+        mask = acts.captions.mask
+        return self.token_weights(acts.captions), mask.sum(1).double() / mean_over_ranks(mask.sum().float())
+
+    def token_weights(self, captions: Captions) -> Tensor:
+        """[N, T] that sum to 1 (or less) over all captions."""
+        mask = captions.mask
+        if self.mask_cut_captions:
+            mask = mask & ~self.cut(captions)[:, None]
+        limit, tokens = self.captioning.max_new_tokens, mean_over_ranks(mask.sum().float()).item()
+        return token_weights(mask, self.normalization, max_length=limit, total_tokens=tokens)
+
+    def loss(
+        self, acts: CaptionActs, rows: Tensor, index: int, advantages: Tensor, *, first: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        captions, seen = take(acts.captions, rows), self.pictures(acts.seen, rows)
+        logp, entropy = self.logprobs(seen, captions)
+        if first:
+            acts.old[rows] = logp.detach()
+        element, metrics = clipped_surrogate(
+            logp, acts.old[rows], advantages, captions.mask, clip_low=self.clip_low, clip_high=self.clip_high
+        )
+        if first and captions.logp is not None:  # of sampling against replay; on policy the update's own ratio is 1
+            drift = (logp.detach() - captions.logp).abs()[captions.mask]
+            metrics |= {"first_log_ratio_max": drift.max(), "first_log_ratio_mean": drift.mean()}
+        if self.kl_beta > 0:
+            with torch.no_grad(), self.encoder.reference():
+                reference, _ = self.logprobs(seen, captions)
+            kl = kl_k3(logp, reference, captions.mask)
+            element = element + self.kl_beta * kl
+            metrics["kl_reference"] = kl.detach()[captions.mask].mean()
+        return element, metrics | {"entropy": entropy}
+
+    def logprobs(self, seen: Any, captions: Captions) -> tuple[Tensor, Tensor]:
+        """([n, T] log-probabilities of the sampled tokens, [] mean entropy of the policy in nats)."""
+        logp, entropy = self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature)
+        return logp, entropy[captions.mask].mean()
+
+    def pictures(self, seen: Any, rows: Tensor) -> Any:
+        """The pictures of these rows, once each where all have equally many of the captions."""
+        groups = rows // self.group_size
+        if self.group_size % len(rows) == 0 or len(rows) % self.group_size == 0:
+            groups = groups[:: min(self.group_size, len(rows))]
+        return seen[groups]
+
+
+def take(captions: Captions, rows: Tensor) -> Captions:
+    logp = None if captions.logp is None else captions.logp[rows]
+    return Captions([captions.texts[row] for row in rows.tolist()], captions.tokens[rows], captions.mask[rows], logp)

@@ -1,0 +1,49 @@
+"""A loss beside a stage's own: given in YAML to any stage, and added to its gradient steps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from uae_lightning.types import Batch
+
+if TYPE_CHECKING:
+    from uae_lightning.stages.common import Stage
+
+
+class Auxiliary(ABC):
+    """Base of auxiliary losses.
+
+    Args:
+        weight: what the loss is multiplied by.
+    """
+
+    name: str  # logged as train/NAME, before the weight
+    trains: tuple[str, ...]  # components that it has gradients for
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    @abstractmethod
+    def loss(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Tensor:
+        """[] of a rank's batch; `generator` is the same on all ranks, and another at each step."""
+
+    def check(self, stage: Stage) -> None:
+        """Raises ValueError where it has no gradients for what the stage trains."""
+        if not set(self.trains) & set(stage.trained):
+            raise ValueError(
+                f"{type(self).__name__} trains {' and '.join(self.trains)}, {type(stage).__name__} trains "
+                f"{' and '.join(stage.trained)} alone: take it out of model.init_args.auxiliaries"
+            )
+
+    def captions_of(self, batch: Batch) -> list[str]:
+        """Those of a batch; a ValueError where a picture has none."""
+        if without := [key for key, text in zip(batch.keys, batch.captions, strict=True) if not text]:
+            raise ValueError(
+                f"{type(self).__name__} learns from captions, and {without[0]} has none: train on data with captions, "
+                "or take it out of model.init_args.auxiliaries"
+            )
+        return batch.captions

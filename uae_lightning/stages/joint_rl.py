@@ -1,0 +1,65 @@
+"""Stages 2 and 3 in one step: captions that reconstruct better, and pictures that follow them.
+
+P pictures in the batch   G captions of each   K drawings of each caption, N = P * G * K
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.policies.captions import CaptionGRPO
+from uae_lightning.policies.flow_grpo import FlowGRPO
+from uae_lightning.ranges import Count, checked
+from uae_lightning.stages.policy import PolicyStage, Rollout
+from uae_lightning.types import Batch, RewardInput
+
+
+@checked
+class JointRL(PolicyStage):
+    """Both policies of a tree: a caption is worth the mean of its drawings, a drawing is compared with the others of
+    its caption.
+
+    Args:
+        captions: of the encoder, by the options of EncoderRL; its group_size is G.
+        pictures: of the decoder, by the options of DecoderRL; its group_size is K.
+        updates_per_batch: optimiser steps on one rollout; 1 is on policy.
+        **parts: of `Stage`.
+    """
+
+    trained = ("encoder", "decoder")
+
+    def __init__(
+        self,
+        *args,
+        captions: Callable[[AutoEncoder], CaptionGRPO],
+        pictures: Callable[[AutoEncoder], FlowGRPO],
+        updates_per_batch: Count = 1,
+        **parts,
+    ) -> None:
+        super().__init__(*args, updates_per_batch=updates_per_batch, **parts)
+        self.policies = {"captions": captions(self.autoencoder), "pictures": pictures(self.autoencoder)}
+
+    @staticmethod
+    def check_training(options: Any) -> None:
+        CaptionGRPO.check(options)
+        FlowGRPO.check(SimpleNamespace(**vars(options.pictures.init_args), sampling=options.sampling))
+
+    @torch.no_grad()
+    def rollout(self, batch: Batch) -> Rollout:
+        captions, pictures = self.policies.values()
+        said = captions.act(batch.images, self)
+        drawn = pictures.act(self.autoencoder.read(said.captions.texts), self)
+        texts = [text for text in said.captions.texts for _ in range(pictures.group_size)]
+        images = batch.images.repeat_interleave(captions.group_size * pictures.group_size, 0)
+        return Rollout(batch, said.captions, [said, drawn], RewardInput(images, drawn.pictures, texts))
+
+    def credit(self, rollout: Rollout, scores: Tensor) -> list[Tensor]:
+        (captions, pictures), said = self.policies.values(), rollout.acts[0]
+        of_captions = captions.rewards(said, scores.view(-1, pictures.group_size).mean(1))  # [P * G]
+        return [self.compared("captions", of_captions), self.compared("pictures", scores)]
