@@ -27,8 +27,7 @@ def fingerprint(model: AutoEncoder, precision: str) -> Fingerprint:
     Args:
         precision: of the trainer, such as "32-true" or "bf16-mixed".
     """
-    decoder = model.decoder
-    codec = getattr(decoder, "vae", decoder)  # a decoder without a part of that name is taken as a whole
+    decoder, codec = model.decoder, model.decoder.codec
     made_by = {
         "precision": precision,
         "VAE": type(codec).__name__,
@@ -36,22 +35,17 @@ def fingerprint(model: AutoEncoder, precision: str) -> Fingerprint:
         "VAE dtype": dtypes(codec),
         "latent shape (resolution)": " x ".join(map(str, decoder.latent_shape)),
     }
-    if config := getattr(codec, "config", None):
-        made_by["VAE scaling"] = f"factor {config.scaling_factor}, shift {config.shift_factor}"
-    return made_by | (of_encoder(model) if model.encoder else {})
+    return made_by | codec.fingerprint() | (of_encoder(model) if model.encoder else {})
 
 
 def of_encoder(model: AutoEncoder) -> Fingerprint:
     encoder, adapters = model.encoder, model.condition_on == "adapted"
-    made_by = {
+    return encoder.fingerprint() | {
         "encoder": type(encoder).__name__,
         "encoder weights": digest_of(encoder, adapters),
         "encoder dtype and quantization": dtypes(encoder, adapters),
         "tokenizer": str(encoder.tokenize([PROBE]).tokens[0].tolist()),
     }
-    if template := getattr(encoder, "generate_prompt", None):
-        made_by["caption template"] = template("CAPTION")
-    return made_by
 
 
 def differences(cache: Fingerprint, here: Fingerprint) -> list[str]:
