@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.digest import digest_of, dtypes
 from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
 from uae_lightning.types import Captions, Conditioning, Learning, RewardInput, RewardOutput, Sampling
 
+PROBE = 'Two red cats (left), 17 dogs; a sign: "caf\u00e9".'  # by its tokens a tokenizer is known
 ROWS_TOGETHER = 16  # in a forward pass of a decoder that is trained, at least
 
 
@@ -44,9 +46,13 @@ class Component(nn.Module, ABC):
         """Inside it the adapters are off: the part is the one the stage started from."""
         return nullcontext()
 
-    def fingerprint(self) -> dict[str, str]:
-        """What its outputs depend on beside its weights, name -> value: a cache is stale where one of them differs."""
-        return {}
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        """What its outputs depend on, name -> value; a cache is stale where one differs.
+
+        Args:
+            adapters: are read too.
+        """
+        return {"weights": digest_of(self, adapters), "dtype": dtypes(self, adapters)}
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks: units of sharding, of activation checkpointing and of compilation."""
@@ -63,6 +69,14 @@ class Encoder(Component):
         """What is computed once of images [B, 3, H, W] and given to the next three methods in their place; can be
         indexed by rows. For a frozen vision tower its features; the images themselves where there is none."""
         return images
+
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return {
+            "encoder": type(self).__name__,
+            "encoder weights": digest_of(self, adapters),
+            "encoder dtype and quantization": dtypes(self, adapters),
+            "tokenizer": str(self.tokenize([PROBE]).tokens[0].tolist()),
+        }
 
     @abstractmethod
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
@@ -122,6 +136,13 @@ class Codec(Component):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """[N, C, h, w] -> images [N, 3, H, W] in [0, 1], float32."""
+
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return {
+            "VAE": type(self).__name__,
+            "VAE weights": digest_of(self, adapters),
+            "VAE dtype": dtypes(self, adapters),
+        }
 
 
 class Decoder(Component):

@@ -10,6 +10,7 @@ from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from uae_lightning.algorithms.digest import digest_of, dtypes
 from uae_lightning.interfaces import Codec
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.loading import load, read_object
@@ -73,8 +74,13 @@ class DiffusersCodec(Codec):
         """What a StableDiffusion3Pipeline holds of it; None: diffusers has no class for it."""
         raise ValueError(f"a StableDiffusion3Pipeline, which `uae export` writes, cannot hold {type(self).__name__}")
 
-    def fingerprint(self) -> dict[str, str]:
-        return {"VAE scaling": f"factor {self.scale}, shift {self.shift}"}
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return {
+            "VAE": type(self.model).__name__,
+            "VAE weights": digest_of(self.model, adapters),
+            "VAE dtype": dtypes(self.model, adapters),
+            "VAE scaling": f"factor {self.scale}, shift {self.shift}",
+        }
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)

@@ -166,8 +166,8 @@ class QwenVLEncoder(Encoder):
         if isinstance(learning, LoRA):
             add_lora(self.model, learning, TEXT_LINEARS, self.random_state)
 
-    def fingerprint(self) -> dict[str, str]:
-        return {"caption template": self.generate_prompt("CAPTION")}
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return super().fingerprint(adapters) | {"caption template": self.generate_prompt("CAPTION")}
 
     # ----------------------------------------------------------------- image -> caption
 
