@@ -138,12 +138,7 @@ class AutoEncoder(nn.Module):
     @property
     def flow_decoder(self) -> FlowDecoder:
         """The decoder; a ValueError where it is none by flow matching."""
-        if not isinstance(self.decoder, FlowDecoder):
-            raise ValueError(
-                f"{type(self.decoder).__name__} is no decoder by flow matching: give model.autoencoder.decoder a "
-                "subclass of uae_lightning.interfaces.FlowDecoder, or take another stage"
-            )
-        return self.decoder
+        return self.decoder.by_flow()
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -170,6 +170,13 @@ class Decoder(Component):
         super().adapt(learning)
         self.codec.requires_grad_(False)
 
+    def by_flow(self) -> FlowDecoder:
+        """The decoder, for who needs one by flow matching; a ValueError where it is none."""
+        raise ValueError(
+            f"{type(self).__name__} is no decoder by flow matching: give model.autoencoder.decoder a subclass of "
+            "uae_lightning.interfaces.FlowDecoder, or take another stage"
+        )
+
     @abstractmethod
     def draw(
         self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
@@ -184,6 +191,9 @@ class Decoder(Component):
 class FlowDecoder(Decoder):
     """A decoder by flow matching: what Flow-GRPO, DiffusionNFT and decoder pre-training ask for. sigma in (0, 1], 1 is
     pure noise."""
+
+    def by_flow(self) -> FlowDecoder:
+        return self
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:

@@ -51,8 +51,8 @@ class UNetDecoder(FlowDecoder):
 
 
 FAMILY = """
-model: {{init_args: {{autoencoder: {{decoder: {{class_path: {decoder}, init_args: {{image_size: {side}, codec: {{class_path: {codec}, init_args: {{path: {path}}}}}}}}}}}}}}}
-"""  # noqa: E501  the one line
+model: {{init_args: {{autoencoder: {{decoder: {{class_path: {decoder}, init_args: {{path: null, image_size: {side}, codec: {{class_path: {codec}, init_args: {{path: {path}}}}}}}}}}}}}}}
+"""  # noqa: E501  the one line; `path` is taken over from the class it stands in for where both have one
 
 
 @pytest.fixture
