@@ -13,7 +13,7 @@ def digest_of(module: nn.Module, adapters: bool = True) -> str:
     hashed = hashlib.blake2b(digest_size=8)
     for name, tensor in _state(module, adapters):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
+        hashed.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 
