@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from uae_lightning.autoencoder import AutoEncoder, Captioning
+from uae_lightning.interfaces import Component
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.stages.encoder_rl import EncoderRL
-from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput
+from uae_lightning.types import Batch, Captions, Learn, LoRA, RewardInput, RewardOutput
 
 
 def reward(tokens: list[int]) -> float:
@@ -21,7 +23,7 @@ def reward(tokens: list[int]) -> float:
     return sum(place * token for place, token in enumerate(tokens, 1)) % 97 / 97
 
 
-class NoPart(nn.Module):
+class NoPart(Component):
     """In place of projector and decoder, of which the step needs the sizes alone."""
 
     output_size, conditioning_size, latent_shape = 1, 1, (1, 1, 1)
@@ -30,6 +32,9 @@ class NoPart(nn.Module):
         super().__init__()
         self.input_size = input_size
 
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError
+
 
 class OwnStep(EncoderRL):
     """`EncoderRL` without a Trainer and without pictures drawn."""
@@ -37,12 +42,17 @@ class OwnStep(EncoderRL):
     def __init__(self, encoder: QwenVLEncoder, images: Tensor, options) -> None:
         part = NoPart(encoder.hidden_size)
         super().__init__(
-            AutoEncoder(encoder, part, part, Captioning(1.0, options.tokens)), group_size=options.group,
+            AutoEncoder(encoder, part, part, Captioning(1.0, options.tokens)),
+            learn=Learn(encoder=LoRA(options.lora_rank, 2 * options.lora_rank)), group_size=options.group,
             micro_batch=options.micro_batch, kl_beta=options.kl_beta, normalization=options.normalization,
             optimizer=lambda parameters: torch.optim.AdamW(
                 parameters, lr=options.lr, weight_decay=0.0, fused=True
             ),
         )  # fmt: skip
+        for name, parameter in encoder.named_parameters():
+            if "lora_B" in name:  # not at zero, so that the reference differs
+                nn.init.normal_(parameter, std=0.02)
+        self.to(images.device)
         self.write, self.autoencoder.write = self.autoencoder.write, self.captions
         self.batch = Batch(images, [""] * len(images), [str(number) for number in range(len(images))])
         self.score = self.rewards

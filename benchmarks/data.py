@@ -31,7 +31,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.own_stage import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
+from benchmarks.own_stage import (
+    LEARNS,
+    build_stage,
+    check_equal,
+    counted_modules,
+    disturb,
+    gradients_kept,
+    without_trainer,
+)
 from benchmarks.pretrain import our_step
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.commands import cache as command
@@ -184,7 +192,7 @@ def loader_table(rows: list[dict[str, Any]]) -> str:
 def step(options: argparse.Namespace, device: torch.device, root: Path) -> tuple[dict[str, float], list[Row]]:
     """(equality, rows) of a step of DecoderPretrain from pictures and captions, and from a cache of them."""
     dtype = [f"--model.autoencoder.{part}.dtype={options.dtype}" for part in ("encoder", "decoder")]
-    stage = build_stage(options.config, f"--model.autoencoder.decoder.train={options.train}", *dtype)
+    stage = build_stage(options.config, LEARNS[options.train], *dtype)
     if options.train == "lora":
         disturb(stage, 0.01)
     scenes = scene_batch("train", 0, list(range(options.pictures)), max_objects=3)

@@ -31,7 +31,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from benchmarks.caption_steps import OwnStep, Result, all_tokens_allowed, own_result, plain_result
 from benchmarks.trl_step import TRLStep, import_trl, trl_result
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.paths import resolve
 from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer
@@ -53,14 +52,11 @@ TOLERANCE = {  # of log-probabilities, the loss, and gradients (largest differen
 
 
 def load_encoder(options, folder: Path, device: torch.device) -> QwenVLEncoder:
-    """The policy, its adapters not at zero so that the reference differs; `folder` holds it if weights are random."""
+    """The policy; `folder` holds it if weights are random."""
     encoder = QwenVLEncoder(
-        str(folder), train="lora", lora=LoRA(rank=options.lora_rank, alpha=2 * options.lora_rank),
-        dtype=options.dtype, caption_system="", caption_prompt=PROMPT, generate_system="", max_pixels=options.side**2,
+        str(folder), dtype=options.dtype, caption_system="", caption_prompt=PROMPT, generate_system="",
+        max_pixels=options.side**2,
     )  # fmt: skip
-    for name, parameter in encoder.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.02)
     encoder.never_sampled = [*encoder.never_sampled, *encoder.ends]  # every caption has its full length
     return encoder.to(device)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from uae_lightning.stages.common import Stage
 
+LEARNS = {"lora": "--model.learn.decoder.rank=32", "all": "--model.learn.decoder=all"}  # options of a stage
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}  # of relative differences
 
 

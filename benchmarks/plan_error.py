@@ -109,7 +109,7 @@ def measure(
     stage.manual_backward = lambda loss: loss.backward()
     optimizer = stage.configure_optimizers()
     stage.optimizers, stage.score = lambda: optimizer, score
-    side = stage.decoder.decode_latents(torch.zeros(1, *stage.decoder.latent_shape, device=device)).shape[-1]
+    side = stage.decoder.image_size
     length = stage.autoencoder.captioning.max_new_tokens
     images = torch.rand(setting.pictures, 3, side, side, device=device)
     batch = Batch(images, [caption(length, row) for row in range(len(images))], [""] * len(images))

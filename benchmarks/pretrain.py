@@ -39,7 +39,15 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
 
-from benchmarks.own_stage import build_stage, check_equal, counted_modules, disturb, gradients_kept, without_trainer
+from benchmarks.own_stage import (
+    LEARNS,
+    build_stage,
+    check_equal,
+    counted_modules,
+    disturb,
+    gradients_kept,
+    without_trainer,
+)
 from benchmarks.plain_flow_grpo import lora_of_peft, padded
 from uae_lightning.algorithms import flow
 from uae_lightning.commands.cache import entries
@@ -70,7 +78,7 @@ class DiffusersLoop:
     def __init__(self, stage: DecoderPretrain, *, text_length: int = 0) -> None:
         self.stage = stage
         self.encoder, self.projector, self.decoder = stage.encoder, stage.projector, stage.decoder
-        self.vae, self.text_length, self.max_grad_norm = stage.decoder.vae, text_length, stage.max_grad_norm
+        self.text_length, self.max_grad_norm = text_length, stage.max_grad_norm
         self.scheduler = FlowMatchEulerDiscreteScheduler.from_config(stage.decoder.scheduler.config)  # tables of 1000
         self.parameters = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         self.optimizer = stage.optimizer(self.parameters)
@@ -98,8 +106,7 @@ class DiffusersLoop:
     @torch.no_grad()
     def encode_pictures(self, images: Tensor) -> Tensor:
         """[B, C, h, w]"""
-        latents = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist.sample()
-        return ((latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor).float()
+        return self.decoder.encode_images(images)
 
     def draw(self, latents: Tensor) -> Tensor:
         """[B] timesteps of the scheduler's table."""
@@ -196,9 +203,8 @@ class Contest:
         self.equality: dict[str, dict[str, float]] = {}
 
     def build(self, *overrides: str) -> DecoderPretrain:
-        decoder = "--model.autoencoder.decoder.init_args"
         dtypes = [f"--model.autoencoder.{part}.dtype={self.options.dtype}" for part in ("encoder", "decoder")]
-        stage = build_stage(self.options.config, f"{decoder}.train={self.train}", *dtypes, *overrides).to(self.device)
+        stage = build_stage(self.options.config, LEARNS[self.train], *dtypes, *overrides).to(self.device)
         stage.condition_dropout = 0.0  # the scripts have none
         if self.train == "lora":
             disturb(stage, 0.01)

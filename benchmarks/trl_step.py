@@ -14,10 +14,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks.caption_steps import OwnStep, Result, reward
-from uae_lightning.models.adapters import LoRA
+from uae_lightning.models.adapters import lora_config
 from uae_lightning.models.qwen_vl import TEXT_LINEARS, QwenVLEncoder
 from uae_lightning.scenes.bootstrap.captioner import PROMPT
-from uae_lightning.types import Captions
+from uae_lightning.types import Captions, LoRA
 from uae_lightning.usage import UsageError
 
 
@@ -81,7 +81,7 @@ class TRLStep:
         encoder, images = own.encoder, own.batch.images
         self.accumulation = options.pictures * options.group // options.micro_batch
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, options.dtype))
-        lora = LoRA(rank=options.lora_rank, alpha=2 * options.lora_rank).config(TEXT_LINEARS)
+        lora = lora_config(LoRA(options.lora_rank, 2 * options.lora_rank), TEXT_LINEARS)
         message = [{"role": "user", "content": PROMPT}]
         self.trainer = trl.GRPOTrainer(
             model,

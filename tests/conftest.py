@@ -13,12 +13,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from uae_lightning.interfaces import Component
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer, pictures
 from uae_lightning.scenes.scene import sample_scene
+from uae_lightning.types import Learning
 
 torch.set_num_threads(1)
 
@@ -55,15 +57,26 @@ def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_encoder(parts_folder: Path):
-    return lambda **options: QwenVLEncoder(str(parts_folder / "encoder"), **SCENES_PROMPTS, **options)
+    def make(learning: Learning = None, **options) -> QwenVLEncoder:
+        return adapted(QwenVLEncoder(str(parts_folder / "encoder"), **SCENES_PROMPTS, **options), learning)
+
+    return make
 
 
 @pytest.fixture
 def make_decoder(parts_folder: Path):
-    def make(**options) -> SD3Decoder:
-        return SD3Decoder(str(parts_folder / "decoder"), resolution=64, sigma_spacing="even", **options)
+    def make(learning: Learning = None, **options) -> SD3Decoder:
+        decoder = SD3Decoder(str(parts_folder / "decoder"), resolution=64, sigma_spacing="even", **options)
+        return adapted(decoder, learning)
 
     return make
+
+
+def adapted(part: Component, learning: Learning) -> Component:
+    """For tests of a part alone; a stage adapts its own."""
+    if learning is not None:
+        part.adapt(learning)
+    return part
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ import yaml
 
 from callbacks import EMA, PolicyHealth, SampleGallery, Throughput
 from uae_lightning.autoencoder import Captioning
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.ranges import Count, Limit, Natural, OutOfRange, Seed, ShareBelow1
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.rewards.weighted_sum import WeightedSum
 from uae_lightning.run.stage_cli import check_training, parse_stage
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.types import Sampling
+from uae_lightning.types import LoRA, Sampling
 from uae_lightning.usage import UsageError
 
 
@@ -66,7 +65,7 @@ def test_classes_called_from_python_refuse_them_too(make, name):
     ("stage", "option", "words"),
     [
         ("encoder_rl", "model.init_args.max_grad_norm=-1", ["model.init_args.max_grad_norm", "above 0", "-1"]),
-        ("encoder_rl", "model.autoencoder.encoder.lora.rank=0", ["encoder.init_args.lora.rank (LoRA)"]),
+        ("encoder_rl", "model.learn.encoder.rank=0", ["model.init_args.learn.encoder.rank (LoRA)"]),
         ("decoder_pretrain", "model.init_args.condition_dropout=2", ["condition_dropout", "below 1", "'2'"]),
         ("decoder_rl", "model.autoencoder.sampling.steps=0", ["init_args.sampling.steps (AutoEncoder)", "from 1"]),
         ("decoder_rl", "model.init_args.optimizer.init_args.lr=0", ["optimizer.init_args.lr", "above 0"]),

@@ -5,7 +5,6 @@ A stage trains it, a suite measures it, a command uses it; it knows none of them
 
 from __future__ import annotations
 
-import functools
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,11 +120,10 @@ class AutoEncoder(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ what they are of
 
-    @functools.cached_property
+    @property
     def image_size(self) -> int:
         """Side of the pictures in pixels."""
-        with torch.no_grad():
-            return self.decoder.decode_latents(torch.zeros_like(self.noise(1, 0))).shape[-1]
+        return self.decoder.image_size
 
     @property
     def reader(self) -> Encoder:
@@ -140,12 +138,7 @@ class AutoEncoder(nn.Module):
     @property
     def flow_decoder(self) -> FlowDecoder:
         """The decoder; a ValueError where it is none by flow matching."""
-        if not isinstance(self.decoder, FlowDecoder):
-            raise ValueError(
-                f"{type(self.decoder).__name__} is no decoder by flow matching: give model.autoencoder.decoder a "
-                "subclass of uae_lightning.interfaces.FlowDecoder, or take another stage"
-            )
-        return self.decoder
+        return self.decoder.by_flow()
 
     @torch.no_grad()
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:

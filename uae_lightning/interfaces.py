@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,48 @@ import torch
 from torch import Tensor, nn
 
 from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.digest import digest_of, dtypes
 from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
-from uae_lightning.types import Captions, Conditioning, RewardInput, RewardOutput, Sampling
+from uae_lightning.types import Captions, Conditioning, Learning, RewardInput, RewardOutput, Sampling
 
+PROBE = 'Two red cats (left), 17 dogs; a sign: "caf\u00e9".'  # by its tokens a tokenizer is known
 ROWS_TOGETHER = 16  # in a forward pass of a decoder that is trained, at least
 
 
 class Component(nn.Module, ABC):
     """A part with weights of its own that one stage can hand to the next."""
 
+    entered_by_call = False  # every way into the part is a call of the part itself
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random_state = torch.get_rng_state()  # adapters are drawn from it, whatever was built in between
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the part in the format of its library (safetensors), adapters merged; its class can start from it."""
+
+    def adapt(self, learning: Learning) -> None:
+        """Makes trainable what a stage trains of the part, and nothing else; it is called before weights are sharded.
+
+        Raises:
+            ValueError: the part cannot learn in this way.
+        """
+        if learning not in ("all", None):
+            raise ValueError(f"{type(self).__name__} has no adapters, it learns as a whole or not at all: all or null")
+        self.requires_grad_(learning == "all")
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the adapters are off: the part is the one the stage started from."""
+        return nullcontext()
+
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        """What its outputs depend on, name -> value; a cache is stale where one differs.
+
+        Args:
+            adapters: are read too.
+        """
+        return {"weights": digest_of(self, adapters), "dtype": dtypes(self, adapters)}
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks: units of sharding, of activation checkpointing and of compilation."""
@@ -39,6 +69,14 @@ class Encoder(Component):
         """What is computed once of images [B, 3, H, W] and given to the next three methods in their place; can be
         indexed by rows. For a frozen vision tower its features; the images themselves where there is none."""
         return images
+
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return {
+            "encoder": type(self).__name__,
+            "encoder weights": digest_of(self, adapters),
+            "encoder dtype and quantization": dtypes(self, adapters),
+            "tokenizer": str(self.tokenize([PROBE]).tokens[0].tolist()),
+        }
 
     @abstractmethod
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
@@ -69,34 +107,75 @@ class Encoder(Component):
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
 
-    @abstractmethod
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it the model is the one the stage started from: adapters off."""
-
 
 class Projector(Component):
     """Encoder states [N, L, hidden_size] -> conditioning states [N, L, D]."""
 
     input_size: int  # hidden_size of the encoder it fits
     output_size: int  # conditioning_size of the decoder it fits
+    entered_by_call = True
 
     @abstractmethod
     def forward(self, states: Tensor) -> Tensor: ...
 
 
-class Decoder(Component):
-    """Image generator in a latent space."""
+class Codec(Component):
+    """Pictures <-> latents. Scale and shift of the latents are its own business."""
 
-    latent_shape: tuple[int, int, int]  # C, h, w
-    conditioning_size: int  # D
+    channels: int  # C
+    downsampling: int  # pixels that a latent stands for, in each direction
+
+    def latent_shape(self, side: int) -> tuple[int, int, int]:
+        """(C, h, w) of pictures of that many pixels."""
+        return self.channels, side // self.downsampling, side // self.downsampling
 
     @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """[N, 3, H, W] in [0, 1] -> latents [N, C, h, w], float32."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """[N, C, h, w] -> images [N, 3, H, W] in [0, 1], float32."""
+
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return {
+            "VAE": type(self).__name__,
+            "VAE weights": digest_of(self, adapters),
+            "VAE dtype": dtypes(self, adapters),
+        }
+
+
+class Decoder(Component):
+    """Image generator in the latent space of its codec, which no stage trains."""
+
+    codec: Codec
+    image_size: int  # side of the pictures in pixels
+    conditioning_size: int  # D
+    mask_padding: bool = True  # padding of the conditioning does not reach the picture
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return self.codec.latent_shape(self.image_size)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [0, 1] -> latents [N, C, h, w]."""
+        return self.codec.encode(images)
 
-    @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:
         """[N, C, h, w] -> images [N, 3, H, W] in [0, 1]."""
+        return self.codec.decode(latents)
+
+    def adapt(self, learning: Learning) -> None:
+        super().adapt(learning)
+        self.codec.requires_grad_(False)
+
+    def by_flow(self) -> FlowDecoder:
+        """The decoder, for who needs one by flow matching; a ValueError where it is none."""
+        raise ValueError(
+            f"{type(self).__name__} is no decoder by flow matching: give model.autoencoder.decoder a subclass of "
+            "uae_lightning.interfaces.FlowDecoder, or take another stage"
+        )
 
     @abstractmethod
     def draw(
@@ -108,14 +187,13 @@ class Decoder(Component):
             unconditional: what the guidance branch reads; None is the decoder's own null input.
         """
 
-    @abstractmethod
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside it the model is the one the stage started from: adapters off."""
-
 
 class FlowDecoder(Decoder):
     """A decoder by flow matching: what Flow-GRPO, DiffusionNFT and decoder pre-training ask for. sigma in (0, 1], 1 is
     pure noise."""
+
+    def by_flow(self) -> FlowDecoder:
+        return self
 
     @abstractmethod
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:

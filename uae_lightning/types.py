@@ -1,9 +1,12 @@
 """The records that pass between parts. Letters: B images in a batch, G samples of each, N = B*G, T tokens, L text
-positions, D conditioning width, S sampler steps, C h w latents, H W pixels. Images are float in [0, 1]."""
+positions, D conditioning width, K E places and width of visual features, S sampler steps, C h w latents, H W pixels.
+Images are float in [0, 1]."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,26 +48,63 @@ class Conditioning:
 
     states: Tensor  # [N, L, D]
     mask: Tensor  # [N, L] bool, False at padding, which must not reach the picture
+    visual: Tensor | None = None  # [N, K, E] predicted visual features, beside the text; None: there are none
 
     def __getitem__(self, index: slice | Tensor) -> Conditioning:
-        return Conditioning(self.states[index], self.mask[index])
+        return self._each(lambda tensor: tensor[index])
 
     def repeat(self, times: int) -> Conditioning:
         """Each row `times` times, copies next to each other."""
-        return Conditioning(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+        return self._each(lambda tensor: tensor.repeat_interleave(times, 0))
 
     def cropped(self) -> Conditioning:
         """Without the columns that are padding in every row; padding stands on the right."""
         if self.mask.is_meta:  # without values nobody knows
             return self
         length = self.mask.shape[1] - int((~self.mask).all(0).sum())
-        return Conditioning(self.states[:, :length], self.mask[:, :length])
+        return Conditioning(self.states[:, :length], self.mask[:, :length], self.visual)
 
     def drop(self, rows: Tensor) -> Conditioning:
-        """The rows [N] bool become unconditional: one zero state, as a decoder's own unconditional branch has it."""
+        """The rows [N] bool become unconditional: one zero state, as a decoder's own unconditional branch has it, and
+        visual features that are zero."""
         first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0
         states = self.states.masked_fill(rows[:, None, None], 0)
-        return Conditioning(states, self.mask.where(~rows[:, None], first))
+        visual = None if self.visual is None else self.visual.masked_fill(rows[:, None, None], 0)
+        return Conditioning(states, self.mask.where(~rows[:, None], first), visual)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        visual = None if self.visual is None else change(self.visual)
+        return Conditioning(change(self.states), change(self.mask), visual)
+
+
+@checked
+@dataclass
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685).
+
+    Args:
+        rank: of the update matrices.
+        alpha: the update is scaled by alpha / rank.
+        targets: a regular expression on full module names, or a list of name endings.
+        init: peft's `init_lora_weights`; "gaussian" is the released UAE's.
+    """
+
+    rank: Count = 32
+    alpha: Count = 64
+    targets: str | list[str] | None = None
+    init: str = "gaussian"
+
+
+Learning = Literal["all"] | LoRA | None  # all weights, adapters on them, or nothing
+
+
+@dataclass
+class Learn:
+    """What a stage trains of each part: "all" weights, a LoRA, or nothing."""
+
+    encoder: Learning = None
+    projector: Learning = None
+    decoder: Learning = None
 
 
 @checked

@@ -12,13 +12,12 @@ from staged import staged
 from benchmarks import decoder_rl, own_stage, plain_flow_grpo, pretrain
 from benchmarks.measure import Spread, forwards
 from uae_lightning.autoencoder import Captioning
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.types import Batch
+from uae_lightning.types import Batch, Learn, LoRA
 
 SIZES = {"group_size": 2, "micro_batch": 2}
-SMALL = {"train": "lora", "lora": LoRA(rank=4, alpha=8)}
+SMALL = LoRA(rank=4, alpha=8)
 CLOSE = own_stage.TOLERANCE["float32"]  # sums in another order; a wrong factor is 1e-2 and more
 PUBLISHED = replace(plain_flow_grpo.PUBLISHED, steps=3, window=(0, 2), clip=1e-2)
 ONE_BRANCH = replace(PUBLISHED, guidance_gradient="conditional")
@@ -27,10 +26,10 @@ DEMO = plain_flow_grpo.DEMO
 
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
-    def make(kind, trained, **options):
-        return staged(
-            kind, make_encoder(), make_projector(), make_decoder(**trained), captioning=Captioning(1.0, 10), **options
-        )
+    def make(kind, decoder, **options):
+        learn = Learn(projector="all" if kind is DecoderPretrain else None, decoder=decoder)
+        parts = make_encoder(), make_projector(), make_decoder()
+        return staged(kind, *parts, learn=learn, captioning=Captioning(1.0, 10), **options)
 
     return make
 
@@ -90,7 +89,7 @@ def test_every_copy_of_a_prompt_is_encoded_and_guidance_doubles_the_passes(make_
     assert ours == {"decoder/picture": passes - saved, "encoder/picture": 0.5}  # on policy, sampling knows a constant
 
 
-@pytest.mark.parametrize(("trained", "text_length"), [(SMALL, 0), ({"train": "all"}, 40)], ids=["lora", "all"])
+@pytest.mark.parametrize(("trained", "text_length"), [(SMALL, 0), ("all", 40)], ids=["lora", "all"])
 def test_the_loop_of_diffusers_does_the_same_as_decoder_pretrain(make_stage, batch, trained, text_length):
     # red if the target is `latents - noise`, `levels` is not divided by 1000, or `sigmas` takes the next place
     stage = make_stage(DecoderPretrain, trained, condition_dropout=0.0)
@@ -113,7 +112,7 @@ def test_from_a_cache_nothing_is_read_anew(make_stage, batch):
 
 def test_a_stage_of_other_weights_is_told_apart(make_stage, batch):
     # red if `differences` takes the gradients of the plain loop from the stage that it is compared with
-    stage, other = (make_stage(DecoderPretrain, {"train": "all"}, condition_dropout=0.0) for _ in range(2))
+    stage, other = (make_stage(DecoderPretrain, "all", condition_dropout=0.0) for _ in range(2))
     plain = pretrain.DiffusersLoop(stage)
     assert max(pretrain.differences(other, plain, batch, batch).values()) < CLOSE
     own_stage.disturb(other, 0.05)

@@ -13,13 +13,17 @@ from staged import staged
 from benchmarks import data, own_stage
 from benchmarks.measure import forwards
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.types import Learn
 
 
 def test_a_step_from_files_and_from_the_cache_do_the_same(
     make_encoder, make_projector, make_decoder, monkeypatch, tmp_path: Path
 ):
     # red if the cached batch is of other pictures, or the cache of another stage
-    stage = staged(DecoderPretrain, make_encoder(), make_projector(), make_decoder(train="all"), condition_dropout=0.3)
+    learn = Learn(projector="all", decoder="all")
+    stage = staged(
+        DecoderPretrain, make_encoder(), make_projector(), make_decoder(), learn=learn, condition_dropout=0.3
+    )
     monkeypatch.setattr(data, "build_stage", lambda *_: stage)
 
     def counted(part, steps, *, modules, **_) -> dict[str, dict[str, int]]:

@@ -16,14 +16,13 @@ from benchmarks import objectives_table as results
 from benchmarks.measure import Lap
 from uae_lightning.autoencoder import Captioning
 from uae_lightning.evaluation.geneval import TASKS
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.run.stage_cli import parse_stage
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.scenes.object_detector import SceneObjectDetector
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.types import Sampling
+from uae_lightning.types import Learn, LoRA, Sampling
 from uae_lightning.usage import UsageError
 
 CPU = torch.device("cpu")
@@ -39,8 +38,8 @@ def training(name, seed, ends, start=(0.5, 0.5), settings=None, after=BEFORE, ow
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind, **options):
-        decoder = make_decoder(train="lora", lora=LoRA(rank=4, alpha=8))
-        return staged(kind, make_encoder(), make_projector(), decoder, **SIZES, **options)
+        learn = Learn(decoder=LoRA(rank=4, alpha=8))
+        return staged(kind, make_encoder(), make_projector(), make_decoder(), learn=learn, **SIZES, **options)
 
     return make
 

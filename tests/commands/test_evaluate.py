@@ -29,7 +29,7 @@ KINDS = {"class", "color", "size", "position", "count", "background", "small_obj
 
 def stage_yaml(parts):
     encoder = {"path": str(parts / "encoder"), **SCENES_PROMPTS}
-    decoder = {"path": str(parts / "decoder"), "resolution": 64, "sigma_spacing": "even", "train": "all"}
+    decoder = {"path": str(parts / "decoder"), "resolution": 64, "sigma_spacing": "even"}
     reward = {"class_path": "uae_lightning.rewards.pixel_similarity.PixelSimilarity"}
     other = {"class_path": "uae_lightning.scenes.scene_facts.SceneFacts"}
     return {

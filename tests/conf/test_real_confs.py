@@ -147,7 +147,7 @@ def test_later_configs_count_and_options_count_more(tmp_path):
         assert (args["group_size"], args["micro_batch"], settings["trainer"]["max_steps"]) == (5, 6, 7)
         parts = args["autoencoder"]
         encoder = parts.get("init_args", parts)["encoder"]  # the parser spells the class out
-        assert encoder["class_path"].endswith("QwenVLEncoder") and encoder["init_args"]["train"] == "lora"
+        assert encoder["class_path"].endswith("QwenVLEncoder") and args["learn"]["encoder"]["rank"] == 32
 
 
 def test_a_yaml_includes_parts_and_lays_its_own_keys_over_them(tmp_path):

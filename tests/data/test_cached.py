@@ -18,11 +18,10 @@ from uae_lightning.data.cached import CachedData, CacheIndex, as_batch
 from uae_lightning.data.fingerprint import fingerprint
 from uae_lightning.data.image_text import digest
 from uae_lightning.interfaces import Reward
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.scenes.scene import render, sample_scene
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, latents_of
 from uae_lightning.stages.decoder_rl import DecoderRL
-from uae_lightning.types import Batch, RewardInput, RewardOutput, Sampling
+from uae_lightning.types import Batch, Learn, LoRA, RewardInput, RewardOutput, Sampling
 from uae_lightning.usage import UsageError
 
 SAMPLES = 30
@@ -191,10 +190,11 @@ def test_what_is_no_cache_is_named(tmp_path: Path, cache: Path):
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(encoder: bool = True, kind: type = DecoderPretrain, **options):
-        decoder = make_decoder(train="lora", lora=LoRA(rank=4, alpha=8))
+        lora = LoRA(rank=4, alpha=8)
+        learn = Learn(projector="all", decoder=lora) if kind is DecoderPretrain else Learn(decoder=lora)
         optimizer = {"optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)}
-        parts = (make_encoder() if encoder else None, make_projector(), decoder)
-        return staged(kind, *parts, sampling=Sampling(2), **optimizer, **options)
+        parts = (make_encoder() if encoder else None, make_projector(), make_decoder())
+        return staged(kind, *parts, sampling=Sampling(2), learn=learn, **optimizer, **options)
 
     return make
 
@@ -222,9 +222,9 @@ def batches(images) -> list[Batch]:
 
 def changed(stage, what: str):
     if what == "VAE scaling":
-        stage.decoder.vae.register_to_config(scaling_factor=1.5)
+        stage.decoder.codec.model.register_to_config(scaling_factor=1.5)
     elif what == "VAE weights":
-        stage.decoder.vae.mean[0] += 1e-3
+        stage.decoder.codec.model.mean[0] += 1e-3
     elif what == "encoder weights":
         stage.encoder.model.model.language_model.norm.weight.data[0] += 1e-3
     elif what == "encoder dtype":
@@ -232,7 +232,7 @@ def changed(stage, what: str):
     elif what == "caption template":
         stage.encoder.generate_system = "Draw."
     elif what == "resolution":
-        stage.decoder.latent_shape = (8, 4, 4)
+        stage.decoder.image_size = 32
     return stage
 
 
@@ -310,7 +310,7 @@ def test_training_from_the_cache_is_training_without_it(make_stage, batches, tmp
     plain = [Batch(pictures[list(rows)], [captions[i] for i in rows], ["", ""]) for rows in order]
     cached = [as_batch([index.sample(i).read() for i in rows]) for rows in order]
     other = deepcopy(stage)
-    other.autoencoder.encoder = other.decoder.vae = None  # touched by neither
+    other.autoencoder.encoder = other.decoder.codec = None  # touched by neither
     losses, from_cache = trained(stage, plain), trained(other, cached)
     assert losses == pytest.approx(from_cache, rel=1e-5) and len(set(losses)) == 4
     mine, theirs = dict(stage.named_parameters()), dict(other.named_parameters())

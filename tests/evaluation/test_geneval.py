@@ -175,7 +175,7 @@ def test_scene_prompts_are_held_out_and_even_over_tasks():
 
 @pytest.fixture
 def stage(make_encoder, make_projector, make_decoder):
-    parts = make_encoder(), make_projector(), make_decoder(train="all")
+    parts = make_encoder(), make_projector(), make_decoder()
     return AutoEncoder(*parts, sampling=Sampling(2)).eval()
 
 

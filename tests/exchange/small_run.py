@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import yaml
 
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.run import folder as run_folder
+from uae_lightning.types import LoRA
 
 KINDS = {"encoder": QwenVLEncoder, "projector": MLPProjector, "decoder": SD3Decoder}
 
@@ -24,33 +24,32 @@ def write_run(run: Path, start: dict[str, dict], stages: dict[str, dict[str, dic
     Args:
         run: the folder to make.
         start: `init_args` of each part before the first stage.
-        stages: name -> part -> what is laid over `init_args` in that stage; those parts it writes.
+        stages: name -> part -> "all" or the settings of a LoRA; those parts it writes.
         common: further `init_args` of every stage.
     """
     torch.manual_seed(0)
     run.mkdir(parents=True)
     (run / "run.json").write_text(json.dumps({"name": run.name, "stages": list(stages), "written": "today"}))
-    for name, trained in stages.items():
-        parts = {part: options | trained.get(part, {}) for part, options in start.items()}
+    for name, learn in stages.items():
         weights = run_folder.latest_weights(run_folder.stages_of(run))
         parts = {
-            part: options | ({"path": str(weights[part])} if part in weights else {}) for part, options in parts.items()
+            part: options | ({"path": str(weights[part])} if part in weights else {}) for part, options in start.items()
         }
         (run / name).mkdir()
-        write_config(run / name / "config.yaml", parts, common)
-        for part in trained:
-            trained_part(part, parts[part]).save(run / name / "weights" / part)
+        write_config(run / name / "config.yaml", parts, learn, common)
+        for part, how in learn.items():
+            trained_part(part, parts[part], how).save(run / name / "weights" / part)
     return run
 
 
-def write_config(file: Path, parts: dict[str, dict], common: dict[str, Any]) -> None:
+def write_config(file: Path, parts: dict[str, dict], learn: dict[str, Any], common: dict[str, Any]) -> None:
     described = {
         part: {"class_path": f"{KINDS[part].__module__}.{KINDS[part].__name__}", "init_args": options}
         for part, options in parts.items()
     }
     model = {
         "class_path": "uae_lightning.stages.decoder_pretrain.DecoderPretrain",
-        "init_args": {"autoencoder": {
+        "init_args": {"learn": learn, "autoencoder": {
             "class_path": "uae_lightning.autoencoder.AutoEncoder", "init_args": described | common,
         }},
     }  # fmt: skip
@@ -62,10 +61,10 @@ def write_config(file: Path, parts: dict[str, dict], common: dict[str, Any]) -> 
     file.write_text(yaml.safe_dump(content))
 
 
-def trained_part(part: str, options: dict):
-    """The part with other weights than it started from, where it has any to train."""
-    options = options | ({"lora": LoRA(**options["lora"])} if "lora" in options else {})
+def trained_part(part: str, options: dict, how: str | dict):
+    """The part with other weights than it started from."""
     made = KINDS[part](**options)
+    made.adapt(how if how == "all" else LoRA(**how))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:

@@ -37,12 +37,10 @@ def scenes(parts_folder, tmp_path_factory):
     start["encoder"] |= SCENES
     start["decoder"] |= {"resolution": 64, "sigma_spacing": "even"}
     stages = {
-        "pretrain": {"projector": {}, "decoder": {"train": "all"}},
-        "see": {"encoder": {"train": "lora", "lora": LORA}},
-        "see_again": {
-            "encoder": {"train": "lora", "lora": OTHER | {"targets": r".*language_model.*\.(q_proj|up_proj)"}}
-        },
-        "draw": {"decoder": {"train": "lora", "lora": LORA}},
+        "pretrain": {"projector": "all", "decoder": "all"},
+        "see": {"encoder": LORA},
+        "see_again": {"encoder": OTHER | {"targets": r".*language_model.*\.(q_proj|up_proj)"}},
+        "draw": {"decoder": LORA},
     }
     sampling = {"sampling": {"steps": 2, "guidance": 1.0}, "captioning": {"max_new_tokens": 8, "temperature": 0.0}}
     return write_run(tmp_path_factory.mktemp("runs") / "scenes", start, stages, **sampling)
@@ -64,9 +62,9 @@ def real(tmp_path_factory):
         "decoder": {"path": "small/sd3", "resolution": 64},
     }
     stages = {
-        "draw": {"projector": {}, "decoder": {"train": "lora", "lora": LORA}},
-        "see": {"encoder": {"train": "lora", "lora": LORA}},
-        "draw_again": {"decoder": {"train": "lora", "lora": {"rank": 2, "alpha": 4}}},
+        "draw": {"projector": "all", "decoder": LORA},
+        "see": {"encoder": LORA},
+        "draw_again": {"decoder": {"rank": 2, "alpha": 4}},
     }
     sampling = {"sampling": {"steps": 3, "guidance": 4.0}, "captioning": {"max_new_tokens": 8, "temperature": 0.0}}
     with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ def test_a_run_can_be_loaded_to_reconstruct_and_to_generate(parts_folder, tmp_pa
         "projector": {"path": str(parts_folder / "projector")},
         "decoder": {"path": str(parts_folder / "decoder"), "resolution": 64, "sigma_spacing": "even"},
     }
-    stages = {"pretrain": {"decoder": {"train": "all"}}}
+    stages = {"pretrain": {"decoder": "all"}}
     run = write_run(tmp_path / "run", start, stages, sampling={"steps": 2}, captioning={"max_new_tokens": 8})
     Image.new("RGB", (90, 70), "red").save(tmp_path / "photo.png")
 

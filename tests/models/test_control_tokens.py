@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from uae_lightning.models.control_tokens import ForeignText
 from uae_lightning.models.qwen_vl import PLACE
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
-from uae_lightning.types import Batch
+from uae_lightning.types import Batch, Learn
 
 BEFORE, AFTER = "<|im_start|>generate\n", "<|im_end|>\n<|im_start|>assistant\n"
 HOSTILE = ["<|im_end|>", "a <|image_pad|> b", "<|im_start|><|im_end|>\n<|im_start|>", " x<|vision_start|>"]
@@ -64,7 +64,8 @@ def test_the_encoder_reads_them_as_words_it_does_not_know(make_encoder, text):
 
 def test_stage_1_logs_how_many_captions_hold_them(make_encoder, make_projector, make_decoder, images):
     # red if `embed` counts nothing, or `training_step` does not log
-    stage, logged = staged(DecoderPretrain, make_encoder(), make_projector(), make_decoder()), {}
+    parts, logged = (make_encoder(), make_projector(), make_decoder()), {}
+    stage = staged(DecoderPretrain, *parts, learn=Learn(projector="all"))
     stage.log = lambda name, value, **_: logged.update({name: value})
     for caption in ("a ball", "a <|im_end|> ball"):
         assert "data/control_texts" not in logged

@@ -4,17 +4,17 @@ import shutil
 
 import pytest
 import torch
+from conftest import adapted
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
 from torch._dynamo.utils import counters
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.paths import resolve
-from uae_lightning.types import Captions, Conditioning
+from uae_lightning.types import Captions, Conditioning, LoRA
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_pictures_go_through_the_vae_as_in_the_pipeline(diffusers_folder):
     with torch.no_grad():
         latents = decoder.encode_images(images)
         assert latents.shape[1:] == decoder.latent_shape == (4, 8, 8)
-        wanted = (decoder.vae.encode(2 * images - 1).latent_dist.mode() - 0.06) * 1.5
+        wanted = (decoder.codec.model.encode(2 * images - 1).latent_dist.mode() - 0.06) * 1.5
         torch.testing.assert_close(latents, wanted)
         assert decoder.decode_latents(latents).shape == images.shape
 
@@ -142,12 +142,13 @@ def test_weightless_models_have_the_shapes_and_nothing_else(diffusers_folder, pa
     def shapes(module):
         return {name: (p.shape, p.dtype) for name, p in [*module.named_parameters(), *module.named_buffers()]}
 
-    decoder = {"resolution": 16, "train": "lora", "lora": LoRA(rank=4), "dtype": "bfloat16"}
-    full = [SD3Decoder(str(diffusers_folder), **decoder), QwenVLEncoder(str(parts_folder / "encoder"), train="lora")]
+    def made():
+        decoder = SD3Decoder(str(diffusers_folder), resolution=16, dtype="bfloat16")
+        return [adapted(part, LoRA(rank=4)) for part in (decoder, QwenVLEncoder(str(parts_folder / "encoder")))]
+
+    full = made()
     with torch.device("meta"):
-        light = [
-            SD3Decoder(str(diffusers_folder), **decoder), QwenVLEncoder(str(parts_folder / "encoder"), train="lora")
-        ]  # fmt: skip
+        light = made()
     for a, b in zip(full, light, strict=True):
         assert shapes(a) == shapes(b)
         assert {tensor.device.type for tensor in [*b.parameters(), *b.buffers()]} == {"meta"}
@@ -183,7 +184,7 @@ def test_activation_checkpointing_keeps_less_and_changes_nothing(make_decoder, m
         kept, gradients = [], []
         for switch in (False, True):
             torch.manual_seed(0)
-            part = make(train="lora", lora=LoRA(rank=4), checkpoint_activations=switch)
+            part = make(LoRA(rank=4), checkpoint_activations=switch)
             kept.append(saved_bytes(lambda part=part, forward=forward: forward(part)))
             gradients.append([p.grad for p in part.parameters() if p.requires_grad])
         assert kept[1] < 0.7 * kept[0]
@@ -202,7 +203,7 @@ def test_compiled_sampling_equals_compiled_replay(make_decoder, monkeypatch):
     # red if blocks are compiled in one of the two only; the compiler's own C++ would take minutes here
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
-    decoder = make_decoder(train="lora", lora=LoRA(rank=4), compile=True)
+    decoder = make_decoder(LoRA(rank=4), compile=True)
     conditioning = Conditioning(torch.ones(2, 6, 24), torch.ones(2, 6, dtype=torch.bool))
     x, sigma = torch.randn(2, 8, 8, 8), torch.full((2,), 0.5)
     with torch.no_grad():
@@ -214,12 +215,12 @@ def test_compiled_sampling_equals_compiled_replay(make_decoder, monkeypatch):
 
 
 def test_compiled_blocks_with_adapters_share_their_graphs(monkeypatch):
-    # red with `one_product=True` in SD3Decoder: each of the 6 blocks gets a graph of its own
+    # red with `one_product=True` in SD3Decoder.adapt: each of the 6 blocks gets a graph of its own
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
     torch.compiler.reset()
     counters.clear()
-    decoder = SD3Decoder("shipped:scenes/decoder", train="lora", resolution=64, compile=True)
+    decoder = adapted(SD3Decoder("shipped:scenes/decoder", resolution=64, compile=True), LoRA())
     conditioning = Conditioning(torch.ones(2, 6, decoder.conditioning_size), torch.ones(2, 6, dtype=torch.bool))
     decoder.velocity(torch.randn(2, *decoder.latent_shape), torch.full((2,), 0.5), conditioning)
     assert len(decoder.blocks()) == 6 and 0 < counters["stats"]["unique_graphs"] <= 3  # the first and last differ

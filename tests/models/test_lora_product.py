@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from uae_lightning.models.adapters import LoRA, adapters_off, add_lora
+from uae_lightning.models.adapters import adapters_off, add_lora
 from uae_lightning.models.lora_product import OneProduct, merged_while
+from uae_lightning.types import LoRA
 
 LORA = LoRA(rank=4, alpha=6, targets=["0", "2"])
 
@@ -17,7 +18,7 @@ LORA = LoRA(rank=4, alpha=6, targets=["0", "2"])
 def make_model(dtype: torch.dtype = torch.float32) -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 20), nn.SiLU(), nn.Linear(20, 7, bias=False)).to(dtype)
-    add_lora(model, LORA, [])
+    add_lora(model, LORA, [], torch.get_rng_state())
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.3)

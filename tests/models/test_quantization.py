@@ -11,10 +11,10 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from uae_lightning.models.adapters import LoRA, merged_state
+from uae_lightning.models.adapters import merged_state
 from uae_lightning.models.quantization import dequantized, is_quantized, quantize_linears
 from uae_lightning.prepare.captioner import Captioner
-from uae_lightning.types import Conditioning
+from uae_lightning.types import Conditioning, LoRA
 
 LORA = LoRA(rank=4, alpha=8)
 ERROR = {"8bit": 0.03, "4bit": 0.35}  # relative, of random weights; trained ones: .016 and .10 of the velocity
@@ -41,7 +41,7 @@ def weight_bytes(module: torch.nn.Module) -> int:
 def test_decoder_with_lora_trains_and_replays_exactly(make_decoder, quantization):
     # red if `linear.weight.data` loses its sign
     plain = make_decoder()
-    decoder = make_decoder(train="lora", lora=LORA, quantization=quantization)
+    decoder = make_decoder(LORA, quantization=quantization)
     sigma = torch.full((2,), 0.7)
     velocity = decoder.velocity(noise(2), sigma, conditioning(2))
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_all_linears_of_the_blocks_and_only_those_are_quantized(make_encoder, qu
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_what_was_trained_is_what_is_saved(make_decoder, tmp_path, quantization):
     # red if `merged_state` keeps the packed weight or leaves the update out, or `dequantized` changes the layer
-    decoder = make_decoder(train="lora", lora=LORA, quantization=quantization)
+    decoder = make_decoder(LORA, quantization=quantization)
     for name, parameter in decoder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -94,7 +94,7 @@ def test_what_was_trained_is_what_is_saved(make_decoder, tmp_path, quantization)
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_reference_of_a_quantized_policy_is_its_start(make_encoder, quantization):
     # red if `enable_adapters(False)` goes
-    encoder = make_encoder(train="lora", lora=LORA, quantization=quantization)
+    encoder = make_encoder(LORA, quantization=quantization)
     start = encoder.embed(["red cat"])[0]
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
@@ -106,8 +106,8 @@ def test_reference_of_a_quantized_policy_is_its_start(make_encoder, quantization
 
 def test_full_training_of_quantized_weights_is_refused(make_decoder):
     # red if the check goes
-    with pytest.raises(ValueError, match="quantization: 8bit.*train"):
-        make_decoder(train="all", quantization="8bit")
+    with pytest.raises(ValueError, match="quantization: 8bit.*learn.decoder"):
+        make_decoder("all", quantization="8bit")
 
 
 def test_8bit_layer_is_that_of_bitsandbytes_but_keeps_no_input():

@@ -8,8 +8,7 @@ from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
-from uae_lightning.models.adapters import LoRA
-from uae_lightning.types import Captions
+from uae_lightning.types import Captions, LoRA
 
 
 def test_patches_are_those_of_the_image_processor(make_encoder, images):
@@ -102,7 +101,7 @@ def test_template_is_generate_and_has_no_unknown_words(make_encoder):
 
 def test_lora_is_on_the_text_decoder_alone_and_reference_is_the_start(make_encoder, images):
     # red if TEXT_LINEARS matches the vision tower, or `reference` does not switch adapters off
-    encoder, plain = make_encoder(train="lora", lora=LoRA(rank=4, alpha=8)), make_encoder()
+    encoder, plain = make_encoder(LoRA(rank=4, alpha=8)), make_encoder()
     names = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     assert names and all("language_model" in name and "lora_" in name for name in names)
     torch.nn.init.normal_(encoder.model.model.language_model.layers[0].mlp.up_proj.lora_B["default"].weight)
@@ -115,7 +114,7 @@ def test_lora_is_on_the_text_decoder_alone_and_reference_is_the_start(make_encod
 
 def test_saved_encoder_has_the_adapters_merged_and_loads_in_transformers(make_encoder, images, tmp_path):
     # red if `merged_state` forgets the update
-    encoder = make_encoder(train="lora", lora=LoRA(rank=4, alpha=8))
+    encoder = make_encoder(LoRA(rank=4, alpha=8))
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -206,7 +205,7 @@ def test_a_prompt_that_is_read_once_changes_neither_values_nor_gradients(make_en
     results = []
     for path in ("whole", "shared"):
         torch.manual_seed(0)
-        encoder = make_encoder(train="lora", lora=LoRA(rank=4), checkpoint_activations=light)
+        encoder = make_encoder(LoRA(rank=4), checkpoint_activations=light)
         for name, parameter in encoder.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)

@@ -41,25 +41,23 @@ from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL
 from uae_lightning.stages.joint_rl import JointRL
-from uae_lightning.types import Batch, Sampling
+from uae_lightning.types import Batch, Learn, LoRA, Sampling
 
 TOLERANCE = 0.15  # of what is used beyond the weights: workspaces of kernels, and what Python frees a little later
 PROMPTS = {name: SCENES_PROMPTS[name] for name in ("caption_system", "caption_prompt", "generate_system")}
 SETTING = Setting(pictures=2, validation_pictures=1, gpu=False)
 KINDS = {
-    "decoder_pretrain": (DecoderPretrain, {}, {"train": "all"}, {}),
-    "encoder_rl": (EncoderRL, {"train": "lora"}, {}, {"group_size": 4, "micro_batch": 4, "kl_beta": 0.01}),
-    "decoder_rl": (DecoderRL, {}, {"train": "lora"}, {"group_size": 4, "micro_batch": 4, "window": (0, 2)}),
+    "decoder_pretrain": (DecoderPretrain, Learn(projector="all", decoder="all"), {}),
+    "encoder_rl": (EncoderRL, Learn(encoder=LoRA()), {"group_size": 4, "micro_batch": 4, "kl_beta": 0.01}),
+    "decoder_rl": (DecoderRL, Learn(decoder=LoRA()), {"group_size": 4, "micro_batch": 4, "window": (0, 2)}),
     "guided decoder_rl": (
         DecoderRL,
-        {},
-        {"train": "lora"},
+        Learn(decoder=LoRA()),
         {"group_size": 4, "micro_batch": 4, "window": (0, 2), "sampling": Sampling(2, guidance=2.0)},
     ),
     "joint_rl": (
         JointRL,
-        {"train": "lora"},
-        {"train": "lora"},
+        Learn(encoder=LoRA(), decoder=LoRA()),
         {
             "captions": partial(CaptionGRPO, group_size=4, micro_batch=4, kl_beta=0.01),
             "pictures": partial(FlowGRPO, group_size=2, micro_batch=4, window=(0, 2)),
@@ -71,12 +69,13 @@ KINDS = {
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind: str, **more):
-        cls, encoder, decoder, options = KINDS[kind]
+        cls, learn, options = KINDS[kind]
         return staged(
             cls,
-            make_encoder(**encoder),
+            make_encoder(),
             make_projector(),
-            make_decoder(**decoder),
+            make_decoder(),
+            learn=learn,
             **{"captioning": Captioning(max_new_tokens=24), "sampling": Sampling(steps=2)} | options | more,
         )
 

@@ -13,7 +13,6 @@ from benchmarks.own_stage import without_trainer
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.flow_sde import sde_step
 from uae_lightning.autoencoder import Captioning
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.policies.flow_grpo import PictureActs, Trajectory
 from uae_lightning.policies.matching import PolicyLag
 from uae_lightning.scenes.data import ScenesData
@@ -21,17 +20,16 @@ from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, latents_of
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import Conditioning, Sampling
+from uae_lightning.types import Conditioning, Learn, LoRA, Sampling
 
 
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind: type[PolicyStage] = DecoderRL, **options) -> PolicyStage:
         defaults = {"group_size": 4, "micro_batch": 8, "kl_beta": 0.0, "sampling": Sampling(4), "clip": 1.0}
-        decoder = make_decoder(train="lora", lora=LoRA(rank=4, alpha=8))
-        defaults |= {"captioning": Captioning(1.0, 10)}
+        defaults |= {"captioning": Captioning(1.0, 10), "learn": Learn(decoder=LoRA(rank=4, alpha=8))}
         defaults |= {"window": (0, 2), "same_noise": True} if kind is DecoderRL else {}
-        stage = staged(kind, make_encoder(), make_projector(), decoder, **(defaults | options))
+        stage = staged(kind, make_encoder(), make_projector(), make_decoder(), **(defaults | options))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():  # a LoRA that starts at zero has no gradient of its first factor
             for parameter in stage.parameters():
@@ -321,7 +319,14 @@ def test_the_loss_is_that_of_diffusers_sd3_scripts(make_encoder, make_projector,
     # red if an option does not reach `sample_sigma`, or the weight multiplies another picture's error: the loss of the
     # scripts' defaults, the squared error of x0 at levels around .75
     options = {"sigma_mean": 1.0986, "sigma_std": 0.5, "precondition_outputs": True, "condition_dropout": 0.0}
-    stage = staged(DecoderPretrain, make_encoder(), make_projector(), make_decoder(train="all"), **options)
+    stage = staged(
+        DecoderPretrain,
+        make_encoder(),
+        make_projector(),
+        make_decoder(),
+        learn=Learn(projector="all", decoder="all"),
+        **options,
+    )
     without_trainer(stage)
     seen, velocity = [], stage.decoder.velocity
     stage.decoder.velocity = lambda *args: seen.append((*args[:2], velocity(*args))) or seen[-1][-1]
@@ -337,7 +342,7 @@ def test_levels_that_cannot_be_are_refused_before_training(make_encoder, make_pr
     # red if `sigma_levels` does not draw
     for kind in (DecoderPretrain, DecoderMatching):
         with pytest.raises(ValueError, match="mode_scale"):
-            staged(kind, make_encoder(), make_projector(), make_decoder(train="lora"), sigma_distribution="mode",
+            staged(kind, make_encoder(), make_projector(), make_decoder(), sigma_distribution="mode",
                  sigma_mode_scale=3.0)  # fmt: skip
 
 

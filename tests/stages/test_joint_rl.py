@@ -20,7 +20,7 @@ from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL
 from uae_lightning.stages.joint_rl import JointRL
 from uae_lightning.stages.policy import Rollout
-from uae_lightning.types import Captions, Sampling
+from uae_lightning.types import Captions, Learn, Sampling
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,12 +30,12 @@ def make_joint(make_encoder, make_projector, make_decoder):
     """Of 2 pictures, 2 captions each, 3 drawings of each caption."""
 
     def make(captions: dict | None = None, pictures: dict | None = None, **options) -> JointRL:
-        lora = {"train": "lora", "lora": small.SMALL}
         stage = staged(
             JointRL,
-            make_encoder(**lora),
+            make_encoder(),
             make_projector(),
-            make_decoder(**lora),
+            make_decoder(),
+            learn=Learn(encoder=small.SMALL, decoder=small.SMALL),
             captioning=Captioning(1.0, 10),
             sampling=Sampling(3),
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),

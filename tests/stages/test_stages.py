@@ -11,7 +11,7 @@ from torch import Tensor
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.advantages import group_advantages
 from uae_lightning.autoencoder import Captioning
-from uae_lightning.models.adapters import LoRA
+from uae_lightning.interfaces import Decoder
 from uae_lightning.policies.captions import take
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.common import Stage
@@ -19,7 +19,7 @@ from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, weighted_mean
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL
-from uae_lightning.types import RewardInput, RewardOutput, Sampling
+from uae_lightning.types import Learn, LoRA, RewardInput, RewardOutput, Sampling
 
 SMALL = LoRA(rank=4, alpha=8)
 ENCODER, PROJECTOR, DECODER = (f"autoencoder.{part}." for part in ("encoder", "projector", "decoder"))
@@ -35,10 +35,9 @@ def reward(inputs: RewardInput) -> RewardOutput:
 @pytest.fixture
 def make_stage(make_encoder, make_projector, make_decoder):
     def make(kind: type[Stage], **options) -> Stage:
-        encoder = make_encoder(**({"train": "lora", "lora": SMALL} if kind is EncoderRL else {}))
-        lora = {"train": "lora", "lora": SMALL}
-        trained = {DecoderPretrain: {"train": "all"}, DecoderRL: lora, DecoderMatching: lora}.get(kind, {})
+        learn = {DecoderPretrain: Learn(projector="all", decoder="all"), EncoderRL: Learn(encoder=SMALL)}
         defaults = {
+            "learn": learn.get(kind, Learn(decoder=SMALL)),
             "captioning": Captioning(1.0, 10),
             "sampling": Sampling(3),
             "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
@@ -47,7 +46,7 @@ def make_stage(make_encoder, make_projector, make_decoder):
             defaults |= {"group_size": 4, "micro_batch": 4}
         if kind is DecoderRL:
             defaults |= {"window": (0, 2), "clip": 1e-3}
-        stage = staged(kind, encoder, make_projector(), make_decoder(**trained), **(defaults | options))
+        stage = staged(kind, make_encoder(), make_projector(), make_decoder(), **(defaults | options))
         stage.score = reward
         return stage
 
@@ -77,7 +76,7 @@ def snapshot(stage: Stage) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "moves", "stays"),
     [
-        (DecoderPretrain, (PROJECTOR, f"{DECODER}transformer."), (ENCODER, f"{DECODER}vae.")),
+        (DecoderPretrain, (PROJECTOR, f"{DECODER}transformer."), (ENCODER, f"{DECODER}codec.")),
         (EncoderRL, ("language_model", "lora_"), (PROJECTOR, DECODER, "visual")),
         (DecoderRL, (f"{DECODER}transformer.", "lora_"), (PROJECTOR, ENCODER)),
         (DecoderMatching, (f"{DECODER}transformer.", "lora_"), (PROJECTOR, ENCODER)),
@@ -97,12 +96,19 @@ def test_only_the_intended_parameters_move(make_stage, kind, moves, stays):
         assert all(all(part in name for part in moves) for name in changed)
 
 
+class Painter(Decoder):
+    def draw(self, conditioning, noise, sampling, unconditional=None) -> Tensor:
+        return noise
+
+    def save(self, folder) -> None: ...
+
+
 @pytest.mark.parametrize("kind", [DecoderPretrain, DecoderRL, DecoderMatching])
 def test_a_decoder_that_matches_no_flow_is_refused(make_stage, kind):
     # red if `decoder` is taken from the auto-encoder as it is: a module has no attribute 'velocity'
     stage = make_stage(kind)
-    stage.autoencoder.decoder = torch.nn.Identity()
-    with pytest.raises(ValueError, match="Identity is no decoder by flow matching: give model.autoencoder.decoder"):
+    stage.autoencoder.decoder = Painter()
+    with pytest.raises(ValueError, match="Painter is no decoder by flow matching: give model.autoencoder.decoder"):
         stage.training_step(next(iter(ScenesData(batch_size=2).train_dataloader())), 0)
 
 
@@ -234,8 +240,11 @@ def test_encoder_rl_looks_at_a_picture_once(make_stage):
 
 def test_adapters_of_two_parts_do_not_mix(make_encoder, make_decoder, make_projector):
     # red if `reference` of the encoder turns off the decoder's adapters too, or the other way round
-    lora = {"train": "lora", "lora": SMALL}
-    stage = staged(EncoderRL, make_encoder(**lora), make_projector(), make_decoder(**lora), group_size=2, micro_batch=2)
+    stage = staged(
+        EncoderRL, make_encoder(), make_projector(), make_decoder(), learn=Learn(encoder=SMALL), group_size=2,
+        micro_batch=2,
+    )  # fmt: skip
+    stage.decoder.adapt(SMALL)
     for name, parameter in stage.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -404,16 +413,38 @@ def test_parts_that_do_not_fit_are_refused(make_encoder, make_decoder):
     from uae_lightning.models.projector import MLPProjector
 
     with pytest.raises(ValueError, match="model.autoencoder.projector.output_size"):
-        staged(DecoderPretrain, make_encoder(), MLPProjector(None, 192, 8, 25), make_decoder(train="all"))
+        staged(DecoderPretrain, make_encoder(), MLPProjector(None, 192, 8, 25), make_decoder())
     with pytest.raises(ValueError, match="model.autoencoder.projector.input_size"):
-        staged(DecoderPretrain, make_encoder(), MLPProjector(None, 191, 8, 24), make_decoder(train="all"))
+        staged(DecoderPretrain, make_encoder(), MLPProjector(None, 191, 8, 24), make_decoder())
 
 
 def test_nothing_to_train_is_refused(make_encoder, make_projector, make_decoder):
+    # red without the check in configure_optimizers, or with an option in its words that there is not
     stage = staged(EncoderRL, make_encoder(), make_projector(), make_decoder(), group_size=2, micro_batch=2)
     stage.score = reward
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="nothing to train: set model.init_args.learn, such as {encoder: {rank"):
         fit(stage, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "learn", "words"),
+    [
+        (EncoderRL, Learn(encoder="all"), "QwenVLEncoder learns by a LoRA alone: set model.init_args.learn.encoder"),
+        (EncoderRL, Learn(encoder=SMALL, decoder=SMALL), "EncoderRL trains encoder: .*learn.decoder to null"),
+        (DecoderPretrain, Learn(projector=SMALL), "MLPProjector has no adapters.*all or null"),
+    ],
+)
+def test_what_a_stage_cannot_teach_is_refused(make_stage, kind, learn, words):
+    # red without `others` in Stage._adapt, or with a part that adapts without a word
+    with pytest.raises(ValueError, match=words):
+        make_stage(kind, learn=learn)
+
+
+def test_a_part_that_the_stage_does_not_name_stays_frozen(make_encoder, make_projector, make_decoder):
+    # red if a stage adapts only what it names: the projector was built to be trained
+    stage = staged(DecoderPretrain, make_encoder(), make_projector(), make_decoder(), learn=Learn(decoder=SMALL))
+    trained = {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
+    assert trained and all(name.startswith(f"{DECODER}transformer.") and "lora_" in name for name in trained)
 
 
 def test_empty_captions_are_counted_and_do_no_harm(make_stage):

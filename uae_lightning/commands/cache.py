@@ -176,7 +176,7 @@ def fill_folder(options, model: AutoEncoder, data: ImageTextData, trainer: Train
     plugin, device = trainer.precision_plugin, trainer.strategy.root_device
     model = plugin.convert_module(model)
     model.encoder.to(device)
-    getattr(model.decoder, "vae", model.decoder).to(device)  # the transformer can stay where it is
+    model.decoder.codec.to(device)  # the transformer can stay where it is
 
     def compute(pictures: list[Prepared]) -> list[Entry]:
         with plugin.forward_context():

@@ -108,7 +108,7 @@ class CachedData(StreamedData):
 
     def check(self, module, precision: str) -> None:
         """Raises UsageError where the stage cannot train from this cache."""
-        if not getattr(module, "trains_from_cache", False):
+        if not module.trains_from_cache:
             raise UsageError(
                 f"{type(module).__name__} needs pictures: a cache is for DecoderPretrain; set data.class_path to "
                 "uae_lightning.data.image_text.ImageTextData"
@@ -152,7 +152,7 @@ class CachedData(StreamedData):
 
 def check_padding(decoder) -> None:
     """Raises UsageError where padding is part of what a decoder is conditioned on: a cache has none."""
-    if not getattr(decoder, "mask_padding", True):
+    if not decoder.mask_padding:
         raise UsageError(
             "with model.autoencoder.decoder.mask_padding: false pictures depend on how far the captions of a "
             "batch are padded, which a cache does not hold: set it to true, or train without a cache"

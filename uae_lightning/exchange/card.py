@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from uae_lightning import __version__
-from uae_lightning.models.patch_codec import PatchCodec
 
 if TYPE_CHECKING:
     from uae_lightning.autoencoder import AutoEncoder
@@ -289,8 +288,8 @@ def loading(facts: Facts) -> str:
 def functions(facts: Facts) -> str:
     """`noise`, `decoded` and `draw`."""
     decoder, dtype = facts.model.decoder, facts.kind("decoder")
-    if isinstance(decoder.vae, PatchCodec):
-        config = decoder.vae.config
+    if facts.has("codec"):
+        config = decoder.codec.model.config
         numbers = {"side": config.patch_size, "scaling": config.scaling_factor, "shift": config.shift_factor}
         decode = DECODE_LINEAR.format(dtype=dtype, **numbers)
     else:

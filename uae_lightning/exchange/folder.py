@@ -18,7 +18,6 @@ from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.exchange import lora
 from uae_lightning.exchange.card import Facts, card
 from uae_lightning.models.adapters import to_dtype
-from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
@@ -30,10 +29,9 @@ from uae_lightning.run.masking import masked
 from uae_lightning.run.provenance import versions
 
 CLASSES = {"encoder": "QwenVLEncoder", "projector": "MLPProjector", "decoder": "SD3Decoder"}
-WITHOUT_TRAINING = {  # the weights as they are: no fresh adapters, nothing rounded to 4 bits, no compiled blocks
-    "encoder.train": "nothing",
+CODECS = ("KLCodec", "LinearCodec")
+AS_THEY_ARE = {  # nothing rounded to 4 bits, no compiled blocks
     "encoder.quantization": "none",
-    "decoder.train": "nothing",
     "decoder.quantization": "none",
     "decoder.compile": "false",
 }
@@ -51,7 +49,7 @@ def write_export(folder: Path, options) -> None:
     check_classes(config)
     parts = {part: origin(run, stages, part) for part in ("encoder", "decoder")}
     given = {f"sampling.{name}": getattr(options, name) for name in ("steps", "guidance")}
-    model = load_autoencoder(None, run, WITHOUT_TRAINING | {key: v for key, v in given.items() if v is not None})
+    model = load_autoencoder(None, run, AS_THEY_ARE | {key: v for key, v in given.items() if v is not None})
     dtype = to_dtype(options.dtype) if options.dtype else None
     for part, source in parts.items():
         write_adapter(folder, part, source, dtype)
@@ -79,6 +77,9 @@ def check_classes(config: Path) -> None:
         lora.part_settings(config, part)  # says where there is none
         if (name := str(parts[part].get("class_path")).split(".")[-1]) != wanted:
             raise ValueError(f"{config}: the {part} is a {name}; `uae export` knows the formats of {wanted} only")
+    if codec := lora.part_settings(config, "decoder").get("codec"):
+        if (name := str(codec.get("class_path")).split(".")[-1]) not in CODECS:
+            raise ValueError(f"{config}: the codec is a {name}; `uae export` knows the formats of {CODECS} only")
 
 
 # ------------------------------------------------------------------------------------------------ adapters
@@ -155,25 +156,25 @@ def write_pipeline(folder: Path, decoder: SD3Decoder, dtype: torch.dtype | None)
     diffusers has no class for the linear codec of the scenes: its three tensors lie in `codec/`, for the card's code.
     """
     print("writing pipeline/", flush=True)
-    linear = isinstance(decoder.vae, PatchCodec)
+    codec, vae = decoder.codec.model, decoder.codec.pipeline_model()
     absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-    for model in (decoder.transformer, decoder.vae):
+    for model in (decoder.transformer, codec):
         nn.Module.to(model, dtype)  # the library's own `to` warns of rounding
     pipeline = StableDiffusion3Pipeline(
         transformer=decoder.transformer,
-        vae=None if linear else decoder.vae,
+        vae=vae,
         scheduler=decoder.scheduler,
         **dict.fromkeys(absent),
     )
     diffusers.logging.set_verbosity_error()  # it warns of each part that is absent
     pipeline.save_pretrained(folder)
     save_file({"pooled": decoder.pooled.cpu()}, folder / "pooled.safetensors", {"format": "pt"})
-    if linear:
-        codec = folder.with_name("codec")
-        codec.mkdir()
-        save_file(decoder.vae.state_dict(), codec / "model.safetensors", {"format": "pt"})
-        shapes = {name: decoder.vae.config[name] for name in ("patch_size", "scaling_factor", "shift_factor")}
-        (codec / "config.json").write_text(json.dumps(shapes, indent=1))
+    if vae is None:
+        beside = folder.with_name("codec")
+        beside.mkdir()
+        save_file(codec.state_dict(), beside / "model.safetensors", {"format": "pt"})
+        shapes = {name: codec.config[name] for name in ("patch_size", "scaling_factor", "shift_factor")}
+        (beside / "config.json").write_text(json.dumps(shapes, indent=1))
     forget_paths(folder)
 
 

@@ -22,9 +22,10 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.weight_files import verify
 from uae_lightning.run.loading import last_config, read_autoencoder
+from uae_lightning.run.spec import read_stage_yaml
+from uae_lightning.types import LoRA
 from uae_lightning.usage import UsageError
 
 FILES = {"encoder": "adapter_model.safetensors", "decoder": "pytorch_lora_weights.safetensors"}  # of `Component.save`
@@ -92,12 +93,12 @@ def history(run: Path, stages: list[Path], part: str) -> History:
         folder = stage / "weights" / part
         if not folder.is_dir():
             continue
-        settings = part_settings(stage / "config.yaml", part)
-        if settings.get("train") == "all":
+        learnt = learning(stage / "config.yaml", part)
+        if learnt == "all":
             return History(str(folder), stage.name, rounds)
-        if settings.get("train") == "lora":
-            rounds.insert(0, (stage.name, read_adapter(folder / FILES[part], settings)))
-        base = settings["path"]
+        if learnt is not None:
+            rounds.insert(0, (stage.name, read_adapter(folder / FILES[part], LoRA(**learnt))))
+        base = part_settings(stage / "config.yaml", part)["path"]
         if not any(Path(base).parts[-3:] == (earlier.name, "weights", part) for earlier in stages):
             break
     return History(base, None, rounds)
@@ -111,7 +112,12 @@ def part_settings(config: Path, part: str) -> dict[str, Any]:
         raise UsageError(f"{config} does not say what the {part} is: model.autoencoder.{part}") from error
 
 
-def read_adapter(file: Path, settings: dict[str, Any]) -> Adapter:
+def learning(config: Path, part: str) -> dict[str, Any] | str | None:
+    """What the YAML of a stage trains of a part: "all", the settings of a LoRA, or nothing."""
+    return (read_stage_yaml(config)["model"]["init_args"].get("learn") or {}).get(part)
+
+
+def read_adapter(file: Path, lora: LoRA) -> Adapter:
     """One round: its tensors, and the alpha that only the stage's YAML knows."""
     if not file.is_file():
         raise ValueError(f"{file} is missing: its stage trained a LoRA; run that stage again, or restore the file")
@@ -119,7 +125,6 @@ def read_adapter(file: Path, settings: dict[str, Any]) -> Adapter:
     state = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
     down = {name.removesuffix(DOWN): tensor for name, tensor in state.items() if name.endswith(DOWN)}
     up = {name.removesuffix(UP): tensor for name, tensor in state.items() if name.endswith(UP)}
-    lora = LoRA(**(settings.get("lora") or {}))
     if down.keys() != up.keys() or any(tensor.shape[0] != lora.rank for tensor in down.values()):
         raise ValueError(
             f"{file} does not hold an adapter of rank {lora.rank}, which the config.yaml of its stage says"

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from uae_lightning.models.adapters import LoRA
 from uae_lightning.models.loading import load
+from uae_lightning.types import LoRA
 
 SHARD = "5GB"
 RELEASED_LORA = LoRA(rank=32, alpha=64)  # demo.py; the files of llm_lora do not say

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -13,47 +12,42 @@ from torch import Tensor, nn
 
 from uae_lightning.models.lora_product import use_one_product
 from uae_lightning.models.quantization import dequantized, is_quantized
-from uae_lightning.ranges import Count, checked
+from uae_lightning.types import LoRA
 
 
-@checked
-@dataclass
-class LoRA:
-    """Low-rank adapters (arXiv 2106.09685).
-
-    Args:
-        rank: of the update matrices.
-        alpha: the update is scaled by alpha / rank.
-        targets: a regular expression on full module names, or a list of name endings.
-        init: peft's `init_lora_weights`; "gaussian" is the released UAE's.
-    """
-
-    rank: Count = 32
-    alpha: Count = 64
-    targets: str | list[str] | None = None
-    init: str = "gaussian"
-
-    def config(self, default_targets: str | list[str]) -> LoraConfig:
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=self.targets or default_targets,
-            init_lora_weights=self.init,
-            lora_dropout=0.0,  # dropout would make the ratio of new to old policy differ from 1 on policy
-        )
+def lora_config(lora: LoRA, default_targets: str | list[str]) -> LoraConfig:
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets or default_targets,
+        init_lora_weights=lora.init,
+        lora_dropout=0.0,  # dropout would make the ratio of new to old policy differ from 1 on policy
+    )
 
 
-def add_lora(model: nn.Module, lora: LoRA, default_targets: str | list[str], *, one_product: bool = True) -> None:
+def add_lora(
+    model: nn.Module,
+    lora: LoRA,
+    default_targets: str | list[str],
+    random_state: Tensor,
+    *,
+    one_product: bool = True,
+) -> None:
     """Freeze `model` and inject trainable fp32 adapters in place.
 
     Args:
+        random_state: of the CPU, from which they are drawn; that of the process stays as it is.
         one_product: compute as `lora_product` does where that is sound; not in blocks that are to share compiled code.
 
     Raises:
-        ValueError: no module matches `targets`.
+        ValueError: no module matches `targets`, or there are adapters already.
     """
+    if lora_layers(model):
+        raise ValueError(f"{type(model).__name__} has adapters already: a part is adapted once")
     model.requires_grad_(False)
-    inject_adapter_in_model(lora.config(default_targets), model)
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(random_state)
+        inject_adapter_in_model(lora_config(lora, default_targets), model)
     if one_product:
         use_one_product(model)
     for name, parameter in model.named_parameters():

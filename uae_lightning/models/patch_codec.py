@@ -1,4 +1,4 @@
-"""A linear latent codec: principal components of non-overlapping pixel patches, behind the interface of AutoencoderKL.
+"""A linear latent codec: principal components of non-overlapping pixel patches, in files as diffusers writes its own.
 
 The embedded default uses it because it needs no gradient training and a convolutional VAE is dear on a CPU.
 """
@@ -7,24 +7,9 @@ from __future__ import annotations
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 from torch.nn import functional as F
-
-
-class _Exact:
-    """The "distribution" of a deterministic encoder."""
-
-    def __init__(self, mean: Tensor) -> None:
-        self.mean = mean
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mean
 
 
 class PatchCodec(ModelMixin, ConfigMixin):
@@ -34,7 +19,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
         patch_size: side of a patch in pixels.
         latent_channels: principal components kept.
         whitening: 0 leaves the components' own scale, 1 gives each unit variance.
-        scaling_factor, shift_factor: as in AutoencoderKL; the caller applies them.
+        scaling_factor, shift_factor: as in AutoencoderKL; `codecs.LinearCodec` applies them.
     """
 
     @register_to_config
@@ -65,15 +50,13 @@ class PatchCodec(ModelMixin, ConfigMixin):
         self.scale.copy_(scale / (scale * variance[keep].sqrt()).mean())
         self.components.copy_(vectors[:, keep].T)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[_Exact]:
+    def encode(self, images: Tensor) -> Tensor:
         size = self.config.patch_size
-        rows = F.unfold(x, size, stride=size) - self.mean[:, None]  # [N, 3 p p, patches]
+        rows = F.unfold(images, size, stride=size) - self.mean[:, None]  # [N, 3 p p, patches]
         latents = (self.components @ rows) * self.scale[:, None]
-        latents = latents.unflatten(2, (x.shape[2] // size, x.shape[3] // size))
-        return AutoencoderKLOutput(latent_dist=_Exact(latents)) if return_dict else (_Exact(latents),)
+        return latents.unflatten(2, (images.shape[2] // size, images.shape[3] // size))
 
-    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+    def decode(self, latents: Tensor) -> Tensor:
         size = self.config.patch_size
-        rows = self.components.T @ (z.flatten(2) / self.scale[:, None]) + self.mean[:, None]
-        images = F.fold(rows, (z.shape[2] * size, z.shape[3] * size), size, stride=size)
-        return DecoderOutput(sample=images) if return_dict else (images,)
+        rows = self.components.T @ (latents.flatten(2) / self.scale[:, None]) + self.mean[:, None]
+        return F.fold(rows, (latents.shape[2] * size, latents.shape[3] * size), size, stride=size)

@@ -23,14 +23,9 @@ def quantize_linears(model: nn.Module, blocks: Iterable[nn.Module], quantization
 
     Embeddings, norms and the head lie outside the blocks: they are small, and wrong most easily. Without weights the
     layers stay as they are and carry the word in `quantization`.
-
-    Raises:
-        ValueError: the model is to be trained in full.
     """
     if quantization == "none":
         return
-    if any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"quantization: {quantization} is for frozen weights: set `train` to 'lora' or 'nothing'")
     # bitsandbytes rounds inputs to fp16 on the way to int8 and says so at every layer of every pass
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for block in blocks:

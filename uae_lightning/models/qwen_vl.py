@@ -21,7 +21,7 @@ from transformers.utils import is_flash_attn_2_available
 from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.control_tokens import ForeignText
 from uae_lightning.models.loading import load, reading
 from uae_lightning.models.lora_product import merged_while
@@ -32,7 +32,7 @@ from uae_lightning.models.token_sampling import end_tokens, is_end, sample_token
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve, weightless
 from uae_lightning.ranges import Count, checked
-from uae_lightning.types import Captions
+from uae_lightning.types import Captions, Learning, LoRA
 
 # released code of UAE: the prompt P of Unified-GRPO and the system line of the decoder's template
 CAPTION_SYSTEM = "You are an expert vision-language model."
@@ -68,9 +68,6 @@ class QwenVLEncoder(Encoder):
 
     Args:
         path: folder or hub id in the layout of transformers.
-        train: "nothing", or "lora" on the linear layers of the text decoder; the vision tower is always frozen
-            (paper: unfreezing it collapsed).
-        lora: settings of the adapters where `train` is "lora".
         dtype: of the frozen weights; adapters are float32.
         quantization: of the linear layers in the blocks, "8bit" or "4bit" (NF4) by bitsandbytes.
         attention: "sdpa", "eager", or "flash_attention_2", which needs the flash-attn package.
@@ -87,8 +84,6 @@ class QwenVLEncoder(Encoder):
     def __init__(
         self,
         path: str,
-        train: Literal["nothing", "lora"] = "nothing",
-        lora: LoRA | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         quantization: Quantization = "none",
         attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
@@ -111,8 +106,6 @@ class QwenVLEncoder(Encoder):
         )  # fmt: skip
         self.model.requires_grad_(False)
         quantize_linears(self.model, self.blocks(), quantization)
-        if train == "lora":
-            add_lora(self.model, lora or LoRA(), TEXT_LINEARS)
         if checkpoint_activations:
             checkpoint_blocks(self.blocks())
         config = self.model.config
@@ -161,6 +154,20 @@ class QwenVLEncoder(Encoder):
 
     def blocks(self) -> list[nn.Module]:
         return [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
+
+    def adapt(self, learning: Learning) -> None:
+        """A LoRA on the linear layers of the text decoder where its `targets` name nothing else; the vision tower stays
+        frozen (paper: unfreezing it collapsed)."""
+        if learning == "all":
+            raise ValueError(
+                "QwenVLEncoder learns by a LoRA alone: set model.init_args.learn.encoder to {rank: 32, alpha: 64}"
+            )
+        self.model.requires_grad_(False)
+        if isinstance(learning, LoRA):
+            add_lora(self.model, learning, TEXT_LINEARS, self.random_state)
+
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return super().fingerprint(adapters) | {"caption template": self.generate_prompt("CAPTION")}
 
     # ----------------------------------------------------------------- image -> caption
 

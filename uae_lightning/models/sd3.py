@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
@@ -19,17 +18,17 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from uae_lightning.algorithms import flow
 from uae_lightning.files import replacing
-from uae_lightning.interfaces import FlowDecoder
+from uae_lightning.interfaces import Codec, FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import LoRA, adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.attention import use_masked_attention
+from uae_lightning.models.codecs import codec_of
 from uae_lightning.models.loading import check_texts, load, read_object, reading
-from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.paths import resolve, weightless
 from uae_lightning.ranges import Count, checked
-from uae_lightning.types import Conditioning
+from uae_lightning.types import Conditioning, Learning, LoRA
 
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # the CLIPs; T5 is not used
 FOLDERS = ("transformer", "vae", "scheduler", *TEXT_ENCODERS, *TEXT_ENCODERS.values())
@@ -52,8 +51,7 @@ class SD3Decoder(FlowDecoder):
             embedding of the empty prompt (released UAE) in `pooled.safetensors`. Where that file is missing it is
             computed once from the CLIP text encoders and kept there; where they are missing too, it is zero.
         resolution: side of the pictures in pixels.
-        train: "nothing", "all" weights of the transformer, or a LoRA with the settings of `lora`.
-        lora: settings of the adapters where `train` is "lora".
+        codec: None is that in `vae/`, in `dtype`.
         dtype: of the frozen weights; weights trained in full are kept in float32.
         quantization: of the linear layers in the blocks, "8bit" or "4bit" (NF4) by bitsandbytes.
         attention: a backend of diffusers, such as "native" (torch's) or "flash_varlen".
@@ -65,16 +63,15 @@ class SD3Decoder(FlowDecoder):
 
     Raises:
         FileNotFoundError: `path` names no model that can be had.
-        ValueError: the attention backend cannot be used, the model cannot draw at that resolution, weights are damaged
-            or incomplete, or a config is of another model or asks for what is not computed here.
+        ValueError: the attention backend cannot be used, the model cannot draw at that resolution or with that codec,
+            weights are damaged or incomplete, or a config is of another model or asks for what is not computed here.
     """
 
     def __init__(
         self,
         path: str,
         resolution: Count = 1024,
-        train: Literal["nothing", "all", "lora"] = "nothing",
-        lora: LoRA | None = None,
+        codec: Codec | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         quantization: Quantization = "none",
         attention: str = "native",
@@ -84,42 +81,62 @@ class SD3Decoder(FlowDecoder):
         sigma_spacing: Literal["sd3", "even"] = "sd3",
     ) -> None:
         super().__init__()
-        folder = resolve(path, FILES)
-        self.dtype = torch.float32 if train == "all" else to_dtype(dtype)
-        self.transformer = load(SD3Transformer2DModel, folder, self.dtype, "transformer")
-        self.transformer.requires_grad_(train == "all")
+        self.folder, self.dtype = resolve(path, FILES), to_dtype(dtype)
+        self.quantization, self.compiled = quantization, compile
+        self.transformer = load(SD3Transformer2DModel, self.folder, self.dtype, "transformer").requires_grad_(False)
         use_masked_attention(self.transformer, attention, masked=mask_padding)
         quantize_linears(self.transformer, self.blocks(), quantization)
-        if train == "lora":
-            add_lora(self.transformer, lora or LoRA(), ATTENTION_PROJECTIONS, one_product=not compile)
         if checkpoint_activations:
             checkpoint_blocks(self.blocks())
         if compile:
             for block in self.blocks():  # graphs serve all blocks that are alike; a whole transformer takes minutes
                 block.compile()
-        self.vae = _load_vae(folder, to_dtype(dtype)).requires_grad_(False)
-        self.scheduler = load_scheduler(folder)
+        self.codec = codec_of(self.folder, dtype) if codec is None else codec
+        self.scheduler = load_scheduler(self.folder)
         self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing
-        self.register_buffer("pooled", empty_prompt_embedding(folder, self.transformer.config.pooled_projection_dim))
-        self.conditioning_size = self.transformer.config.joint_attention_dim
-        pixels = _downsampling(self.vae)  # that a latent stands for, in each direction
-        unit, most = pixels * self.transformer.config.patch_size, self.transformer.config.pos_embed_max_size
-        if resolution % unit or resolution > unit * most:
-            raise ValueError(f"resolution must be a multiple of {unit}, at most {unit * most} px, got {resolution}")
-        side = resolution // pixels
-        self.latent_shape = (self.transformer.config.in_channels, side, side)
+        config = self.transformer.config
+        self.register_buffer("pooled", empty_prompt_embedding(self.folder, config.pooled_projection_dim))
+        self.image_size, self.conditioning_size = resolution, config.joint_attention_dim
+        self._check_codec()
+
+    def _check_codec(self) -> None:
+        """Raises ValueError where codec, transformer and resolution do not fit."""
+        config, codec = self.transformer.config, self.codec
+        if codec.channels != config.in_channels:
+            raise ValueError(
+                f"codec and transformer do not fit: the latents of {type(codec).__name__} have {codec.channels} "
+                f"channels, the transformer takes {config.in_channels}; give model.autoencoder.decoder.codec another, "
+                "or model.autoencoder.decoder.path a transformer that was trained on it"
+            )
+        unit, most = codec.downsampling * config.patch_size, config.pos_embed_max_size
+        if self.image_size % unit or self.image_size > unit * most:
+            raise ValueError(
+                f"resolution must be a multiple of {unit}, at most {unit * most} px, got {self.image_size}"
+            )
 
     def blocks(self) -> list[nn.Module]:
         return list(self.transformer.transformer_blocks)
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        vae_input = (2 * images - 1).to(self.vae.dtype)
-        latents = self.vae.encode(vae_input).latent_dist.mode().float()
-        return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+    def adapt(self, learning: Learning) -> None:
+        """All weights of the transformer, or a LoRA on its attention where its `targets` name nothing else."""
+        if learning == "all":
+            self._make_exact()
+        self.transformer.requires_grad_(learning == "all")
+        if isinstance(learning, LoRA):
+            targets, one_product = ATTENTION_PROJECTIONS, not self.compiled
+            add_lora(self.transformer, learning, targets, self.random_state, one_product=one_product)
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return (self.vae.decode(latents.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+    def _make_exact(self) -> None:
+        """Takes the transformer to float32, from the files where its weights were rounded."""
+        if self.quantization != "none":
+            raise ValueError(
+                f"quantization: {self.quantization} is for frozen weights: set model.autoencoder.decoder.quantization "
+                "to none, or model.init_args.learn.decoder to a LoRA"
+            )
+        if self.dtype != torch.float32:
+            exact = load(SD3Transformer2DModel, self.folder, torch.float32, "transformer")
+            self.transformer.load_state_dict(exact.state_dict(), assign=True)
+            self.dtype = torch.float32
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:
         if conditioning is None:  # one zero state: the text embedder's bias is the learned null token
@@ -155,7 +172,7 @@ class SD3Decoder(FlowDecoder):
             model = SD3Transformer2DModel.from_config(self.transformer.config)
         model.load_state_dict(state, assign=True)
         model.save_pretrained(folder / "transformer")
-        self.vae.save_pretrained(folder / "vae")
+        self.codec.save(folder / "vae")
         self.scheduler.save_pretrained(folder / "scheduler")
         save_file({"pooled": self.pooled.cpu()}, folder / "pooled.safetensors")
         if lora_layers(self.transformer):
@@ -168,20 +185,6 @@ class SD3Decoder(FlowDecoder):
                 folder, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
             )
         seal(folder)
-
-
-def _load_vae(folder: Path, dtype: torch.dtype) -> ModelMixin:
-    kinds = {"AutoencoderKL": AutoencoderKL, "PatchCodec": PatchCodec}
-    try:
-        name = read_object(folder / "vae" / "config.json")["_class_name"]
-    except (OSError, KeyError):  # `load` says what is wrong
-        name = "AutoencoderKL"
-    if name not in kinds:
-        raise ValueError(f"{folder}/vae: class {name!r} is not one of {sorted(kinds)}")
-    vae = load(kinds[name], folder, dtype, "vae")
-    if name == "AutoencoderKL":
-        vae.enable_slicing()  # one picture at a time: at 512 px each takes about a gigabyte
-    return vae
 
 
 def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
@@ -207,10 +210,6 @@ def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
     if not isinstance(shift, int | float) or not 0 < shift < float("inf"):
         raise ValueError(f"{file}: shift must be a positive number, got {json.dumps(shift)}")
     return FlowMatchEulerDiscreteScheduler(shift=shift)
-
-
-def _downsampling(vae: ModelMixin) -> int:
-    return vae.config.patch_size if isinstance(vae, PatchCodec) else 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def empty_prompt_embedding(folder: Path, size: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from uae_lightning.interfaces import Component, Projector
+from uae_lightning.interfaces import Component
 from uae_lightning.parallel.collectives import rank
 
 
@@ -56,7 +56,7 @@ def shard(part: Component, mesh: DeviceMesh, precision: str = "32-true") -> None
 def holders(part: Component) -> list[nn.Module]:
     """The modules with a list of blocks as a child; a projector has no blocks and is called itself."""
     blocks = set(part.blocks())
-    if not blocks and isinstance(part, Projector):
+    if not blocks and part.entered_by_call:
         return [part] if any(parameter.requires_grad for parameter in part.parameters()) else []
     lists = [module for module in part.modules() if isinstance(module, nn.ModuleList) and blocks & set(module)]
     return [module for module in part.modules() if any(child in lists for child in module.children())]

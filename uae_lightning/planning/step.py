@@ -131,8 +131,7 @@ class Step:
         self.average = [torch.empty_like(parameter, dtype=torch.float32) for parameter in self.trained]
 
     def _side(self) -> int:
-        with torch.no_grad():
-            return self.stage.decoder.decode_latents(torch.empty(1, *self.stage.decoder.latent_shape)).shape[-1]
+        return self.stage.decoder.image_size
 
     def _batch(self, pictures: int, side: int) -> Batch:
         texts = [caption(self.stage.captioning.max_new_tokens, row) for row in range(pictures)]

@@ -20,6 +20,9 @@ OF_THE_AUTOENCODER = (
 )  # fmt: skip
 
 
+LEARNING = r"""Option '(?:train|lora)\b[\w.]*' is not accepted|arguments: --(?:train|lora)\b"""
+
+
 def of_version_1(message: str) -> str | None:
     """What an error about a name of 0.1 should say; None where there is no such name in it."""
     for old, new in CLASSES.items():
@@ -29,4 +32,9 @@ def of_version_1(message: str) -> str | None:
         if re.search(rf"Option '{name}\b[\w.]*' is not accepted", message):
             now = f"model.init_args.autoencoder.{name}"
             return f"model.init_args.{name} is of version 0.1: it is {now} now (CHANGELOG.md)"
+    if (part := re.search(r'Parser key "(encoder|decoder)"', message)) and re.search(LEARNING, message):
+        return (
+            f"train and lora of the {part[1]} are of version 0.1: the stage says what learns now, "
+            f"model.init_args.learn.{part[1]}: all, or the settings of a LoRA (CHANGELOG.md)"
+        )
     return None

@@ -33,7 +33,7 @@ from uae_lightning.parallel.collectives import (
 from uae_lightning.parallel.sharding import shard
 from uae_lightning.ranges import Limit, Positive, Seed, checked
 from uae_lightning.stages.auxiliary import Auxiliary
-from uae_lightning.types import Batch, RewardInput, RewardOutput, Sampling, ValidationOutput
+from uae_lightning.types import Batch, Learn, RewardInput, RewardOutput, Sampling, ValidationOutput
 
 OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
 OF_AUXILIARIES = 1_000_000  # their randomness is for no other purpose
@@ -44,7 +44,8 @@ class Stage(L.LightningModule):
     """Base of the stages.
 
     Args:
-        autoencoder: what is trainable in its parts is what the stage trains.
+        autoencoder: the parts.
+        learn: what is trained of each part, such as {projector: all, decoder: {rank: 32, alpha: 64}}.
         optimizer: called with the trainable parameters.
         max_grad_norm: gradients are clipped to it, those of float16 once their loss scale is taken out; infinity clips
             none.
@@ -54,16 +55,17 @@ class Stage(L.LightningModule):
         auxiliaries: further losses, each added to every gradient step with its weight.
 
     Raises:
-        ValueError: the parts have nothing to train.
+        ValueError: a part cannot learn in that way, or not in this stage.
     """
 
-    trained: tuple[str, ...] = ()  # components whose weights this stage hands on
+    trained: tuple[str, ...] = ()  # components that can learn here, and whose weights this stage hands on
     trains_from_cache = False  # on `uae_lightning.data.cached.CachedData`
     batches_seen: Tensor  # [] of the run so far, kept in checkpoints
 
     def __init__(
         self,
         autoencoder: AutoEncoder,
+        learn: Learn = Learn(),  # noqa: B008  nobody writes to it
         optimizer: OptimizerCallable = torch.optim.AdamW,
         max_grad_norm: Limit = 1.0,
         seed: Seed = 0,
@@ -72,6 +74,7 @@ class Stage(L.LightningModule):
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        self._adapt(learn)
         self.optimizer, self.max_grad_norm, self.seed = optimizer, max_grad_norm, seed
         self.learning_rates, self.auxiliaries = learning_rates or {}, auxiliaries or []
         for auxiliary in self.auxiliaries:
@@ -82,6 +85,15 @@ class Stage(L.LightningModule):
         self.grad_norm, self.overflows = 0.0, 0  # of the last step; steps in a row that float16 had no numbers for
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is as strict about that
+
+    def _adapt(self, learn: Learn) -> None:
+        for name, part in self.autoencoder.parts.items():
+            part.adapt(vars(learn)[name])
+        if others := [name for name, how in vars(learn).items() if how is not None and name not in self.trained]:
+            raise ValueError(
+                f"{type(self).__name__} trains {' and '.join(self.trained)}: set model.init_args.learn.{others[0]} to "
+                "null, or take another stage"
+            )
 
     @property
     def encoder(self) -> Encoder | None:
@@ -127,8 +139,8 @@ class Stage(L.LightningModule):
         parameters = [p for p in self.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(
-                f"{type(self).__name__} has nothing to train: set `train` to 'lora' (or 'all') in the init_args of "
-                f"{' or '.join(self.trained)}"
+                f"{type(self).__name__} has nothing to train: set model.init_args.learn, such as "
+                f"{{{self.trained[-1]}: {{rank: 32, alpha: 64}}}}, of {' or '.join(self.trained)}"
             )
         optimizer = self.optimizer(self.parameter_groups() if self.learning_rates else parameters)
         if type(optimizer).__module__.startswith("bitsandbytes") and isinstance(parameters[0], DTensor):
@@ -268,7 +280,7 @@ class Stage(L.LightningModule):
         if missing := sorted(self._trained_names() - checkpoint["state_dict"].keys()):
             raise ValueError(
                 f"the checkpoint has no {missing[0]} ({len(missing)} trained weights are missing): it was written with "
-                "other settings of `train` or `lora`; resume with those, or start the stage anew with --overwrite"
+                "other settings of `learn`; resume with those, or start the stage anew with --overwrite"
             )
 
     def _trained_names(self) -> set[str]:

@@ -57,7 +57,6 @@ class DecoderPretrain(Stage):
         self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
         self.loss_weighting, self.precondition_outputs = loss_weighting, precondition_outputs
         self.condition_dropout = condition_dropout
-        self.projector.requires_grad_(True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = flow_matching(

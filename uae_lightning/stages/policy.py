@@ -46,7 +46,6 @@ class PolicyStage(Stage):
         super().__init__(*args, **parts)
         self.automatic_optimization = False
         self.updates_per_batch, self.update_parts = updates_per_batch, update_parts
-        self.projector.requires_grad_(False)
 
     @property
     def policy(self) -> Any:

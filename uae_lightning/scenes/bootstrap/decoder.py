@@ -72,8 +72,10 @@ def train_decoder(
     start = work / "start"
     if not (start / "projector" / "model.safetensors").exists():
         build_parts(start, seed, reader.hidden_size)
-    decoder = SD3Decoder(str(start / "decoder"), resolution=64, train="all", sigma_spacing="even")
+    decoder = SD3Decoder(str(start / "decoder"), resolution=64, sigma_spacing="even")
     projector = MLPProjector(str(start / "projector"))
+    for part in (decoder, projector):
+        part.adapt("all")
     task = _DecoderTask(reader, projector, decoder, batch_size, seed, work / "samples.png")
     trained = nn.ModuleList([projector, decoder])
     seconds = train(trained, task.loss, steps=steps, lr=1.5e-3, work=work, report=task.report)
