@@ -30,6 +30,7 @@ DESCRIPTION = """\
 Runs the stages that a YAML lists, one after the other, and writes summary.json and report.html.
 
     name: demo                        the run goes to runs/demo
+    seed_everything: 0                of all stages and their data, also --seed_everything 1 (may be left out)
     stages:
       - name: encoder_rl              a folder in it
         config: encoder_rl.yaml       the stage's YAML, looked up next to this one; [a.yaml, b.yaml] lays b over a

@@ -37,8 +37,8 @@ from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.masking import masked
-from uae_lightning.run.moved import of_version_1
-from uae_lightning.run.settings import check_resumed
+from uae_lightning.run.moved import check_seeds, of_version_1
+from uae_lightning.run.settings import check_resumed, leaves
 from uae_lightning.run.spec import included, read_stage_yaml
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
@@ -64,7 +64,6 @@ CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO make
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are Lightning's other names
 FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only NaN is refused
-    "seed_everything": ranges.Seed,
     "model.init_args.optimizer.init_args.lr": ranges.Positive,
     "trainer.max_steps": ranges.CountOrEndless,
     "trainer.max_epochs": ranges.CountOrEndless,
@@ -106,7 +105,6 @@ class StageCLI(LightningCLI):
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=None,  # Lightning's comes after the first event file, see `before_fit`
             parser_kwargs={"prog": "uae", **parser}
@@ -120,10 +118,17 @@ class StageCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the one seed: of weights that start at random, of noise and captions, and of the data."""
+        help_ = "of weights that start at random, of noise and captions, and of the data (default: 0)"
+        parser.add_argument("--seed_everything", type=ranges.Seed, default=0, help=help_)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=run_folder.checkpoints)
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -293,8 +298,10 @@ def parse_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -
 @contextmanager
 def command_line(args: list[str]) -> Iterator[None]:
     """`sys.argv` as if `uae ARGS` had been typed: Lightning starts the other ranks of a stage with that command."""
+    check_seeds(word.partition("=")[0].lstrip("-") for word in args)
     for name in configs_of(args):
-        read_stage_yaml(Path(name))  # here, since jsonargparse names no file and quotes what is in it
+        content = read_stage_yaml(Path(name))  # here, since jsonargparse names no file and quotes what is in it
+        check_seeds((key for key, _ in leaves(content)), f"{name}: ")
     before, sys.argv = sys.argv, [sys.argv[0], *args]
     try:
         yield

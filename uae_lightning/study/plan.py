@@ -196,8 +196,7 @@ def check_number(name: str, of: type, value: Any) -> None:
 
 def seeded(stage: StageSpec, seed: int) -> StageSpec:
     """The stage with another seed for its data, noise and initial adapters; the held-out pictures stay the same."""
-    seeds = dict.fromkeys(("seed_everything", "model.init_args.seed", "data.init_args.seed"), seed)
-    return replace(stage, options=stage.options | seeds)
+    return replace(stage, options=stage.options | {"seed_everything": seed})
 
 
 # ------------------------------------------------------------------------------------------------ what a stage costs
