@@ -52,7 +52,7 @@ from uae_lightning.files import write_json
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.run import folder as run_folder
-from uae_lightning.run.evaluation import build_evaluation, parse_evaluation
+from uae_lightning.run.compiled import build_evaluation, parse_evaluation
 from uae_lightning.run.provenance import provenance
 from uae_lightning.run.spec import EvaluationSpec
 from uae_lightning.stages.common import PolicyStage

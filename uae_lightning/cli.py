@@ -22,7 +22,7 @@ from uae_lightning.usage import UsageError, closest
 
 COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
     "init": ("copy the YAMLs that come with the package to a folder of yours", "commands.init"),
-    "run": ("the stages of a YAML, one after the other, then report.html and summary.json", "pipeline"),
+    "run": ("the stages of a YAML, one after the other, then report.html and summary.json", "commands.run"),
     "plan": (
         "parameters, memory and time of each stage, and whether a card holds it, before anything is loaded",
         "commands.plan",

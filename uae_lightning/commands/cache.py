@@ -98,7 +98,7 @@ def load(fit_options: list[str]) -> tuple[AutoEncoder, ImageTextData, Trainer]:
     from jsonargparse import Namespace
 
     from uae_lightning.autoencoder import AutoEncoder
-    from uae_lightning.run.evaluation import build
+    from uae_lightning.run.compiled import build
     from uae_lightning.run.stage_cli import errors_explained, parse_stage, quiet
 
     quiet()

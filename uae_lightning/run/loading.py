@@ -89,7 +89,7 @@ def last_config(run: Path, stages: Sequence[Path]) -> Path:
 
 def build_autoencoder(config: Path, settings: dict[str, Any]) -> AutoEncoder:
     from uae_lightning.autoencoder import AutoEncoder
-    from uae_lightning.run.evaluation import build
+    from uae_lightning.run.compiled import build
     from uae_lightning.run.stage_cli import quiet
 
     if not config.is_file():

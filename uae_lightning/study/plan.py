@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from uae_lightning import ranges
-from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
+from uae_lightning.run.compiled import StageRun
 from uae_lightning.run.spec import (
     StageSpec,
     check_keys,
@@ -232,7 +232,7 @@ def decoder_forwards(stage: StageSpec) -> int:
     except UsageError:
         raise
     except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:  # unchecked
-        check_stage(stage, [])  # says what is wrong, which takes seconds
+        StageRun(stage).check()  # says what is wrong, which takes seconds
         raise UsageError(f"stage {stage.name} ({stage.config}): its cost cannot be counted ({error!r})") from error
 
 

@@ -15,9 +15,9 @@ import yaml
 from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.files import check_writable
 from uae_lightning.paths import resolve
-from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
 from uae_lightning.run import folder as run_folder
+from uae_lightning.run.compiled import StageRun
 from uae_lightning.run.masking import masked_command
 from uae_lightning.run.spec import StageSpec, read_stage_yaml
 from uae_lightning.study.jobs import Desk, Job, Runner
@@ -97,7 +97,7 @@ def check(desk: Desk, arms: list[Arm], seeds: Iterable[int]) -> None:
     for arm in arms:
         for stage in arm.stages:
             if any(f"seed-{seed}/{arm.name}/{stage.name}" in left for seed in seeds):
-                check_stage(seeded(stage, 0), [])
+                StageRun(seeded(stage, 0)).check()
 
 
 def clear_stale(desk: Desk, *, overwrite: bool) -> None:
