@@ -33,8 +33,8 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
         "measure a run, or the weights it starts from, by judges that were not the reward",
         "commands.evaluate",
     ),
-    "study": ("runs with several seeds, evaluated and compared: docs/results.md", "study.run"),
-    "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", "scenes.bootstrap"),
+    "study": ("runs with several seeds, evaluated and compared: docs/results.md", "commands.study"),
+    "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", "commands.bootstrap"),
     "reconstruct": ("caption pictures and draw them again from the caption", "commands.reconstruct"),
     "generate": ("draw pictures from texts", "commands.generate"),
     "export": (

@@ -17,6 +17,7 @@ from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.files import recover, write_json
 from uae_lightning.parallel.launch import Followers
 from uae_lightning.parallel.locking import locked
+from uae_lightning.report.page import write_report
 from uae_lightning.report.summary import one_line, stage_record, summarise
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import Run, StageRun, Weights
@@ -51,6 +52,7 @@ def run_stages(run: Run, options: argparse.Namespace, command: str, others: Foll
             if index == len(run.stages) - 1:
                 evaluate(run, "end", command)
             summarise(run.folder)
+            write_report(run.folder)
         others.tell(None)
 
 

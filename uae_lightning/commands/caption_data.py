@@ -106,7 +106,8 @@ def main(args: list[str]) -> None:
 
 
 def opened(options: argparse.Namespace):
-    from uae_lightning.data.sources import Columns, open_source
+    from uae_lightning.data.opening import open_source
+    from uae_lightning.data.sources import Columns
 
     return open_source(options.source, Columns(options.image_column, caption=""))  # captions it may have are not read
 

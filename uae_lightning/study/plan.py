@@ -42,7 +42,9 @@ from uae_lightning.run.spec import (
     read_stage_yaml,
     read_yaml,
 )
+from uae_lightning.stages.common import Stage
 from uae_lightning.study.claims import Claim, read_claim
+from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError, closest
 
 START = "start"  # the name of the untrained weights among the arms
@@ -257,9 +259,6 @@ def forwards_of(name: str, settings: dict[str, Any]) -> int:
 
 def settings_of(stage: StageSpec) -> dict[str, Any]:
     """A stage's YAML with its options, and the defaults of its class, but unchecked: parsing takes seconds."""
-    from uae_lightning.stages.common import Stage
-    from uae_lightning.types import Sampling
-
     configs = map(read_stage_yaml, (stage.config, *stage.overlays))
     settings = functools.reduce(overlaid, configs)
     for key, value in stage.options.items():
