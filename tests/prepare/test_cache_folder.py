@@ -13,7 +13,7 @@ from uae_lightning.data.cache_shards import Entry, Header, inspect_all, read_ent
 from uae_lightning.data.cached import CachedData
 from uae_lightning.files import PARTIAL
 from uae_lightning.prepare.cache_folder import claimed
-from uae_lightning.prepare.cache_writing import Part
+from uae_lightning.prepare.part import Part
 from uae_lightning.usage import UsageError
 
 HEADER = Header({"resolution in pixels": "16", "precision": "32-true"}, "uae cache --config a.yaml --to b")

@@ -14,11 +14,11 @@ from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.report.charts import Band, Line, line_chart, smoothed
 from uae_lightning.report.evaluation import evaluation_section
 from uae_lightning.report.pictures import before_after, gallery, gallery_columns, hero_section
-from uae_lightning.report.style import STYLE
 from uae_lightning.report.summary import in_brackets
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_text
 
+STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 BLUE, GREEN, ORANGE = "#2563a8", "#2f7d4f", "#b4632a"
 
 TRAINING_CURVES = ("train/loss", "train/reward", "train/reward_std", "train/grad_norm")  # and policy/*
@@ -87,7 +87,7 @@ def write_report(run: Path) -> Path:
     ]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>UAE: {escape(record["name"])}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>\n{STYLE}</style></head>\n'
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
     path = run / "report.html"
