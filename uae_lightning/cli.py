@@ -46,7 +46,7 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
         ".commands.caption_data",
     ),
     "cache": ("latents and caption states of your pictures, computed once for stage 1", ".commands.cache"),
-    "import-release": ("weights of the authors of UAE -> folders to start from", ".exchange.release"),
+    "import-release": ("weights of the authors of UAE -> folders to start from", ".commands.import_release"),
 }
 
 EXAMPLES = """\

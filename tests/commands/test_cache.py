@@ -271,11 +271,11 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(loaded, straight: Path, t
 def test_a_full_disk_is_named_also_where_no_shard_is_written(
     parts_folder: Path, photos: Path, tmp_path, monkeypatch, capsys
 ):
-    # red without `enough_space` in command.main: OSError is no error that main explains
+    # red without `enough_space` in commands.cache.main: OSError is no error that main explains
     def full(path: Path, value) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(command, "write_json", full)
+    monkeypatch.setattr(cache_pass, "write_json", full)
     assert main(["cache", *fit_options(parts_folder, photos), f"--to={tmp_path / 'cache'}"]) == 1
     assert "no space is left for" in capsys.readouterr().err and keys(tmp_path / "cache")
 

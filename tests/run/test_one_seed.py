@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from uae_lightning.commands.run import parse
 from uae_lightning.run import spec as run_spec
 from uae_lightning.run.settings import check_resumed
 from uae_lightning.run.stage_cli import parse_stage
@@ -29,6 +30,15 @@ def test_the_seed_of_a_run_is_that_of_its_stages_unless_they_have_their_own(tmp_
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     stages = run_spec.read_run(tmp_path / "run.yaml").stages
     assert [stage.options["seed_everything"] for stage in stages] == [5, 6]
+
+
+def test_uae_run_takes_it_for_all_stages():
+    # red with the option left out of the overrides; without it in the parser no close name is offered
+    _, overrides = parse(["--config", "run.yaml", "--seed_everything", "7", "--trainer.max_steps=2"])
+    assert overrides == ["--trainer.max_steps=2", "--seed_everything=7"]
+    for word, words in (("--seed=7", "did you mean --seed_everything"), ("--seed_everything=-1", "from 0 to 4294967")):
+        with pytest.raises(UsageError, match=words):
+            parse(["--config", "run.yaml", word])
 
 
 def test_the_data_may_do_without():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from uae_lightning.ranges import Seed
 from uae_lightning.run.masking import masked_command
 from uae_lightning.run.spec import add_overlays, read_run
 from uae_lightning.usage import Parser
@@ -58,6 +59,7 @@ def parse(args: list[str]):
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the run goes instead of runs/NAME")
     parser.add_argument("--resume", action="store_true", help="keep finished stages, continue a half-finished one")
     parser.add_argument("--overwrite", action="store_true", help="start again in a folder that holds a run")
+    parser.add_argument("--seed_everything", type=Seed, metavar="N", help="of all stages and their data")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--from", dest="start", metavar="STAGE", help="redo that stage and all later ones, keeping the earlier ones"
@@ -69,6 +71,8 @@ def parse(args: list[str]):
     if options.resume and options.overwrite:
         parser.error("--resume continues and --overwrite starts again: choose one")
     overrides = pair_up(parser, rest)
+    if options.seed_everything is not None:
+        overrides.append(f"--seed_everything={options.seed_everything}")
     if options.config is None:
         parser.error("name the YAML of a run with --config")
     return options, overrides
@@ -79,7 +83,7 @@ def pair_up(parser: Parser, rest: list[str]) -> list[str]:
     pairs: list[str] = []
     for word in rest:
         if word.startswith("--"):
-            if "." not in word.split("=")[0] and word.split("=")[0] != "--seed_everything":
+            if "." not in word.split("=")[0]:
                 parser.refuse([word])
             if word.split("=")[0] == "--trainer.default_root_dir":
                 parser.error("--trainer.default_root_dir is set for each stage: choose the run's folder with --output")
