@@ -59,7 +59,7 @@ def parse(args: list[str]):
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the run goes instead of runs/NAME")
     parser.add_argument("--resume", action="store_true", help="keep finished stages, continue a half-finished one")
     parser.add_argument("--overwrite", action="store_true", help="start again in a folder that holds a run")
-    parser.add_argument("--seed_everything", type=Seed, metavar="N", help="of all stages and their data")
+    parser.add_argument("--seed_everything", "--seed", type=Seed, metavar="N", help="of all stages and their data")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--from", dest="start", metavar="STAGE", help="redo that stage and all later ones, keeping the earlier ones"
