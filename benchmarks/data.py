@@ -42,12 +42,12 @@ from benchmarks.own_stage import (
 )
 from benchmarks.pretrain import our_step
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.commands import cache as command
 from uae_lightning.data.cache_shards import Entry, Header, write_shard
 from uae_lightning.data.cached import CachedData, CacheIndex, cached_batch
 from uae_lightning.data.image_text import ImageTextData, digest
 from uae_lightning.data.streams import StreamedData
-from uae_lightning.prepare.cache_writing import Part
+from uae_lightning.prepare import cache_pass
+from uae_lightning.prepare.part import Part
 from uae_lightning.scenes.data import scene_batch
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Batch
@@ -219,10 +219,10 @@ def step(options: argparse.Namespace, device: torch.device, root: Path) -> tuple
 def filled(model: AutoEncoder, data: ImageTextData, folder: Path) -> Path:
     """What `uae cache` would write."""
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    header = command.describe(model, data, trainer, "")
-    command.clear_or_check(folder, header, overwrite=False)
+    header = cache_pass.describe(model, data, trainer, "")
+    cache_pass.clear_or_check(folder, header, overwrite=False)
     options = argparse.Namespace(to=folder, part=Part(), shard_mb=64)
-    command.fill_folder(options, model, data, trainer, header)
+    cache_pass.fill_folder(options, model, data, trainer, header)
     return folder
 
 

@@ -52,7 +52,7 @@ from uae_lightning.files import write_json
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.run import folder as run_folder
-from uae_lightning.run.evaluation import build_evaluation, parse_evaluation
+from uae_lightning.run.compiled import build_evaluation, parse_evaluation
 from uae_lightning.run.provenance import provenance
 from uae_lightning.run.spec import EvaluationSpec
 from uae_lightning.stages.policy import PolicyStage
@@ -119,8 +119,8 @@ def build(arm: Arm, seed: int, weights: dict[str, Path], pictures: int) -> tuple
     torch.manual_seed(seed)  # adapters start from random numbers
     options = [f"{part}.init_args.path={folder}" for part, folder in weights.items()] + list(arm.options)
     cli = parse_stage([
-        "fit", f"--config={CONFIGS / arm.config}.yaml", f"--model.init_args.seed={seed}",
-        f"--data.init_args.seed={seed}", f"--data.init_args.validation_pictures={pictures}",
+        "fit", f"--config={CONFIGS / arm.config}.yaml", f"--seed_everything={seed}",
+        f"--data.init_args.validation_pictures={pictures}",
         f"--data.init_args.validation_batch_size={pictures}", *(f"--model.init_args.{option}" for option in options),
     ])  # fmt: skip
     parts = cli._parser("fit").instantiate(Namespace(model=cli.config.fit.model, data=cli.config.fit.data))

@@ -50,10 +50,10 @@ from benchmarks.own_stage import (
 )
 from benchmarks.plain_flow_grpo import lora_of_peft, padded
 from uae_lightning.algorithms import flow
-from uae_lightning.commands.cache import entries
 from uae_lightning.data.cache_shards import Header, write_shard
 from uae_lightning.data.cached import CachedSample, cached_batch
 from uae_lightning.data.skipped import Tally
+from uae_lightning.prepare.cache_pass import entries
 from uae_lightning.prepare.cache_writing import Prepared
 from uae_lightning.scenes.data import scene_batch
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain

@@ -89,6 +89,34 @@ def test_imports_go_down():
     assert not upward, "\n".join(upward)
 
 
+def own(name: str) -> bool:
+    return name.split(".")[0] in ("uae_lightning", "callbacks")
+
+
+def test_only_commands_import_inside_functions():
+    # red with an import of ours in a function of any other file: it would hide a cycle, or who knows whom
+    hidden = []
+    for file in [*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")]:
+        functions = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)]
+        for node in [inner for function in functions for inner in ast.walk(function)]:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            if file.parent.name != "commands" and any(map(own, names)):
+                hidden.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not hidden, "\n".join(hidden)
+
+
+def test_no_two_files_import_each_other():
+    # red with `from uae_lightning.run.compiled import build` in run/stage_cli.py
+    files = {file: file.relative_to(ROOT).with_suffix("") for file in PACKAGE.rglob("*.py")}
+    modules = {".".join(path.parts).removesuffix(".__init__"): file for file, path in files.items()}
+    imports = {name: (imported(file) - only_for_types(file)) & {*modules} - {name} for name, file in modules.items()}
+    while free := [name for name, others in imports.items() if not others & {*imports}]:
+        for name in free:
+            del imports[name]
+    assert not {name: others & {*imports} for name, others in imports.items()}
+
+
 def test_only_scenes_and_commands_know_the_scenes():
     # red with `from uae_lightning.scenes.scene import Scene` in any suite
     folders = [name for name in ORDER if name not in ("cli", "commands", "scenes")]

@@ -1,6 +1,7 @@
 """What `make .venv` installs is pinned, and checked against hashes."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def test_what_lints_is_pinned_and_types_are_shipped():
     assert "py.typed" in project["tool"]["setuptools"]["package-data"]["uae_lightning"]
     assert (ROOT / "uae_lightning" / "py.typed").is_file()
     assert all((ROOT / name).exists() for name in project["tool"]["mypy"]["files"])
+
+
+def test_files_that_are_no_python_are_in_the_wheel():
+    # red with "exchange/templates/*" or "report/style.css" left out of package-data
+    package, project = ROOT / "uae_lightning", tomllib.loads((ROOT / "pyproject.toml").read_text())
+    shipped = {path for glob in project["tool"]["setuptools"]["package-data"]["uae_lightning"] for path in package.glob(
+        glob if not glob.endswith("**") else f"{glob}/*"
+    )}  # fmt: skip
+    tracked = subprocess.run(["git", "ls-files", "."], cwd=package, capture_output=True, text=True, check=True).stdout
+    left_out = [name for name in tracked.split() if not name.endswith(".py") and package / name not in shipped]
+    assert not left_out and tracked
 
 
 def test_lint_and_types_come_before_any_run():

@@ -21,32 +21,32 @@ from uae_lightning.run.output import steady_output
 from uae_lightning.usage import UsageError, closest
 
 COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
-    "init": ("copy the YAMLs that come with the package to a folder of yours", "commands.init"),
-    "run": ("the stages of a YAML, one after the other, then report.html and summary.json", "pipeline"),
+    "init": ("copy the YAMLs that come with the package to a folder of yours", ".commands.init"),
+    "run": ("the stages of a YAML, one after the other, then report.html and summary.json", ".commands.run"),
     "plan": (
         "parameters, memory and time of each stage, and whether a card holds it, before anything is loaded",
-        "commands.plan",
+        ".commands.plan",
     ),
-    "fit": ("one stage alone", "commands.fit"),
-    "validate": ("score one stage's round trip on the held-out pictures, without training", "commands.validate"),
+    "fit": ("one stage alone", ".commands.fit"),
+    "validate": ("score one stage's round trip on the held-out pictures, without training", ".commands.validate"),
     "evaluate": (
         "measure a run, or the weights it starts from, by judges that were not the reward",
-        "commands.evaluate",
+        ".commands.evaluate",
     ),
-    "study": ("runs with several seeds, evaluated and compared: docs/results.md", "study.run"),
-    "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", "scenes.bootstrap"),
-    "reconstruct": ("caption pictures and draw them again from the caption", "commands.reconstruct"),
-    "generate": ("draw pictures from texts", "commands.generate"),
+    "study": ("runs with several seeds, evaluated and compared: docs/results.md", ".commands.study"),
+    "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", ".commands.bootstrap"),
+    "reconstruct": ("caption pictures and draw them again from the caption", ".commands.reconstruct"),
+    "generate": ("draw pictures from texts", ".commands.generate"),
     "export": (
         "a folder that transformers, diffusers, peft and ComfyUI load without this package",
-        "commands.export",
+        ".commands.export",
     ),
     "caption-data": (
         "long captions for your pictures by any vision-language model, filtered: a set for stage 1",
-        "commands.caption_data",
+        ".commands.caption_data",
     ),
-    "cache": ("latents and caption states of your pictures, computed once for stage 1", "commands.cache"),
-    "import-release": ("weights of the authors of UAE -> folders to start from", "exchange.release"),
+    "cache": ("latents and caption states of your pictures, computed once for stage 1", ".commands.cache"),
+    "import-release": ("weights of the authors of UAE -> folders to start from", ".commands.import_release"),
 }
 
 EXAMPLES = """\
@@ -112,4 +112,4 @@ def dispatch(command: str, args: list[str]) -> None:
     if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         raise UsageError(f"unknown {kind} {command!r}{closest(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")
-    importlib.import_module(f"uae_lightning.{COMMANDS[command][1]}").main(args)
+    importlib.import_module(COMMANDS[command][1], "uae_lightning").main(args)

@@ -21,7 +21,8 @@ from uae_lightning.cli import main
 from uae_lightning.commands import cache as command
 from uae_lightning.data import cache_shards as shards
 from uae_lightning.data.image_text import ImageTextData
-from uae_lightning.prepare.cache_writing import Part
+from uae_lightning.prepare import cache_pass
+from uae_lightning.prepare.part import Part
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.scenes.scene import render, sample_scene
 from uae_lightning.usage import UsageError
@@ -79,15 +80,15 @@ def fit_options(parts: Path, photos: Path, **more) -> list[str]:
 def loaded(parts_folder: Path, photos: Path):
     """Stage, data, trainer and header, as the command has them."""
     stage, data, trainer = command.load(fit_options(parts_folder, photos))
-    return stage, data, trainer, command.describe(stage, data, trainer, "uae cache --to x")
+    return stage, data, trainer, cache_pass.describe(stage, data, trainer, "uae cache --to x")
 
 
 def fill(loaded, folder: Path, part: Part = Part(), shard_kb: int = 60):  # noqa: B008
     """What the command does once all is loaded."""
     stage, data, trainer, header = loaded
     options = argparse.Namespace(to=folder, part=part, shard_mb=shard_kb / 1024)
-    command.clear_or_check(folder, header, overwrite=False)
-    return command.fill_folder(options, stage, data, trainer, header)
+    cache_pass.clear_or_check(folder, header, overwrite=False)
+    return cache_pass.fill_folder(options, stage, data, trainer, header)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -158,7 +159,7 @@ def test_shards_of_webdataset_are_read_in_parts_too(parts_folder: Path, photos: 
         for file in sorted(photos.iterdir())[:20]:
             tar.add(file, file.name)
     stage, data, trainer = command.load(fit_options(parts_folder, photos, **{"data.init_args.path": tmp_path}))
-    header = command.describe(stage, data, trainer, "uae cache")
+    header = cache_pass.describe(stage, data, trainer, "uae cache")
     counts = [fill((stage, data, trainer, header), tmp_path / "cache", Part(number, 2)) for number in (1, 2)]
     assert [count.kept for count in counts] == [5, 5] and len(set(keys(tmp_path / "cache"))) == 10
 
@@ -196,9 +197,9 @@ def test_counts_add_up_and_bad_files_are_listed(loaded, parts_folder: Path, phot
     )
     counts = fill((stage, data, trainer, header), tmp_path / "cache")
     assert (counts.kept, counts.computed, counts.left_over) == (8, 1, 1)
-    said = command.summary(counts, tmp_path / "cache", Part(), "photos")
+    said = cache_pass.summary(counts, tmp_path / "cache", Part(), "photos")
     assert "1 samples of the cache are not, or no longer, in photos" in said
-    command.clear_or_check(tmp_path / "cache", header, overwrite=True)
+    cache_pass.clear_or_check(tmp_path / "cache", header, overwrite=True)
     counts = fill((stage, data, trainer, header), tmp_path / "cache")
     assert counts.computed == len(keys(tmp_path / "cache")) == 8
 
@@ -270,11 +271,11 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(loaded, straight: Path, t
 def test_a_full_disk_is_named_also_where_no_shard_is_written(
     parts_folder: Path, photos: Path, tmp_path, monkeypatch, capsys
 ):
-    # red without `enough_space` in command.main: OSError is no error that main explains
+    # red without `enough_space` in commands.cache.main: OSError is no error that main explains
     def full(path: Path, value) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(command, "write_json", full)
+    monkeypatch.setattr(cache_pass, "write_json", full)
     assert main(["cache", *fit_options(parts_folder, photos), f"--to={tmp_path / 'cache'}"]) == 1
     assert "no space is left for" in capsys.readouterr().err and keys(tmp_path / "cache")
 
@@ -309,7 +310,7 @@ def test_a_folder_with_another_cache_is_refused(loaded, straight: Path, parts_fo
     stage, data, trainer, header = loaded
     other = shards.Header(header.made_by | {"caption template": "other"}, header.command)
     with pytest.raises(UsageError, match=r"differs in caption template \(.* in the cache, 'other' here\).*--overwrite"):
-        command.clear_or_check(straight, other, overwrite=False)
+        cache_pass.clear_or_check(straight, other, overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -332,13 +333,13 @@ def test_mistakes_in_a_call_name_the_option_and_the_remedy(options, words, parts
 def test_what_cannot_be_cached_is_refused(photos: Path):
     # red without the check of what is named
     with pytest.raises(UsageError, match="ScenesData has nothing on disk.*ImageTextData"):
-        command.check_data(ScenesData(batch_size=2))
+        cache_pass.check_data(ScenesData(batch_size=2))
     with pytest.raises(UsageError, match="random_crop is true.*set it to false"):
-        command.check_data(ImageTextData(str(photos), 64, random_crop=True))
+        cache_pass.check_data(ImageTextData(str(photos), 64, random_crop=True))
     with pytest.raises(UsageError, match="no encoder"):
-        command.check_model(SimpleNamespace(encoder=None))
+        cache_pass.check_model(SimpleNamespace(encoder=None))
     with pytest.raises(UsageError, match="mask_padding"):
-        command.check_model(SimpleNamespace(encoder=1, decoder=SimpleNamespace(mask_padding=False)))
+        cache_pass.check_model(SimpleNamespace(encoder=1, decoder=SimpleNamespace(mask_padding=False)))
 
 
 def test_a_resolution_that_is_not_the_decoders_is_named(loaded, tmp_path: Path):

@@ -17,8 +17,10 @@ from uae_lightning.evaluation.statistics import Statistic, compare
 from uae_lightning.evaluation.suite import Subject, evaluate
 from uae_lightning.files import write_json
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
+from uae_lightning.run import compiled
 from uae_lightning.run import evaluation as evaluating
 from uae_lightning.run import folder as run_folder
+from uae_lightning.run.compiled import StageRun, parse_evaluation
 from uae_lightning.run.spec import EvaluationSpec, StageSpec
 from uae_lightning.scenes.perception import STATED, Perception
 from uae_lightning.types import Sampling
@@ -129,9 +131,9 @@ def start(conf, tmp_path_factory):
 
 def parts(conf):
     """A stage and what judges it, as objects."""
-    config = evaluating.stage_config(StageSpec("stage", conf / "stage.yaml", {}), [], {})
+    config = StageRun(StageSpec("stage", conf / "stage.yaml", {})).config
     spec = EvaluationSpec(conf / "evaluation.yaml", {})
-    return evaluating.build_autoencoder(config), evaluating.build_evaluation(evaluating.parse_evaluation(spec))
+    return compiled.build_autoencoder(config), compiled.build_evaluation(parse_evaluation(spec))
 
 
 def autoencoder_of(record):
@@ -189,7 +191,7 @@ def test_same_seed_same_values_and_another_seed_other_ones(conf):
 
 
 def test_a_runs_weights_change_values_and_not_items(conf, trained, start, tmp_path):
-    # red if --weights is not handed to fit_args, or --stage takes the stages after it
+    # red if --weights is not handed to evaluate_into, or --stage takes the stages after it
     ask = [
         "evaluate",
         f"--config={conf / 'run.yaml'}",
@@ -251,11 +253,11 @@ def test_what_is_there_counts_as_long_as_the_settings_are_the_same(conf, tmp_pat
     calls = []
     monkeypatch.setattr(evaluating, "evaluate", lambda *args, **kwargs: calls.append(1) or ({}, {}))
     monkeypatch.setattr(evaluating, "described", lambda *args: {})
-    stage = StageSpec("stage", conf / "stage.yaml", {})
+    stage = StageRun(StageSpec("stage", conf / "stage.yaml", {}))
     for options, seed, expected in [({}, 0, 1), ({}, 0, 1), ({"samples": 4}, 0, 2), ({"samples": 4}, 1, 3)]:
-        spec = EvaluationSpec(conf / "evaluation.yaml", options)
+        judges = parse_evaluation(EvaluationSpec(conf / "evaluation.yaml", options))
         evaluating.evaluate_into(
-            tmp_path / "out.json", stage, spec, {}, suites=["images"], seed=seed, command="", keep_earlier=True
+            tmp_path / "out.json", stage, judges, {}, suites=["images"], seed=seed, command="", keep_earlier=True
         )
         assert len(calls) == expected
 
@@ -319,7 +321,7 @@ def test_backbones_that_share_weights_with_the_reward_are_named():
 
 def test_shipped_settings_parse():
     # red with any key of conf/scenes/evaluation.yaml misspelt
-    config = evaluating.parse_evaluation(EvaluationSpec(ROOT / "conf" / "scenes" / "evaluation.yaml", {"samples": 5}))
+    config = parse_evaluation(EvaluationSpec(ROOT / "conf" / "scenes" / "evaluation.yaml", {"samples": 5}))
     assert config.evaluation.samples == 5 and config.evaluation.data.init_args.split == "test"
     assert len(config.evaluation.suites["unified_bench"].init_args.score.init_args.backbones) >= 3
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.cli import main
-from uae_lightning.commands import generate
+from uae_lightning.commands import generate, pictures
 from uae_lightning.run import loading as stage_loading
 from uae_lightning.types import Sampling
 
@@ -88,7 +88,7 @@ def test_settings_reach_the_model(tmp_path, monkeypatch):
     (tmp_path / "see" / "weights" / "encoder").mkdir(parents=True)
     (tmp_path / "run.json").write_text('{"stages": ["see"]}')
     options = generate.parse(["a ball", f"--weights={tmp_path}", "--guidance=0", f"--output={tmp_path / 'a.png'}"])
-    stage_loading.load_chosen(options)
+    pictures.load_chosen(options)
     assert seen == {
         "config": tmp_path / "see" / "config.yaml",
         "encoder.path": tmp_path / "see" / "weights" / "encoder",

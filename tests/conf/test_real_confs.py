@@ -18,7 +18,7 @@ from small_models import HIDDEN, TEXT, save_models, save_pictures
 
 from uae_lightning.planning.stage_plan import GB
 from uae_lightning.run import spec as run_spec
-from uae_lightning.run.evaluation import parse_evaluation
+from uae_lightning.run.compiled import parse_evaluation
 from uae_lightning.run.spec import EvaluationSpec, StageSpec
 from uae_lightning.run.stage_cli import parse_stage, run_stage
 from uae_lightning.stages.common import Stage

@@ -15,8 +15,9 @@ from PIL import Image
 
 from uae_lightning.data.held_out import equal_batches
 from uae_lightning.data.image_text import ImageTextData, image_bytes, read_caption
+from uae_lightning.data.opening import open_source
 from uae_lightning.data.skipped import SkippedFiles, Tally
-from uae_lightning.data.sources import Columns, open_source
+from uae_lightning.data.sources import Columns
 from uae_lightning.scenes.scene import render, sample_scene
 from uae_lightning.usage import UsageError
 

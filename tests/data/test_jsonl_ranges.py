@@ -8,7 +8,8 @@ from own_pictures import png
 
 from uae_lightning.data.image_text import image_bytes
 from uae_lightning.data.images import BadFile
-from uae_lightning.data.sources import Columns, JsonLines, open_source
+from uae_lightning.data.opening import open_source
+from uae_lightning.data.sources import Columns, JsonLines
 from uae_lightning.usage import UsageError
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from uae_lightning.data import sources
 from uae_lightning.data.image_text import image_bytes
 from uae_lightning.data.images import BadFile, read_file
-from uae_lightning.data.sources import Columns, open_source
+from uae_lightning.data.opening import open_source
+from uae_lightning.data.sources import Columns
 from uae_lightning.usage import UsageError
 
 

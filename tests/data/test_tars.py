@@ -8,7 +8,8 @@ import pytest
 from own_pictures import data_for, png, take, write_folder
 
 from uae_lightning.data.images import BadFile
-from uae_lightning.data.sources import Columns, Sample, open_source
+from uae_lightning.data.opening import open_source
+from uae_lightning.data.sources import Columns, Sample
 from uae_lightning.usage import UsageError
 
 BLOCK = tarfile.BLOCKSIZE

@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import ArgumentError
 
 from uae_lightning.cli import COMMANDS, main
-from uae_lightning.run.evaluation import evaluation_parser
+from uae_lightning.run.compiled import evaluation_parser
 from uae_lightning.run.stage_cli import check_fit, explain, parse_stage
 from uae_lightning.usage import UsageError
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from uae_lightning.data.sources import Columns, open_source
+from uae_lightning.data.opening import open_source
+from uae_lightning.data.sources import Columns
 from uae_lightning.prepare.caption_reading import Reading
 from uae_lightning.prepare.caption_set import CaptionData
 from uae_lightning.prepare.filters import Caption, CaptionFilter

@@ -12,8 +12,9 @@ from uae_lightning.data import cache_shards as shards
 from uae_lightning.data.cache_shards import Entry, Header, inspect_all, read_entry, write_shard
 from uae_lightning.data.cached import CachedData
 from uae_lightning.files import PARTIAL
+from uae_lightning.prepare import cache_pass
 from uae_lightning.prepare.cache_folder import claimed
-from uae_lightning.prepare.cache_writing import Part
+from uae_lightning.prepare.part import Part
 from uae_lightning.usage import UsageError
 
 HEADER = Header({"resolution in pixels": "16", "precision": "32-true"}, "uae cache --config a.yaml --to b")
@@ -76,7 +77,7 @@ def test_a_cache_of_another_version_is_to_be_made_again(tmp_path: Path, monkeypa
     monkeypatch.undo()
     with pytest.raises(UsageError, match="another version .*--overwrite"):
         inspect_all(tmp_path)
-    command.clear_or_check(tmp_path, HEADER, overwrite=True)
+    cache_pass.clear_or_check(tmp_path, HEADER, overwrite=True)
     assert not shard.exists()
 
 
@@ -90,13 +91,13 @@ def test_overwrite_deletes_what_a_cache_wrote_and_nothing_else(tmp_path: Path):
     mine = tmp_path / "cache-000009.safetensors"
     save_file({"content": torch.ones(3)}, mine)
     with pytest.raises(UsageError, match="cache-000009.safetensors is a foreign file.*another folder"):
-        command.clear_or_check(tmp_path, HEADER, overwrite=True)
+        cache_pass.clear_or_check(tmp_path, HEADER, overwrite=True)
     assert all(path.exists() for path in (*own, mine))
     mine.rename(tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match="model.safetensors is a foreign file"):
-        command.clear_or_check(tmp_path, HEADER, overwrite=True)
+        cache_pass.clear_or_check(tmp_path, HEADER, overwrite=True)
     (tmp_path / "model.safetensors").rename(tmp_path / "model.bin")
-    command.clear_or_check(tmp_path, HEADER, overwrite=True)
+    cache_pass.clear_or_check(tmp_path, HEADER, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model.bin"]
 
 
@@ -171,6 +172,6 @@ def test_a_damaged_shard_is_made_up_for(tmp_path: Path):
     # red if what is left cannot be gone on from once it is deleted
     write(tmp_path).write_bytes(b"cut")
     with pytest.raises(ValueError, match="delete it and run `uae cache` again"):
-        command.clear_or_check(tmp_path, HEADER, overwrite=False)
+        cache_pass.clear_or_check(tmp_path, HEADER, overwrite=False)
     (tmp_path / "cache-000000.safetensors").unlink()
-    command.clear_or_check(tmp_path, HEADER, overwrite=False)
+    cache_pass.clear_or_check(tmp_path, HEADER, overwrite=False)

@@ -14,7 +14,7 @@ import pytest
 from caption_sets import caption_data, contents, in_child, rows, save_scenes
 
 from uae_lightning.cli import main
-from uae_lightning.commands.caption_data import begin_or_go_on
+from uae_lightning.prepare.caption_settings import begin_or_go_on
 from uae_lightning.prepare.caption_writer import claimed
 from uae_lightning.prepare.captioner import Captioner
 

@@ -16,7 +16,8 @@ from PIL import Image
 from uae_lightning.cli import main
 from uae_lightning.data.image_text import ImageTextData, image_bytes, read_caption
 from uae_lightning.data.images import read_picture
-from uae_lightning.data.sources import Columns, open_source
+from uae_lightning.data.opening import open_source
+from uae_lightning.data.sources import Columns
 from uae_lightning.prepare.caption_report import Counts
 from uae_lightning.prepare.filters import Caption, CaptionFilter
 from uae_lightning.usage import UsageError

@@ -20,10 +20,10 @@ from stand_ins import EVALUATION_YAML, write_confs
 
 from uae_lightning import files as disk
 from uae_lightning.cli import main
+from uae_lightning.commands import bootstrap
 from uae_lightning.files import making_folder, replacing
 from uae_lightning.run import evaluation
 from uae_lightning.run import folder as run_folder
-from uae_lightning.scenes import bootstrap
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "exchange"))
 from small_run import write_run  # noqa: E402

@@ -67,9 +67,9 @@ def test_a_run_from_start_to_end(conf, tmp_path, capsys):
 def refused_before_anything_is_written(run, place, conf, capsys):
     """A second writer, and a resume with what would mix two runs."""
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
-    with locked(place, "it"):  # red without the locks of pipeline.main
+    with locked(place, "it"):  # red without the locks of run_stages
         assert main([*run, "--resume"]) == 1 and f"is being written by process {os.getpid()}" in capsys.readouterr().err
-    with locked(place / "see", "it"):  # red with spec.stages[:0] there
+    with locked(place / "see", "it"):  # red with run.stages[:0] there
         assert main([*run, "--overwrite"]) == 1
     with locked(place / "see", "it"):  # red without the lock of StageCLI
         fit = ["fit", f"--config={conf.parent / 'stage.yaml'}", f"--trainer.default_root_dir={place / 'see'}"]
@@ -113,7 +113,7 @@ def test_a_stage_says_where_its_seconds_went(tmp_path):
 
 
 def test_a_mistake_in_the_evaluation_is_found_before_anything_is_cleared(conf, tmp_path, capsys):
-    # red without parse_evaluation in pipeline.main
+    # red with the judges parsed where they are first used
     (conf.parent / "evaluation.yaml").write_text(EVALUATION_YAML.replace("ImageHealth", "ImageHelth"))
     kept = tmp_path / "runs" / "tiny" / "draw" / "stage.json"
     kept.parent.mkdir(parents=True)

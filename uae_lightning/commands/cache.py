@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.files import check_writable, enough_space, write_json
+from uae_lightning.files import check_writable, enough_space
+from uae_lightning.prepare.part import Part
 from uae_lightning.ranges import Count
 from uae_lightning.run.masking import masked_command
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning.usage import Parser
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
     from uae_lightning.autoencoder import AutoEncoder
-    from uae_lightning.data.cache_shards import Entry, Header
     from uae_lightning.data.image_text import ImageTextData
-    from uae_lightning.prepare.cache_writing import Counts, Part, Prepared
 
 DESCRIPTION = """\
 Computes the VAE's latents and the encoder's states of every picture with caption once, for stage 1 to train from.
@@ -43,15 +41,17 @@ checksums, which are compared whenever a sample is read.
 
 def main(args: list[str]) -> None:
     options, fit_options = parse(args)
-    from uae_lightning.prepare.cache_folder import claimed  # imports torch, which `--help` need not wait for
+    from uae_lightning.prepare import cache_pass  # imports torch, which `--help` need not wait for
+    from uae_lightning.prepare.cache_folder import claimed
 
     with enough_space(options.to), claimed(options.to, options.part):
         model, data, trainer = load(fit_options)
         data.batch_size = options.batch_size or data.batch_size
-        header = describe(model, data, trainer, masked_command(["uae", "cache", *fit_options, "--to", str(options.to)]))
-        clear_or_check(options.to, header, options.overwrite)
-        counts = fill_folder(options, model, data, trainer, header)
-    print(summary(counts, options.to, options.part, data.source.name))
+        command = masked_command(["uae", "cache", *fit_options, "--to", str(options.to)])
+        header = cache_pass.describe(model, data, trainer, command)
+        cache_pass.clear_or_check(options.to, header, options.overwrite)
+        counts = cache_pass.fill_folder(options, model, data, trainer, header)
+    print(cache_pass.summary(counts, options.to, options.part, data.source.name))
 
 
 # ------------------------------------------------------------------------------------------------ command line
@@ -64,7 +64,9 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the cache goes (needed)")
     parser.add_argument("--batch-size", type=Count, metavar="N", help="pictures at a time; default: the data's")
-    parser.add_argument("--part", type=part, default="1/1", metavar="I/N", help="the Ith of N parts; default: all")
+    parser.add_argument(
+        "--part", type=Part.read, default=Part(), metavar="I/N", help="the Ith of N parts; default: all"
+    )
     parser.add_argument(
         "--shard-mb", type=Count, default=256, metavar="MB", help="size of a shard; default: %(default)s"
     )
@@ -80,15 +82,6 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return options, rest
 
 
-def part(text: str) -> Part:
-    from uae_lightning.prepare.cache_writing import Part
-
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"must be such as 2/4, the second of four parts, got {text!r}")
-    return Part(int(match[1]), int(match[2]))
-
-
 # ------------------------------------------------------------------------------------------------ what to compute with
 
 
@@ -98,7 +91,8 @@ def load(fit_options: list[str]) -> tuple[AutoEncoder, ImageTextData, Trainer]:
     from jsonargparse import Namespace
 
     from uae_lightning.autoencoder import AutoEncoder
-    from uae_lightning.run.evaluation import build
+    from uae_lightning.prepare.cache_pass import check_data, check_model
+    from uae_lightning.run.compiled import build
     from uae_lightning.run.stage_cli import errors_explained, parse_stage, quiet
 
     quiet()
@@ -112,132 +106,3 @@ def load(fit_options: list[str]) -> tuple[AutoEncoder, ImageTextData, Trainer]:
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     return check_model(model), data, trainer
-
-
-def check_data(data) -> ImageTextData:
-    """Raises UsageError where the data have no latents that could be computed once."""
-    from uae_lightning.data.image_text import ImageTextData
-
-    if not isinstance(data, ImageTextData):
-        raise UsageError(
-            f"{type(data).__name__} has nothing on disk to cache: a cache is of pictures and captions of one's own, "
-            "data.class_path: uae_lightning.data.image_text.ImageTextData"
-        )
-    if data.preparation.random_crop:
-        raise UsageError(
-            "data.init_args.random_crop is true: latents are of one crop, and a cache would repeat it in every epoch; "
-            "set it to false, or train without a cache"
-        )
-    assert data.held_out  # chosen, and `path` looked at
-    return data
-
-
-def check_model(model: AutoEncoder) -> AutoEncoder:
-    from uae_lightning.data.cached import check_padding
-
-    if model.encoder is None:
-        raise UsageError("there is no encoder to read captions with: `encoder: null` is for training from the cache")
-    check_padding(model.decoder)
-    return model
-
-
-def describe(model: AutoEncoder, data: ImageTextData, trainer: Trainer, command: str) -> Header:
-    from uae_lightning.data.cache_shards import PIXELS, Header
-    from uae_lightning.data.fingerprint import fingerprint
-
-    pixels = {PIXELS: str(data.preparation.resolution)}
-    return Header(fingerprint(model, trainer.precision) | pixels, command)
-
-
-def clear_or_check(folder: Path, header: Header, overwrite: bool) -> None:
-    """Raises UsageError where the folder holds a cache that other parts have made, or files that no cache wrote."""
-    from uae_lightning.data.cache_shards import inspect_all
-    from uae_lightning.data.fingerprint import differences
-    from uae_lightning.prepare.cache_folder import clear
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        clear(folder)
-    there, _, _ = inspect_all(folder)
-    if there and (differs := differences(there.made_by, header.made_by)):
-        raise UsageError(
-            f"{folder} holds a cache that differs in {'; '.join(differs)}: --overwrite makes it again, "
-            "--to names another folder"
-        )
-
-
-# ------------------------------------------------------------------------------------------------ the work
-
-
-def fill_folder(options, model: AutoEncoder, data: ImageTextData, trainer: Trainer, header: Header) -> Counts:
-    """The pass itself; its counts are written too."""
-    from uae_lightning.prepare.cache_writing import fill
-
-    plugin, device = trainer.precision_plugin, trainer.strategy.root_device
-    model = plugin.convert_module(model)
-    model.encoder.to(device)
-    model.decoder.codec.to(device)  # the transformer can stay where it is
-
-    def compute(pictures: list[Prepared]) -> list[Entry]:
-        with plugin.forward_context():
-            return entries(model, pictures, plugin.convert_input, device)
-
-    counts = fill(options.to, data, options.part, header, compute, options.shard_mb * 2**20)
-    counts.control_texts = model.encoder.control_texts
-    write_json(options.to / f"report{options.part.name}.json", vars(counts))
-    return counts
-
-
-def entries(model: AutoEncoder, pictures: list[Prepared], convert, device) -> list[Entry]:
-    """Latents and states as training steps would compute them.
-
-    Raises:
-        UsageError: data and decoder differ in resolution.
-    """
-    import torch
-
-    from uae_lightning.data.cache_shards import Entry
-
-    with torch.no_grad():
-        images = convert(torch.stack([picture.pixels for picture in pictures]).float() / 255)
-        latents = model.decoder.encode_images(images.to(device)).cpu()
-        states, mask = (values.cpu() for values in model.embed([picture.caption for picture in pictures]))
-    if tuple(latents.shape[1:]) != tuple(model.decoder.latent_shape):
-        raise UsageError(
-            f"data.init_args.resolution ({images.shape[-1]}) does not fit the decoder: latents of "
-            f"{tuple(latents.shape[1:])} where it has {tuple(model.decoder.latent_shape)}; set it to "
-            "model.autoencoder.decoder.resolution"
-        )
-    return [
-        Entry(picture.content, picture.key, picture.caption, latents[row], states[row, mask[row]])
-        for row, picture in enumerate(pictures)
-    ]
-
-
-def summary(counts: Counts, folder: Path, part: Part, source: str) -> str:
-    from uae_lightning.data.cache_shards import shards_in
-
-    lines = [
-        f"{source}: {counts.read} read = {counts.kept} kept ({counts.computed} computed now) + "
-        f"{counts.duplicates} duplicates + {counts.held_out} held out + {counts.skipped} skipped"
-    ]
-    if counts.converted:
-        lines.append("Converted: " + ", ".join(f"{what} ({n})" for what, n in counts.converted.most_common()))
-    if counts.skipped:
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in counts.skipped_by_reason.most_common())
-        lines.append(f"Skipped: {reasons}; listed in {folder / f'skipped{part.name}.jsonl'}")
-    if counts.control_texts:
-        lines.append(f"{counts.control_texts} captions hold control tokens of the encoder, which were read as text")
-    if counts.left_over:
-        lines.append(
-            f"{counts.left_over} samples of the cache are not, or no longer, in {source} (other data, pictures "
-            "removed, captions edited) and are trained on all the same: --overwrite makes a cache without them"
-        )
-    shards = shards_in(folder)
-    megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
-    lines.append(f"Cache: {folder}, {len(shards)} shards, {megabytes:,.1f} MB")
-    lines.append(
-        "Train from it: uae fit --config YAML --data uae_lightning.data.cached.CachedData "
-        f"--data.init_args.path {folder}"
-    )
-    return "\n".join(lines)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from uae_lightning.files import enough_space
+from uae_lightning.prepare.part import Part
 from uae_lightning.ranges import Count, NonNegative, Seed, Share
 from uae_lightning.usage import Parser, UsageError
 
@@ -34,7 +33,6 @@ PROMPT = (
     "style. Transcribe text in double quotes. Say only what can be seen."
 )
 FEWEST_PIXELS = 3200  # images.MIN_SIDE squared times images.MAX_ASPECT
-FREE = {"to", "batch_size", "max_skipped"}  # may change when a folder is gone on with
 
 
 def parse(args: list[str]) -> argparse.Namespace:
@@ -56,7 +54,7 @@ def add_files(group) -> None:
         "shards (`{000..127}.tar`, `*.tar`, URLs), or a folder saved by `datasets`")  # fmt: skip
     add("--to", type=Path, required=True, metavar="FOLDER", help="new, or one to go on with")
     add("--image-column", default="image", metavar="NAME", help="in a .jsonl or `datasets`; default: %(default)s")
-    add("--part", type=part, default=(1, 1), metavar="I/N", help="only the I-th of N parts, into "
+    add("--part", type=Part.read, default=Part(), metavar="I/N", help="only the I-th of N parts, into "
         "FOLDER/part-I-of-N; duplicates are found within a part")  # fmt: skip
     add("--shard-size", type=Count, default=1000, metavar="N", help="pictures read for a shard, which is what a "
         "kill can cost; default: %(default)s")  # fmt: skip
@@ -92,11 +90,12 @@ def add_filters(group) -> None:
 
 def main(args: list[str]) -> None:
     options = parse(args)
+    from uae_lightning.prepare.caption_settings import begin_or_go_on, settings
     from uae_lightning.prepare.caption_writer import claimed  # imports torch, which `--help` need not wait for
 
     folder = options.to
-    if options.part[1] > 1:
-        folder = folder / "part-{}-of-{}".format(*options.part)
+    if options.part.of > 1:
+        folder = folder / f"part-{options.part.number}-of-{options.part.of}"
     with own_option_names(), enough_space(folder):
         source = opened(options)
         with claimed(folder):
@@ -106,7 +105,8 @@ def main(args: list[str]) -> None:
 
 
 def opened(options: argparse.Namespace):
-    from uae_lightning.data.sources import Columns, open_source
+    from uae_lightning.data.opening import open_source
+    from uae_lightning.data.sources import Columns
 
     return open_source(options.source, Columns(options.image_column, caption=""))  # captions it may have are not read
 
@@ -124,55 +124,12 @@ def caption_data(options: argparse.Namespace, source, folder: Path):
 
     names = ("model", "near_duplicates", "batch_size", "shard_size", "max_pixels", "max_skipped", "seed")
     return CaptionData(
-        reading=Reading(source, *options.part),
+        reading=Reading(source, options.part.number, options.part.of),
         load_captioner=load_captioner,
         caption_filter=CaptionFilter(options.min_words, options.max_words, options.max_repetition),
         folder=folder,
         **{name: getattr(options, name) for name in names},
     )
-
-
-# ---------------------------------------------------------------------------------------------------- going on
-
-
-def settings(options: argparse.Namespace, source) -> dict[str, Any]:
-    """What decides what is in the set; JSON keeps it as it is."""
-    from uae_lightning.prepare.caption_reading import fingerprint
-
-    found = {name: value for name, value in vars(options).items() if name not in FREE}
-    if Path(options.source).exists():
-        found["source"] = str(Path(options.source).resolve())
-    found |= {"part": "{}/{}".format(*options.part), "pictures": len(source), "names": fingerprint(source)}
-    return found
-
-
-def begin_or_go_on(folder: Path, wanted: dict[str, Any]) -> None:
-    """Raises UsageError where `folder` holds shards that were made with other settings."""
-    from uae_lightning.files import write_json
-    from uae_lightning.prepare.caption_writer import SETTINGS, record_path
-
-    if not (folder / SETTINGS).exists() or not record_path(folder, 0).exists():  # nothing yet, or a first try failed
-        write_json(folder / SETTINGS, wanted)
-        return
-    try:
-        earlier = dict(json.loads((folder / SETTINGS).read_text()))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{folder / SETTINGS} is damaged ({error}): put it back, or name another --to") from error
-    differing = [name for name in wanted if earlier.get(name) != wanted[name]]
-    if not differing:
-        return
-    if {"pictures", "names"}.issuperset(differing):
-        raise UsageError(
-            f"{wanted['source']} has {wanted['pictures']} pictures (or shards), {earlier['pictures']} or others when "
-            f"{folder} was begun: caption what is new from a folder of its own, or name another --to"
-        )
-    changes = "; ".join(
-        f"--{'from' if name == 'source' else name.replace('_', '-')} was {json.dumps(earlier.get(name))}, "
-        f"is {json.dumps(wanted[name])}"
-        for name in differing
-        if name not in ("pictures", "names")
-    )
-    raise UsageError(f"{folder} was begun with other settings ({changes}): go on with those, or name another --to")
 
 
 def print_end(options: argparse.Namespace, left_out: str, folder: Path, counts) -> None:
@@ -185,7 +142,7 @@ def print_end(options: argparse.Namespace, left_out: str, folder: Path, counts) 
             f"more than half was dropped as {most[0]!r}: look into dropped.jsonl before you caption more "
             "(other limits, another --prompt or --model go into another --to)"
         )
-    path = str(folder) if options.part[1] == 1 else f"{options.to}/part-*/*.tar"
+    path = str(folder) if options.part.of == 1 else f"{options.to}/part-*/*.tar"
     if counts.kept:
         print(
             "next: uae fit --config conf/real/decoder_pretrain.yaml "
@@ -213,16 +170,6 @@ def own_option_names() -> Iterator[None]:
 def bits(text: str) -> int | None:
     if text == "off":
         return None
-    return _checked(int(text) if text.isdecimal() else -1, lambda value: 0 <= value <= 15, text, "0 to 15, or off")
-
-
-def part(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    number, of = map(int, found.groups()) if found else (0, 0)
-    return _checked((number, of), lambda _: 1 <= number <= of, text, "I/N with I from 1 to N, such as 2/8")
-
-
-def _checked(value, right, text: str, wanted: str):
-    if not right(value):
-        raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}")
-    return value
+    if not text.isdecimal() or int(text) > 15:
+        raise argparse.ArgumentTypeError(f"must be 0 to 15, or off, got {text!r}")
+    return int(text)

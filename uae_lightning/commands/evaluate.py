@@ -29,17 +29,18 @@ its own (`uae_lightning.evaluation.suite.Suite`).
 
 
 def main(args: list[str]) -> None:
+    options = parse(args)
+    from uae_lightning.run.compiled import StageRun, parse_evaluation
     from uae_lightning.run.evaluation import evaluate_into
 
-    options = parse(args)
     stage, spec = read_config(options.config, options.overlays, options.evaluation)
     counts = {name: getattr(options, name) for name in ("samples", "drawings") if getattr(options, name) is not None}
     spec = EvaluationSpec(spec.config, spec.options | counts)
     weights = run_folder.latest_weights(stages_until(options.weights, options.stage))
     record = evaluate_into(
         options.output,
-        stage,
-        spec,
+        StageRun(stage),
+        parse_evaluation(spec),
         weights,
         suites=options.suite,
         without=options.without,

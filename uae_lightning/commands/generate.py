@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.run.loading import add_options, check_options, check_output, load_chosen, save_picture
+from uae_lightning.commands.pictures import add_options, check_options, check_output, load_chosen, save_picture
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:

@@ -9,10 +9,14 @@ from typing import Any
 
 import torch
 
+from uae_lightning.commands.run import pair_up
 from uae_lightning.files import check_writable
-from uae_lightning.pipeline import pair_up
+from uae_lightning.planning.report import as_json, table
+from uae_lightning.planning.stage_plan import plan_stage
 from uae_lightning.ranges import Positive
 from uae_lightning.run import spec as run_spec
+from uae_lightning.run.compiled import StageRun
+from uae_lightning.run.stage_cli import check_training, quiet
 from uae_lightning.usage import Parser
 
 DESCRIPTION = """\
@@ -33,8 +37,8 @@ MATRIX = {"cuda": (8192, torch.bfloat16), "cpu": (1024, torch.float32)}  # side 
 def main(args: list[str]) -> None:
     options, overrides = parse(args)
     rate, source = (options.tflops * 1e12, "given") if options.tflops else (measured_rate(), MEASURED)
-    stages = stage_arguments(options.config, options.overlays, overrides)
-    plans = [planned(name, arguments, options.card, rate) for name, arguments in stages.items()]
+    specs = run_spec.read_run_or_stage(options.config, options.overlays).stages
+    plans = [planned(StageRun(spec, overrides), options.card, rate) for spec in specs]
     print(f"Times are those of {rate / 1e12:.3g} TFLOP/s, {source}")
     if options.json:
         options.json.write_text(json.dumps({"rate": source, "stages": plans}, indent=1))
@@ -64,22 +68,11 @@ def own_card() -> float | None:
     return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
 
 
-def stage_arguments(config: Path, overlays: list[str], overrides: list[str]) -> dict[str, list[str]]:
-    """Name of a stage -> the options of `uae fit` that it is run with, without weights of earlier stages."""
-    stages = run_spec.read_run_or_stage(config, overlays).stages
-    return {stage.name: run_spec.fit_args(stage, overrides, Path("unused"), {}) for stage in stages}
-
-
-def planned(name: str, arguments: list[str], card: float | None, rate: float) -> dict[str, Any]:
+def planned(stage: StageRun, card: float | None, rate: float) -> dict[str, Any]:
     """Plans one stage and prints it as soon as it is known."""
-    from uae_lightning.planning.report import as_json, table
-    from uae_lightning.planning.stage_plan import plan_stage
-    from uae_lightning.run.stage_cli import check_training, parse_stage, quiet
-
     quiet()
-    stage = parse_stage(arguments)
-    check_training(stage.config.fit)
-    plan = plan_stage(name, stage)
+    check_training(stage.config)
+    plan = plan_stage(stage.name, stage.parsed)
     plan.card, plan.rate = card, rate
     print(table(plan), end="\n\n", flush=True)
     return as_json(plan)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from uae_lightning.commands.pictures import add_options, check_options, check_output, load_chosen, save_picture
 from uae_lightning.data.images import BadFile, as_tensor, read_picture
-from uae_lightning.run.loading import add_options, check_options, check_output, load_chosen, save_picture
 from uae_lightning.usage import Parser, UsageError
 
 DESCRIPTION = """\

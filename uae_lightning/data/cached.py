@@ -18,8 +18,9 @@ from uae_lightning.data.cache_shards import Entry, contents, inspect_all, read_e
 from uae_lightning.data.fingerprint import differences, fingerprint
 from uae_lightning.data.image_text import HeldOutPictures, Preparation, digest, image_bytes
 from uae_lightning.data.images import MAX_PIXELS
+from uae_lightning.data.opening import open_source
 from uae_lightning.data.skipped import Tally
-from uae_lightning.data.sources import Columns, Sample, Source, open_source
+from uae_lightning.data.sources import Columns, Sample, Source
 from uae_lightning.data.streams import StreamedData
 from uae_lightning.ranges import Count, Natural, Seed, checked
 from uae_lightning.types import Batch

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from uae_lightning.data import held_out
 from uae_lightning.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, BadFile, read_file, read_picture, square
+from uae_lightning.data.opening import open_source
 from uae_lightning.data.skipped import Tally
-from uae_lightning.data.sources import Columns, Sample, Source, open_source
+from uae_lightning.data.sources import Columns, Sample, Source
 from uae_lightning.data.streams import StreamedData
 from uae_lightning.data.words import count_words
 from uae_lightning.ranges import Count, Limit, Natural, Seed, Share, checked

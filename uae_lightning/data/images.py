@@ -208,3 +208,13 @@ def as_tensor(picture: Image.Image, side: int) -> Tensor:
     """The central square, scaled: [3, side, side] in [0, 1]."""
     pixels = picture if picture.size == (side, side) else square(picture, side)
     return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def open_pictures(paths: list[str | Path], side: int) -> Tensor:
+    """The central squares of picture files, upright and in sRGB, scaled: [N, 3, side, side] in [0, 1].
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadFile: a ValueError that says why a file cannot be read as a picture.
+    """
+    return torch.stack([as_tensor(read_picture(Path(path)).image, side) for path in paths])

@@ -59,7 +59,7 @@ def write_export(folder: Path, options) -> None:
     if options.merged or not parts["encoder"].on_hub:
         print("writing encoder/", flush=True)
         model.encoder.save(folder / "encoder", dtype)
-    settings = masked(settings_of(model)) | {"origin": described(run, stages, config, parts)}
+    settings = masked(settings_of(model)) | {"origin": described(run, stages, parts)}
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     quantized = [part for part in parts if lora.part_settings(config, part).get("quantization", "none") != "none"]
     (folder / "README.md").write_text(card(Facts(folder, settings, model, parts, dtype, quantized)))
@@ -223,7 +223,7 @@ def template(encoder: QwenVLEncoder) -> str:
     return text
 
 
-def described(run: Path, stages: list[Path], config: Path, parts: dict[str, Origin]) -> dict[str, Any]:
+def described(run: Path, stages: list[Path], parts: dict[str, Origin]) -> dict[str, Any]:
     record = run_folder.read_json(run / "run.json", "name")
     return {
         "run": record["name"],

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -17,8 +18,6 @@ from uae_lightning.stages.common import Stage
 
 def build(cli: Any) -> tuple[Stage, L.Callback | None]:
     """The stage and its RewardCallback on the meta device, from what `stage_cli.parse_stage` returned."""
-    from jsonargparse import Namespace
-
     config = cli.config.fit
     wanted = Namespace(model=config.model)
     wanted["trainer.callbacks"] = [c for c in config.trainer.callbacks or [] if c.class_path.endswith("RewardCallback")]

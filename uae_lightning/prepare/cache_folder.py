@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from uae_lightning.data.cache_shards import SHARD, SUFFIX, foreign_file, shards_in, written_by_cache
 from uae_lightning.parallel.locking import locked
-from uae_lightning.prepare.cache_writing import Part
+from uae_lightning.prepare.part import Part
 from uae_lightning.usage import UsageError
 
 OWN = re.compile(rf"({SHARD.pattern}|(report|skipped)(-\d+of\d+)?\.jsonl?)(\.partial)?")

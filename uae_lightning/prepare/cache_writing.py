@@ -24,19 +24,7 @@ from uae_lightning.data.images import BadFile
 from uae_lightning.data.skipped import SkippedFiles, Tally
 from uae_lightning.data.sources import Sample, Source
 from uae_lightning.files import PARTIAL
-
-
-@dataclass(frozen=True)
-class Part:
-    """The Ith of N parts of the data, counted from 1."""
-
-    number: int = 1
-    of: int = 1
-
-    @property
-    def name(self) -> str:
-        """At the end of names of files; empty where there is one part only."""
-        return f"-{self.number}of{self.of}" if self.of > 1 else ""
+from uae_lightning.prepare.part import Part
 
 
 @dataclass

@@ -12,7 +12,6 @@ from PIL import Image
 SIDE = 32  # pixels of the picture that is hashed
 LUMINANCE, CHROMA = 40, 12  # bits from Y, and from each of Cb and Cr: a picture in other colors is another picture
 BANDS, BAND_BITS = 4, 16
-MAX_BITS = 15  # more would mean thousands of buckets per look-up, and pictures that nobody calls alike
 UNSORTED = 4096  # pictures that are compared one by one before they are sorted into buckets
 
 

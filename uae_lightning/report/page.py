@@ -14,11 +14,11 @@ from uae_lightning.evaluation.intervals import mean_interval
 from uae_lightning.report.charts import Band, Line, line_chart, smoothed
 from uae_lightning.report.evaluation import evaluation_section
 from uae_lightning.report.pictures import before_after, gallery, gallery_columns, hero_section
-from uae_lightning.report.style import STYLE
-from uae_lightning.report.summary import in_brackets
+from uae_lightning.report.summary import in_brackets, paired_gain
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_text
 
+STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 BLUE, GREEN, ORANGE = "#2563a8", "#2f7d4f", "#b4632a"
 
 TRAINING_CURVES = ("train/loss", "train/reward", "train/reward_std", "train/grad_norm")  # and policy/*
@@ -87,7 +87,7 @@ def write_report(run: Path) -> Path:
     ]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>UAE: {escape(record["name"])}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>\n{STYLE}</style></head>\n'
         f"<body><main>{''.join(sections)}</main></body></html>\n"
     )
     path = run / "report.html"
@@ -127,7 +127,7 @@ def cards(stages: list[StageView], compared: list[StageView]) -> str:
     items = []
     for measure, title in [("reward", "reward"), ("unrewarded", "not rewarded")]:
         if measure in first:
-            gain = gain_of(first, last, measure)
+            gain = paired_gain(first, last, measure)
             items.append((f"{last[f'{measure}_name']} ({title})", signed(gain), span(gain)))
     tokens = [sum(row["caption_tokens"]) / len(row["caption_tokens"]) for row in (first, last)]
     items.append(("Caption length", f"{tokens[0]:.1f} &rarr; {tokens[1]:.1f}", "tokens, start and now"))
@@ -157,13 +157,13 @@ def stage_table(stages: list[StageView]) -> str:
     rows = []
     for stage in stages:
         before, after = stage.rows[0], stage.rows[-1]
-        other = signed_span(gain_of(before, after, "unrewarded")) if "unrewarded" in before else "&ndash;"
+        other = signed_span(paired_gain(before, after, "unrewarded")) if "unrewarded" in before else "&ndash;"
         tokens = [sum(row["caption_tokens"]) / len(row["caption_tokens"]) for row in (before, after)]
         cells = [
             escape(stage.name),
             f"{mean_interval(before['reward'])['mean']:.4f}",
             f"{mean_interval(after['reward'])['mean']:.4f}",
-            signed_span(gain_of(before, after, "reward")),
+            signed_span(paired_gain(before, after, "reward")),
             other,
             f"{tokens[0]:.1f} &rarr; {tokens[1]:.1f}",
             str(stage.steps),
@@ -176,11 +176,6 @@ def stage_table(stages: list[StageView]) -> str:
         "of the same pictures before and after the stage.</p>"
         f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
     )
-
-
-def gain_of(before: dict[str, Any], after: dict[str, Any], measure: str) -> dict[str, float | int]:
-    first = dict(zip(before["keys"], before[measure], strict=True))
-    return mean_interval([value - first[key] for key, value in zip(after["keys"], after[measure], strict=True)])
 
 
 def signed(gain: dict[str, float]) -> str:

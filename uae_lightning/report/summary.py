@@ -1,4 +1,4 @@
-"""What a run changed, stage by stage and as a whole: stage.json, summary.json and report.html."""
+"""What a run changed, stage by stage and as a whole: stage.json and summary.json."""
 
 from __future__ import annotations
 
@@ -52,12 +52,10 @@ def stage_record(name: str, place: Path, steps: int, seconds: float, command: st
 
 
 def summarise(folder: Path) -> None:
-    """summary.json and report.html of the stages done so far; the run's gain is last after less first before.
+    """summary.json of the stages done so far; the run's gain is last after less first before.
 
     Where some stage was validated on other pictures than the last, the gain is that of the others, from "since" on.
     """
-    from uae_lightning.report.page import write_report
-
     done = [stage for stage in run_folder.stages_of(folder) if run_folder.is_done(stage)]
     records = [run_folder.read_json(stage / "stage.json", *SUMMARY_KEYS) for stage in done]
     compared = run_folder.comparable(done)
@@ -76,7 +74,6 @@ def summarise(folder: Path) -> None:
     if all(run_folder.evaluation(folder, moment).exists() for moment in ("start", "end")):
         summary["evaluation"] = evaluated_gains(folder)
     write_json(folder / "summary.json", summary)
-    write_report(folder)
 
 
 def evaluated_gains(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From the YAMLs of a stage and of an evaluation to a file of figures, and one of the values behind them."""
+"""From a stage and its judges to a file of figures, and one of the values behind them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,33 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from torch import nn
 
-from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.evaluation.statistics import Items
-from uae_lightning.evaluation.suite import Evaluation, Suite, described, evaluate
+from uae_lightning.evaluation.suite import Suite, described, evaluate
 from uae_lightning.files import write_json
 from uae_lightning.interfaces import Encoder, Reward
 from uae_lightning.run import folder as run_folder
-from uae_lightning.run.class_paths import check_class_paths
+from uae_lightning.run.compiled import (
+    StageRun,
+    Weights,
+    build_autoencoder,
+    build_encoder,
+    build_evaluation,
+    build_reward,
+)
 from uae_lightning.run.masking import masked
 from uae_lightning.run.provenance import provenance
-from uae_lightning.run.spec import EvaluationSpec, StageSpec, fit_args
-from uae_lightning.run.stage_cli import errors_explained, parse_stage, quiet
-from uae_lightning.usage import UsageError
+from uae_lightning.run.stage_cli import quiet
 
 
 def evaluate_into(
     output: Path,
-    stage: StageSpec,
-    spec: EvaluationSpec,
-    weights: dict[str, Path],
+    stage: StageRun,
+    judges: Namespace,
+    weights: Weights,
     *,
-    overrides: list[str] | None = None,
     suites: list[str] | None = None,
     without: Sequence[str] = (),
     seed: int = 0,
@@ -41,8 +44,8 @@ def evaluate_into(
     """Evaluates a stage's parts with these weights and writes figures to `output`, values to its `.items.json`.
 
     Args:
+        judges: what `parse_evaluation` returned.
         weights: folder of each part that does not start from where the YAML says.
-        overrides: dotted options on top of the stage's YAML.
         suites: what to measure; None is all that the data allows, `without` is left out of it.
         keep_earlier: a result that is there already counts, if it was made with the same settings and seed.
 
@@ -51,7 +54,7 @@ def evaluate_into(
     """
     began = time.monotonic()
     quiet()
-    config, judges = stage_config(stage, overrides or [], weights), parse_evaluation(spec)
+    config = stage.starting_from(weights)
     evaluation = build_evaluation(judges)
     chosen = {name: suite for name, suite in evaluation.chosen(suites).items() if name not in without}
     settings = masked(as_json({"model": config.model, "evaluation": judges.evaluation, "suites": list(chosen)}))
@@ -60,7 +63,7 @@ def evaluate_into(
     model, reward = build_autoencoder(config), build_reward(config)
 
     def reference() -> Encoder:  # perplexity is that under the encoder before RL
-        return build_encoder(stage_config(stage, overrides or [], {})) if "encoder" in weights else model.encoder
+        return build_encoder(stage.config) if "encoder" in weights else model.encoder
 
     figures, items = evaluate(model, evaluation, chosen, seed=seed, make_reference=reference)
     items = rounded(items)
@@ -95,66 +98,6 @@ def without_places(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_places(inner) for key, inner in value.items() if key != "__path__"}
     return [without_places(inner) for inner in value] if isinstance(value, list) else value
-
-
-# ------------------------------------------------------------------------------------------------ from YAML to objects
-
-
-def stage_config(stage: StageSpec, overrides: list[str], weights: dict[str, Path]) -> Namespace:
-    try:
-        return parse_stage(fit_args(stage, overrides, Path("unused"), weights)).config.fit
-    except UsageError as error:
-        raise UsageError(f"{stage.config}: {error}") from error
-
-
-def parse_evaluation(spec: EvaluationSpec) -> Namespace:
-    """The configuration of an `Evaluation`, checked, nothing built."""
-    options = {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec.options.items()}
-    args = [f"--evaluation={spec.config}", *(f"--evaluation.{key}={text}" for key, text in options.items())]
-    try:
-        with errors_explained():
-            config = evaluation_parser().parse_args(args)
-            check_class_paths(config)
-    except UsageError as error:
-        raise UsageError(f"{spec.config}: {error}") from error
-    return config
-
-
-def evaluation_parser() -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(Evaluation, "evaluation", sub_configs=True)
-    return parser
-
-
-def build_evaluation(config: Namespace) -> Evaluation:
-    with errors_explained():
-        return evaluation_parser().instantiate(config).evaluation
-
-
-def build_autoencoder(config: Namespace) -> AutoEncoder:
-    return build(AutoEncoder, config.model.init_args.autoencoder).eval()
-
-
-def build_encoder(config: Namespace) -> Encoder:
-    return build(Encoder, config.model.init_args.autoencoder.init_args.encoder).eval()
-
-
-def build_reward(config: Namespace) -> Reward | None:
-    """What the stage is trained on; None where its YAML has no RewardCallback."""
-    callbacks = [c for c in config.trainer.callbacks or [] if c.class_path.endswith(".RewardCallback")]
-    return build(Reward, callbacks[0].init_args.reward) if callbacks else None
-
-
-def build(kind: type, config: Namespace | dict[str, Any]) -> Any:
-    """The object of this kind that a class_path and its init_args describe; a dict is checked first."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(kind, "it")
-    with errors_explained():
-        if isinstance(config, Namespace):
-            return parser.instantiate(Namespace(it=config)).it
-        parsed = parser.parse_object({"it": config})
-        check_class_paths(parsed)
-        return parser.instantiate(parsed).it
 
 
 def kin(reward: Reward | None, suites: Iterable[Suite]) -> list[str]:

@@ -1,68 +1,35 @@
-"""The auto-encoder as a run left it, for the commands that use it and train nothing: reconstruct, generate, export."""
+"""The auto-encoder as a run left it, for what uses it and trains nothing: reconstruct, generate, export, Python."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from uae_lightning.files import check_writable
-from uae_lightning.ranges import Count, NonNegative, Seed
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.run import folder as run_folder
+from uae_lightning.run.compiled import build
 from uae_lightning.run.spec import read_stage_yaml
-from uae_lightning.usage import Parser, UsageError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.run.stage_cli import quiet
+from uae_lightning.usage import UsageError
 
 AUTOENCODER = "uae_lightning.autoencoder.AutoEncoder"
-DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def add_options(parser: Parser) -> None:
-    """Which stage, and how it samples pictures."""
-    parser.add_argument("--config", type=Path, metavar="YAML", help="of a stage; default: the last stage of --weights")
-    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="of a run: the latest weights of each part")
-    parser.add_argument("--steps", type=Count, help="of the sampler; default: the YAML's")
-    parser.add_argument("--guidance", type=NonNegative, help="classifier-free guidance, 1 is none; default: the YAML's")
-    parser.add_argument("--seed", type=Seed, default=0, help="of the noise to start from; default: %(default)s")
+def load(run: str | Path, config: str | Path | None = None) -> AutoEncoder:
+    """The auto-encoder as a run left it, on the CPU; `.to("cuda")` moves it.
 
+    Args:
+        run: folder that `uae run` wrote.
+        config: the YAML of a stage that says what the parts are; None is that of the run's last stage.
 
-def check_options(parser: Parser, options) -> None:
-    """The scenes' YAML where neither `--config` nor `--weights` is given and it is at hand; else a UsageError."""
-    if options.config is None and options.weights is None:
-        if not DEFAULT_CONFIG.is_file():
-            parser.error("name a stage's YAML with --config, or a run's folder with --weights")
-        options.config = DEFAULT_CONFIG
-
-
-def check_output(path: Path) -> None:
-    """Before the models are loaded."""
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--output {path} must end in .png, .jpg or .webp")
-    if not path.parent.is_dir():
-        raise UsageError(f"--output {path}: the folder {path.parent} does not exist, make it first")
-    check_writable(path, "--output")
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """All of it or nothing: an earlier picture stays where the disk is full."""
-    from uae_lightning.files import replacing
-
-    with replacing(path) as partial:
-        picture.save(partial, format=FORMATS[path.suffix.lower()])
-
-
-def load_chosen(options) -> AutoEncoder:
-    """What the options of `add_options` say, on the GPU if there is one."""
-    import torch
-
-    given = {f"sampling.{name}": getattr(options, name) for name in ("steps", "guidance")}
-    model = load_autoencoder(options.config, options.weights, {key: v for key, v in given.items() if v is not None})
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    Raises:
+        FileNotFoundError: there is no such run, or it has no stage yet.
+    """
+    return load_autoencoder(Path(config) if config else None, Path(run))
 
 
 def load_autoencoder(config: Path | None, weights: Path | None, settings: dict[str, Any] | None = None) -> AutoEncoder:
@@ -88,10 +55,6 @@ def last_config(run: Path, stages: Sequence[Path]) -> Path:
 
 
 def build_autoencoder(config: Path, settings: dict[str, Any]) -> AutoEncoder:
-    from uae_lightning.autoencoder import AutoEncoder
-    from uae_lightning.run.evaluation import build
-    from uae_lightning.run.stage_cli import quiet
-
     if not config.is_file():
         raise FileNotFoundError(f"{config} does not exist: give --config the YAML of a stage")
     quiet()
@@ -114,9 +77,6 @@ def read_autoencoder(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: it is no YAML of a stage.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     content = read_stage_yaml(config)
     try:
         model = OmegaConf.to_container(OmegaConf.create({"model": content.get("model")}), resolve=True)["model"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+
+from uae_lightning.usage import UsageError
 
 CLASSES = {
     f"uae_lightning.{old}": f"uae_lightning.{new}"
@@ -18,6 +21,15 @@ CLASSES = {
 OF_THE_AUTOENCODER = (
     "encoder", "projector", "decoder", "captioning", "sampling", "condition_on", "negative_prompt",
 )  # fmt: skip
+
+SEED = re.compile(r"(model|data)(\.init_args)?\.seed")
+
+
+def check_seeds(keys: Iterable[str], where: str = "") -> None:
+    """Raises UsageError where a stage or its data is given a seed apart from the run's."""
+    for key in keys:
+        if SEED.fullmatch(key):
+            raise UsageError(f"{where}{key} is of version 0.1: set seed_everything, the seed of all (CHANGELOG.md)")
 
 
 LEARNING = r"""Option '(?:train|lora)\b[\w.]*' is not accepted|arguments: --(?:train|lora)\b"""

@@ -13,6 +13,7 @@ MIXED = (  # a checkpoint brings its own, or half of the stage would be of one k
     "model.init_args.learning_rates",
     "data.class_path", "data.init_args.seed",
 )  # fmt: skip
+SEEDS = ("model.init_args.seed", "data.init_args.seed")  # saved by 0.1; since then they are that of seed_everything
 HIDDEN = ("${", "***")  # an interpolation and a secret are not saved as what they stand for
 
 
@@ -28,6 +29,9 @@ def check_resumed(started: dict[str, Any], now: dict[str, Any], place: str) -> l
         UsageError: one of `MIXED` differs.
     """
     before, after = dict(leaves(started)), dict(leaves(now))
+    for key in SEEDS:
+        if before.get(key) == before.get("seed_everything"):
+            before.pop(key, None)
     absent = "(not given)"
     changed = {
         key: (before.get(key, absent), after.get(key, absent))

@@ -57,7 +57,7 @@ def read_run(path: Path, given: Sequence[str] = ()) -> RunSpec:
         UsageError: it does not say what it must, or says something unknown.
     """
     content = read_yaml(path, "a run, such as conf/demo.yaml")
-    allowed = ("name", "stages", "evaluation", "choices", "overlays")
+    allowed = ("name", "seed_everything", "stages", "evaluation", "choices", "overlays")
     check_keys(content, required=("name", "stages"), allowed=allowed, where=str(path))
     check_name(content["name"], where=f"name in {path}")
     if not isinstance(content["stages"], list) or not content["stages"]:
@@ -71,7 +71,8 @@ def read_run(path: Path, given: Sequence[str] = ()) -> RunSpec:
         raise UsageError(f"no stage in {path} can be called 'evaluation': the run keeps its evaluations there")
     choices, overlays = read_overlays(content, names, path)
     chosen = choose(given, choices, path)
-    stages = [laid_over(stage, overlays, chosen) for stage in stages]
+    seed = {key: content[key] for key in ("seed_everything",) if key in content}
+    stages = [laid_over(replace(stage, options=seed | stage.options), overlays, chosen) for stage in stages]
     return RunSpec(run_name(content["name"], choices, chosen), stages, read_evaluation(content.get("evaluation"), path))
 
 

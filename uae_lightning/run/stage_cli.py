@@ -37,8 +37,8 @@ from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.masking import masked
-from uae_lightning.run.moved import of_version_1
-from uae_lightning.run.settings import check_resumed
+from uae_lightning.run.moved import check_seeds, of_version_1
+from uae_lightning.run.settings import check_resumed, leaves
 from uae_lightning.run.spec import included, read_stage_yaml
 from uae_lightning.stages.common import Stage
 from uae_lightning.usage import UsageError, closest
@@ -64,7 +64,6 @@ CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO make
 }
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are Lightning's other names
 FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only NaN is refused
-    "seed_everything": ranges.Seed,
     "model.init_args.optimizer.init_args.lr": ranges.Positive,
     "trainer.max_steps": ranges.CountOrEndless,
     "trainer.max_epochs": ranges.CountOrEndless,
@@ -95,35 +94,41 @@ class StageCLI(LightningCLI):
 
     def __init__(
         self,
-        args: list[str] | None = None,
-        model_class: type[L.LightningModule] = Stage,
+        parsed: Namespace | None = None,
         locks: ExitStack | None = None,
     ) -> None:
+        """Reads `sys.argv`, unless what `ParsedStage` has made of it is given."""
         self.clock, self.locks = StageClock(time.monotonic()), locks
         parser = {"parser_mode": PARSER_MODE, "exit_on_error": False, "allow_abbrev": False}
         super().__init__(
-            model_class,
+            Stage,
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            seed_everything_default=0,
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=None,  # Lightning's comes after the first event file, see `before_fit`
             parser_kwargs={"prog": "uae", **parser}
             | {name: {"description": text, **parser} for name, text in DESCRIPTIONS.items()},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # checkpoints resume; they never say which class to train
-            args=args,
+            args=parsed,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name in DESCRIPTIONS}
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the one seed: of weights that start at random, of noise and captions, and of the data."""
+        help_ = "of weights that start at random, of noise and captions, and of the data (default: 0)"
+        parser.add_argument("--seed_everything", type=ranges.Seed, default=0, help=help_)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=run_folder.checkpoints)
+        for part in ("model", "data"):
+            parser.link_arguments("seed_everything", f"{part}.init_args.seed")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -135,8 +140,12 @@ class StageCLI(LightningCLI):
                 parser.add_argument(flag, action="store_true", help=text)
         return parser
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
-        super().parse_arguments(parser, args)
+    def parse_arguments(self, parser: LightningArgumentParser, args: Namespace | None) -> None:
+        if args is not None:
+            self.config = args
+            return
+        check_yamls(sys.argv[1:])
+        super().parse_arguments(parser, None)
         check_precision(self.config[self.config.subcommand].trainer)
         if self.config.subcommand == "fit":
             check_fit(self.config.fit)
@@ -161,14 +170,14 @@ class StageCLI(LightningCLI):
             # rank 0 may have begun to write by now: it alone asks whether the folder holds an earlier stage
             self.resume_from = run_folder.start_point(folder, **flags) if is_main() or flags["resume"] else None
             if self.resume_from:
-                self.check_settings(folder)
+                self.check_settings(folder, config)
 
-    def check_settings(self, folder: Path) -> None:
-        """Says in which settings this call differs from the one that started the stage, or raises UsageError."""
+    def check_settings(self, folder: Path, config: Namespace) -> None:
+        """Says in which settings `config` differs from what the stage was started with, or raises UsageError."""
         started = folder / "config.yaml"
         if not started.exists():
             return
-        now = self._parser("fit").dump(self.config.fit, skip_unset=False)
+        now = self._parser("fit").dump(config, skip_unset=False)
         changed = check_resumed(read_stage_yaml(started), yaml.safe_load(now), str(folder))
         if changed and is_main():
             print(f"{folder} was started with other settings: {', '.join(changed)}", flush=True)
@@ -277,29 +286,40 @@ def check_folder(trainer: Namespace) -> None:
         raise UsageError("trainer.default_root_dir is empty: name the folder of the stage, such as runs/fit")
 
 
-def run_stage(args: list[str], model_class: type[L.LightningModule] = Stage, *, lock: bool = True) -> StageCLI:
-    """`uae fit ...` or `uae validate ...` in this process; `lock` keeps others from writing to the stage's folder."""
+def run_stage(args: list[str], *, parsed: Namespace | None = None, lock: bool = True) -> StageCLI:
+    """`uae fit ...` or `uae validate ...` in this process.
+
+    Args:
+        args: the command, which Lightning starts the other ranks with.
+        parsed: what is known of it already; None parses it.
+        lock: keeps others from writing to the stage's folder.
+    """
     quiet()
     with errors_explained(), command_line(args), own_ranks(), ExitStack() as locks:
-        return StageCLI(model_class=model_class, locks=locks if lock else None)
+        return StageCLI(parsed, locks if lock else None)
 
 
-def parse_stage(args: list[str], model_class: type[L.LightningModule] = Stage) -> ParsedStage:
+def parse_stage(args: list[str]) -> ParsedStage:
     """Checks the same command line and stops there."""
     with errors_explained(), command_line(args):
-        return ParsedStage(model_class=model_class)
+        return ParsedStage()
 
 
 @contextmanager
 def command_line(args: list[str]) -> Iterator[None]:
     """`sys.argv` as if `uae ARGS` had been typed: Lightning starts the other ranks of a stage with that command."""
-    for name in configs_of(args):
-        read_stage_yaml(Path(name))  # here, since jsonargparse names no file and quotes what is in it
     before, sys.argv = sys.argv, [sys.argv[0], *args]
     try:
         yield
     finally:
         sys.argv = before
+
+
+def check_yamls(args: list[str]) -> None:
+    """Raises UsageError for what jsonargparse, which names no file and quotes what is in it, would not explain."""
+    check_seeds(word.partition("=")[0].lstrip("-") for word in args)
+    for name in configs_of(args):
+        check_seeds((key for key, _ in leaves(read_stage_yaml(Path(name)))), f"{name}: ")
 
 
 def configs_of(args: list[str]) -> list[str]:

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from uae_lightning import ranges
-from uae_lightning.pipeline import check_stage
 from uae_lightning.ranges import Count, Seed
+from uae_lightning.run.compiled import StageRun
 from uae_lightning.run.spec import (
     StageSpec,
     check_keys,
@@ -42,7 +42,9 @@ from uae_lightning.run.spec import (
     read_stage_yaml,
     read_yaml,
 )
+from uae_lightning.stages.common import Stage
 from uae_lightning.study.claims import Claim, read_claim
+from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError, closest
 
 START = "start"  # the name of the untrained weights among the arms
@@ -196,8 +198,7 @@ def check_number(name: str, of: type, value: Any) -> None:
 
 def seeded(stage: StageSpec, seed: int) -> StageSpec:
     """The stage with another seed for its data, noise and initial adapters; the held-out pictures stay the same."""
-    seeds = dict.fromkeys(("seed_everything", "model.init_args.seed", "data.init_args.seed"), seed)
-    return replace(stage, options=stage.options | seeds)
+    return replace(stage, options=stage.options | {"seed_everything": seed})
 
 
 # ------------------------------------------------------------------------------------------------ what a stage costs
@@ -233,7 +234,7 @@ def decoder_forwards(stage: StageSpec) -> int:
     except UsageError:
         raise
     except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:  # unchecked
-        check_stage(stage, [])  # says what is wrong, which takes seconds
+        StageRun(stage).check()  # says what is wrong, which takes seconds
         raise UsageError(f"stage {stage.name} ({stage.config}): its cost cannot be counted ({error!r})") from error
 
 
@@ -258,9 +259,6 @@ def forwards_of(name: str, settings: dict[str, Any]) -> int:
 
 def settings_of(stage: StageSpec) -> dict[str, Any]:
     """A stage's YAML with its options, and the defaults of its class, but unchecked: parsing takes seconds."""
-    from uae_lightning.stages.common import Stage
-    from uae_lightning.types import Sampling
-
     configs = map(read_stage_yaml, (stage.config, *stage.overlays))
     settings = functools.reduce(overlaid, configs)
     for key, value in stage.options.items():

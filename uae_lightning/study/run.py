@@ -1,7 +1,8 @@
-"""`uae study`: trains the arms of a study with several seeds, evaluates them, and writes what came out."""
+"""Trains the arms of a study with several seeds, evaluates them, and writes what came out."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import hashlib
 import os
@@ -13,14 +14,12 @@ from typing import Any
 import yaml
 
 from uae_lightning.evaluation.table import INSTRUMENTS
-from uae_lightning.files import check_writable
 from uae_lightning.paths import resolve
-from uae_lightning.pipeline import check_stage
-from uae_lightning.ranges import Count, Seed
 from uae_lightning.run import folder as run_folder
-from uae_lightning.run.masking import masked_command
+from uae_lightning.run.compiled import StageRun
 from uae_lightning.run.spec import StageSpec, read_stage_yaml
 from uae_lightning.study.jobs import Desk, Job, Runner
+from uae_lightning.study.page import write_results
 from uae_lightning.study.plan import (
     SECONDS_PER_SAMPLE,
     START,
@@ -31,28 +30,17 @@ from uae_lightning.study.plan import (
     seconds_estimate,
     seeded,
 )
-from uae_lightning.usage import Parser, UsageError
-
-DESCRIPTION = """\
-Trains and evaluates the arms of a study with several seeds, then writes results.json, results.md and their figures.
-It can be stopped at any moment: the same command goes on where it was. Everything lies in runs/NAME, logs in
-runs/NAME/logs.
-
-    uae study --config conf/reproduce.yaml
-    uae study --config conf/ablations.yaml --only a_b --seeds 0 1
-    uae study --config conf/ablations.yaml --dry-run                what would run, and about how long
-"""
+from uae_lightning.usage import UsageError
 
 
-def main(args: list[str]) -> None:
-    from uae_lightning.study.page import write_results
-
-    options = parse(args)
+def run_study(options: argparse.Namespace, command: str) -> Path | None:
+    """What `uae study` does with its options; returns the page of results, None where it only listed the jobs."""
     study = read_study(options.config)
     place, arms, seeds = Path("runs") / study.name, study.selected(options.only), options.seeds or study.seeds
     desk = Desk(place / "logs", plan_jobs(study, place, arms, seeds))
     if options.dry_run:
-        return show(desk, arms, options.jobs)
+        show(desk, arms, options.jobs)
+        return None
     if not options.report:
         clear_stale(desk, overwrite=options.overwrite)
         check(desk, arms, seeds)
@@ -61,34 +49,7 @@ def main(args: list[str]) -> None:
             raise ValueError(f"{len(failed)} of {len(desk.jobs)} jobs failed ({names}); the same command tries again")
     seeds = sorted({*seeds, *(int(folder.name.removeprefix("seed-")) for folder in place.glob("seed-*"))})
     whole = Desk(desk.folder, plan_jobs(study, place, list(study.arms.values()), seeds))  # with what earlier calls did
-    page = write_results(
-        study,
-        place,
-        whole,
-        options.output,
-        masked_command(["uae", "study", *(word for word in args if word != "--report")]),
-    )
-    print(f"Results: {page}, {page.with_suffix('.json')}")
-
-
-def parse(args: list[str]):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser = Parser(prog="uae study", description=DESCRIPTION)
-    parser.add_argument("--config", type=Path, metavar="YAML", help="the list of arms (needed)")
-    parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms, and those they come after")
-    parser.add_argument("--seeds", nargs="+", type=Seed, metavar="SEED", help="in place of the YAML's")
-    parser.add_argument("--output", type=Path, default=Path("docs"), metavar="FOLDER", help="default: %(default)s")
-    parser.add_argument("--jobs", type=Count, default=cores, help="processes at a time; default: cores, %(default)s")
-    parser.add_argument("--overwrite", action="store_true", help="redo jobs whose settings have changed since")
-    parser.add_argument("--dry-run", action="store_true", help="list the jobs and what they would take")
-    parser.add_argument("--report", action="store_true", help="run nothing; write the results of what is done")
-    parser.set_defaults(cores=cores)
-    options = parser.parse(args)
-    if options.config is None:
-        parser.error("name the YAML of a study with --config")
-    if not options.dry_run:
-        check_writable(options.output / "results.md", "--output")
-    return options
+    return write_results(study, place, whole, options.output, command)
 
 
 def check(desk: Desk, arms: list[Arm], seeds: Iterable[int]) -> None:
@@ -97,7 +58,7 @@ def check(desk: Desk, arms: list[Arm], seeds: Iterable[int]) -> None:
     for arm in arms:
         for stage in arm.stages:
             if any(f"seed-{seed}/{arm.name}/{stage.name}" in left for seed in seeds):
-                check_stage(seeded(stage, 0), [])
+                StageRun(seeded(stage, 0)).check()
 
 
 def clear_stale(desk: Desk, *, overwrite: bool) -> None:
