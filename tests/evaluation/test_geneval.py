@@ -183,7 +183,7 @@ def test_pictures_do_not_depend_on_the_batch_size(stage):
     # Red if _noise is given `place` instead of `first + place`, or one generator serves a whole batch.
     wanted = scene_prompts(7)
     whole = geneval.draw(stage, wanted, seed=1, batch=7)
-    assert whole.shape == (7, 3, 64, 64) and whole.std() > 0.01
+    assert whole.shape == (7, 3, 96, 96) and whole.std() > 0.01
     torch.testing.assert_close(geneval.draw(stage, wanted, seed=1, batch=3), whole, atol=1e-4, rtol=0)
     torch.testing.assert_close(geneval.draw(stage, wanted[:4], seed=1), whole[:4], atol=1e-4, rtol=0)
 

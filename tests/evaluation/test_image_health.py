@@ -12,8 +12,7 @@ from uae_lightning.evaluation.image_health import (
 )
 from uae_lightning.evaluation.intervals import interval as interval_of
 from uae_lightning.evaluation.intervals import ratio
-from uae_lightning.scenes.bootstrap.captioner import pictures
-from uae_lightning.scenes.scene import sample_scene
+from uae_lightning.scenes.scene import pictures, sample_scene
 
 
 @pytest.fixture(scope="module")

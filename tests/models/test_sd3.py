@@ -16,7 +16,7 @@ def conditioning(n: int, length: int = 6) -> Conditioning:
 
 
 def noise(n: int) -> torch.Tensor:
-    return torch.randn(n, 8, 8, 8, generator=torch.Generator().manual_seed(2))
+    return torch.randn(n, 8, 6, 6, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("dual", [(), (0,)])

@@ -8,12 +8,13 @@ from itertools import pairwise
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from uae_lightning.ranges import Count, Positive, Seed, Share, checked
-from uae_lightning.scenes.captions import LEVELS, write_caption
+from uae_lightning.scenes.captions import LEVELS, stated_cells, write_caption
 from uae_lightning.scenes.prompts import training_prompt
-from uae_lightning.scenes.scene import OBJECT_COUNT_WEIGHTS, Scene, object_mask, render, sample_scene
+from uae_lightning.scenes.scene import CELL, OBJECT_COUNT_WEIGHTS, Scene, pictures, sample_scene
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
@@ -32,18 +33,29 @@ def scene_batch(
 ) -> Batch:
     """Render the scenes with these indices; the caption of a scene depends on (split, seed, index) alone as well.
 
-    Prompts (`data.prompts`) take the place of a share of the captions, where the scene has one.
+    Prompts (`scenes.prompts`) take the place of a share of the captions, where the scene has one.
     """
     scenes = [sample_scene(split, seed, index, max_objects=max_objects) for index in indices]
-    images = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+    images = pictures(scenes)
     captions = []
     for scene, index in zip(scenes, indices, strict=True):
         rng = np.random.default_rng([seed, index])
         prompt = training_prompt(scene, rng) if rng.random() < prompt_share else None
         captions.append(prompt or write_caption(scene, rng, level=level))
-    masks = torch.from_numpy(np.stack([object_mask(scene) for scene in scenes])).unsqueeze(1)
-    weights = 1 + (object_weight - 1) * masks.float()
+    weights = caption_weights(captions, object_weight)
     return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices], weights)
+
+
+def caption_weights(captions: list[str], object_weight: float) -> Tensor:
+    """[N, 1, 96, 96]: `object_weight` in the cells in which a caption puts an object, else 1.
+
+    A weight that follows from the picture is a bias towards objects wherever the caption leaves them open: the mean of
+    the possible pictures counts those with an object more. One that follows from the caption moves no minimum (ours).
+    """
+    cells = torch.ones(len(captions), 9)
+    for row, caption in enumerate(captions):
+        cells[row, list(stated_cells(caption))] = object_weight
+    return cells.view(-1, 1, 3, 3).repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
 
 
 @checked
@@ -57,7 +69,7 @@ class ScenesData(L.LightningDataModule):
         max_objects: objects per scene, 1 to 4.
         caption_level: "long", "short" or "tag": of the captions for decoder pre-training.
         prompt_share: share of them that are short prompts instead, so that the decoder does not forget those.
-        object_weight: how many times as much a pixel of an object counts in flow matching as one of the background.
+        object_weight: how many times as much a cell in which the caption puts an object counts in flow matching.
         seed: which of the endless streams to train on.
         validation_seed: the same for the held-out pictures; runs that share it can be compared.
         split: "validation" or "test": where the held-out pictures come from.
