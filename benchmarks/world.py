@@ -23,7 +23,7 @@ from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.scenes.bootstrap.captioner import build_model, build_tokenizer
 from uae_lightning.scenes.bootstrap.decoder import LATENT_CHANNELS, PATCH, build_parts, web_caption
 from uae_lightning.scenes.fault_costs import costs_markdown, fault_costs
-from uae_lightning.scenes.scene import pictures, render_scenes, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, pictures, render_scenes, sample_scene
 from uae_lightning.scenes.templates import nearest_scenes
 from uae_lightning.types import Conditioning
 
@@ -79,7 +79,7 @@ def training(batch: int = 64, words: int = 24, laps: int = 4) -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_parts(Path(folder), 0, build_model(build_tokenizer()).config.text_config.hidden_size)
         for dtype in ("float32", "bfloat16"):
-            decoder = SD3Decoder(str(Path(folder) / "decoder"), 96, dtype=dtype)
+            decoder = SD3Decoder(str(Path(folder) / "decoder"), IMAGE_SIZE, dtype=dtype)
             decoder.transformer.requires_grad_(True)
             states = torch.randn(batch, words, decoder.conditioning_size)
             condition = Conditioning(states, torch.ones(batch, words, dtype=torch.bool))

@@ -21,6 +21,7 @@ from photographs import CONVERTED, GOOD, OWN_CAPTIONS, SKIPPED, save_photographs
 from PIL import Image
 
 from uae_lightning.cli import main
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 from small_models import HIDDEN, TEXT, save_models  # noqa: E402
@@ -83,7 +84,8 @@ def run_yaml() -> dict:
 
 CAPTION_DATA = [
     "caption-data", "--from=photos", "--to=captioned", "--model=shipped:scenes/encoder", "--max-new-tokens=64",
-    "--prompt=describe the picture", "--min-words=2", "--max-repetition=1", "--max-pixels=4096", "--shard-size=25",
+    "--prompt=describe the picture", "--min-words=2", "--max-repetition=1", f"--max-pixels={IMAGE_SIZE**2}",
+    "--shard-size=25",
 ]  # fmt: skip
 CACHE = [
     "cache", f"--config={ROOT}/conf/real/decoder_pretrain.yaml", f"--config={ROOT}/conf/real/80gb.yaml",

@@ -9,7 +9,7 @@ from uae_lightning.rewards.clip_similarity import ClipSimilarity
 from uae_lightning.scenes.bootstrap import clip
 from uae_lightning.scenes.detector import scene_targets
 from uae_lightning.scenes.faults import FAULTS, faulty_scenes
-from uae_lightning.scenes.scene import sample_scene, split_of
+from uae_lightning.scenes.scene import IMAGE_SIZE, sample_scene, split_of
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,8 @@ def test_training_writes_what_the_hub_would(tmp_path, monkeypatch):
     card = clip.train_clip(tmp_path / "clip", tmp_path / "work", steps=2, scenes_per_step=2)
     assert card["faults_noticed"] == {"class": 0.5} and card["steps"] == 2
     reward = ClipSimilarity(str(tmp_path / "clip"))
-    torch.testing.assert_close(reward.preprocess(torch.full((1, 3, 96, 96), 0.75)), torch.full((1, 3, 96, 96), 0.5))
+    gray = torch.full((1, 3, IMAGE_SIZE, IMAGE_SIZE), 0.75)
+    torch.testing.assert_close(reward.preprocess(gray), torch.full_like(gray, 0.5))
     assert (tmp_path / "clip" / "tokenizer.json").exists()
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import torch
 
 from uae_lightning.scenes.data import ScenesData, caption_weights
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 
 def keys(data: ScenesData, batches: int) -> list[list[str]]:
@@ -45,7 +46,7 @@ def test_caption_level_is_that_of_the_training_captions():
     # red if `level` is not handed on
     batch = next(iter(ScenesData(batch_size=8, caption_level="tag").train_dataloader()))
     assert all(len(caption.split()) == 2 for caption in batch.captions)
-    assert batch.images.shape == (8, 3, 96, 96) and 0 <= batch.images.min() < batch.images.max() <= 1
+    assert batch.images.shape == (8, 3, IMAGE_SIZE, IMAGE_SIZE) and 0 <= batch.images.min() < batch.images.max() <= 1
 
 
 def test_a_share_of_the_captions_are_prompts():
@@ -69,7 +70,7 @@ def test_the_seed_of_training_leaves_the_held_out_pictures_alone():
 def test_cells_that_the_caption_names_weigh_more():
     # red if cells are transposed, or weights follow from the picture: half of the objects are not spoken of
     weights = caption_weights(["red cat , car bottom left", "a picture of a cat left of a bus at the center"], 6.0)
-    assert weights.shape == (2, 1, 96, 96) and set(weights.unique().tolist()) == {1.0, 6.0}
+    assert weights.shape == (2, 1, IMAGE_SIZE, IMAGE_SIZE) and set(weights.unique().tolist()) == {1.0, 6.0}
     assert (weights[0, 0, 64:, :32] == 6).all() and (weights[1, 0, 32:64, 32:64] == 6).all()
     assert (weights == 6).sum((1, 2, 3)).tolist() == [32**2, 32**2]
     batch = next(iter(ScenesData(batch_size=8, object_weight=6.0).train_dataloader()))

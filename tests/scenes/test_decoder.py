@@ -6,7 +6,7 @@ from uae_lightning.scenes.bootstrap import decoder as bootstrap
 from uae_lightning.scenes.bootstrap.drawing import compare, drawing_figures
 from uae_lightning.scenes.captions import parse_caption
 from uae_lightning.scenes.prompts import is_held_out
-from uae_lightning.scenes.scene import Scene, SceneObject, pictures, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, Scene, SceneObject, pictures, sample_scene
 
 CAT, BUS = SceneObject("cat", "red", "large", 0), SceneObject("bus", "blue", "small", 4)
 
@@ -29,7 +29,7 @@ def task(parts_folder, tmp_path_factory):
     from uae_lightning.models.sd3 import SD3Decoder
     from uae_lightning.scenes.bootstrap.captioner import scenes_encoder
 
-    decoder = SD3Decoder(str(parts_folder / "decoder"), 96, sigma_spacing="even")
+    decoder = SD3Decoder(str(parts_folder / "decoder"), IMAGE_SIZE, sigma_spacing="even")
     projector = MLPProjector(str(parts_folder / "projector"))
     encoder = scenes_encoder(str(parts_folder / "encoder"))
     return bootstrap._DecoderTask(encoder, projector, decoder, 12, 0, tmp_path_factory.mktemp("work"))

@@ -5,7 +5,16 @@ import pytest
 from PIL import Image
 
 from uae_lightning.scenes import scene as world
-from uae_lightning.scenes.scene import SPLITS, Scene, SceneObject, render, render_scenes, sample_scene, split_of
+from uae_lightning.scenes.scene import (
+    IMAGE_SIZE,
+    SPLITS,
+    Scene,
+    SceneObject,
+    render,
+    render_scenes,
+    sample_scene,
+    split_of,
+)
 
 
 def test_a_scene_is_a_function_of_split_seed_and_index():
@@ -46,7 +55,7 @@ def test_every_fact_changes_the_picture():
         Scene("sand", (SceneObject("cat", "red", "small", 4),)),
         Scene("sand", (SceneObject("cat", "red", "large", 5),)),
     ]
-    assert picture.shape == (96, 96, 3)
+    assert picture.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     assert all(np.abs(render(other) - picture).mean() > 0.5 for other in others)
 
 
