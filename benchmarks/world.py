@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from uae_lightning.evaluation.fault_costs import costs_markdown, fault_costs
 from uae_lightning.memory import keep_freed_memory
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
 from uae_lightning.scenes.bootstrap.captioner import build_model, build_tokenizer
 from uae_lightning.scenes.bootstrap.decoder import LATENT_CHANNELS, PATCH, build_parts, web_caption
-from uae_lightning.scenes.fault_costs import costs_markdown, fault_costs
+from uae_lightning.scenes.fault_costs import scene_cases
 from uae_lightning.scenes.scene import IMAGE_SIZE, pictures, render_scenes, sample_scene
 from uae_lightning.scenes.templates import nearest_scenes
 from uae_lightning.types import Conditioning
@@ -72,7 +73,7 @@ def codec(fitted: int = 3000, held_out: int = 256) -> None:
 def reward() -> None:
     for options in (OLD, {"dither": 0.05}, {}, {"dither": 0.15}):
         print(f"\nPerceptualGrid({', '.join(f'{name}={value}' for name, value in options.items())})\n")
-        print(costs_markdown(fault_costs(PerceptualGrid(**options))), flush=True)
+        print(costs_markdown(fault_costs(PerceptualGrid(**options), scene_cases())), flush=True)
 
 
 def training(batch: int = 64, words: int = 24, laps: int = 4) -> None:

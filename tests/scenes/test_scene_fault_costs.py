@@ -1,9 +1,9 @@
-import pytest
 import torch
 
+from uae_lightning.evaluation.fault_costs import costs_markdown, evenness, fault_costs
 from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
-from uae_lightning.scenes.fault_costs import KINDS, costs_markdown, evenness, fault_costs
+from uae_lightning.scenes.fault_costs import KINDS, scene_cases
 from uae_lightning.types import RewardInput, RewardOutput
 
 
@@ -17,7 +17,7 @@ class Distance(Reward):
 
 def test_a_linear_judge_takes_off_half_for_half_a_fault():
     # red if the true picture is not the first candidate, or the strengths change places
-    costs = fault_costs(Distance(), count=20, batch=8)
+    costs = fault_costs(Distance(), scene_cases(20, batch=8))
     assert list(costs) == list(KINDS) and all(len(of_kind[1.0]) == 20 for of_kind in costs.values())
     for of_kind in costs.values():
         assert min(of_kind[1.0]) > 0
@@ -25,16 +25,6 @@ def test_a_linear_judge_takes_off_half_for_half_a_fault():
     assert "| missing : added |" in costs_markdown(costs)
 
 
-def test_evenness_is_missing_over_added():
-    # red if one of the two kinds of added objects is left out
-    costs = {
-        "missing": {1.0: [0.2], 0.5: [0.1]},
-        "added copy": {1.0: [0.1], 0.5: [0.1]},
-        "added": {1.0: [0.3], 0.5: [0.3]},
-    }
-    assert evenness(costs) == {1.0: pytest.approx(1.0), 0.5: pytest.approx(0.5)}
-
-
 def test_the_default_reward_is_even_handed_where_drawings_are_faint():
     # red if dither goes back to 0.05: half a missing object then costs half of half an added one
-    assert all(0.8 < ratio < 1.3 for ratio in evenness(fault_costs(PerceptualGrid(), count=32)).values())
+    assert all(0.8 < ratio < 1.3 for ratio in evenness(fault_costs(PerceptualGrid(), scene_cases(32))).values())
