@@ -18,7 +18,7 @@ from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.paths import resolve
 from uae_lightning.prepare.captioner import Captioner
 from uae_lightning.prepare.processor import load_processor
-from uae_lightning.scenes.bootstrap.captioner import build_tokenizer, scenes_encoder
+from uae_lightning.scenes.bootstrap.captioner import PATCH, build_tokenizer, scenes_encoder
 from uae_lightning.scenes.scene import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
@@ -99,7 +99,7 @@ def test_the_shipped_encoder_sees_what_it_saw_in_training():
     captioner = Captioner(SHIPPED, PROMPT, max_new_tokens=48, temperature=0.0)
     encoder = scenes_encoder(SHIPPED)
     scenes = [scene(index) for index in range(3)]
-    for pictures in (scenes, [noise(16, 64)]):
+    for pictures in (scenes, [noise(2 * PATCH, IMAGE_SIZE)]):
         images = torch.stack([torch.from_numpy(np.asarray(p) / np.float32(255)).permute(2, 0, 1) for p in pictures])
         inputs, (patches, grid) = captioner.inputs(pictures), encoder.patchify(images)
         torch.testing.assert_close(inputs["pixel_values"], patches)

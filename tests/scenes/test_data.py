@@ -1,10 +1,14 @@
+import json
 from itertools import islice
 from types import SimpleNamespace
 
+import pytest
 import torch
+from PIL import Image
 
 from uae_lightning.scenes.data import ScenesData, caption_weights
-from uae_lightning.scenes.scene import IMAGE_SIZE
+from uae_lightning.scenes.scene import CLASSES, IMAGE_SIZE
+from uae_lightning.usage import UsageError
 
 
 def keys(data: ScenesData, batches: int) -> list[list[str]]:
@@ -65,6 +69,19 @@ def test_the_seed_of_training_leaves_the_held_out_pictures_alone():
     a, b = (next(iter(ScenesData(seed=seed).val_dataloader())) for seed in (0, 1))
     assert a.keys == b.keys and torch.equal(a.images, b.images)
     assert keys(ScenesData(seed=0), 1) != keys(ScenesData(seed=1), 1)
+
+
+def test_held_out_scenes_in_another_art_style(tmp_path):
+    # red if `glyphs` is not handed on, or training gets it as well
+    Image.new("RGBA", (64, 64), (200, 200, 200, 255)).save(tmp_path / "square.webp", lossless=True)
+    names = {name: {"files": ["square.webp"]} for name in CLASSES}
+    (tmp_path / "glyphs.json").write_text(json.dumps({"classes": names}))
+    plain, other = ScenesData(), ScenesData(glyphs=str(tmp_path))
+    drawn, again = (next(iter(data.val_dataloader())) for data in (plain, other))
+    assert drawn.keys == again.keys and not torch.equal(drawn.images, again.images)
+    assert torch.equal(*(next(iter(data.train_dataloader())).images for data in (plain, other)))
+    with pytest.raises(UsageError, match="glyphs.json"):
+        ScenesData(glyphs=str(tmp_path / "none"))
 
 
 def test_cells_that_the_caption_names_weigh_more():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -30,13 +31,14 @@ def scene_batch(
     level: str = "long",
     prompt_share: float = 0.0,
     object_weight: float = 1.0,
+    glyphs: Path | None = None,
 ) -> Batch:
     """Render the scenes with these indices; the caption of a scene depends on (split, seed, index) alone as well.
 
     Prompts (`scenes.prompts`) take the place of a share of the captions, where the scene has one.
     """
     scenes = [sample_scene(split, seed, index, max_objects=max_objects) for index in indices]
-    images = pictures(scenes)
+    images = pictures(scenes, glyphs)
     captions = []
     for scene, index in zip(scenes, indices, strict=True):
         rng = np.random.default_rng([seed, index])
@@ -73,6 +75,8 @@ class ScenesData(L.LightningDataModule):
         seed: which of the endless streams to train on.
         validation_seed: the same for the held-out pictures; runs that share it can be compared.
         split: "validation" or "test": where the held-out pictures come from.
+        glyphs: folder of other glyphs for the held-out pictures, laid out as scenes/glyphs with its glyphs.json: an art
+            style that nobody was trained on.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class ScenesData(L.LightningDataModule):
         seed: Seed = 0,
         validation_seed: Seed = 0,
         split: str = "validation",
+        glyphs: str | None = None,
     ) -> None:
         super().__init__()
         if max_objects > len(OBJECT_COUNT_WEIGHTS):
@@ -96,6 +101,9 @@ class ScenesData(L.LightningDataModule):
         for name, value, known in (("caption_level", caption_level, LEVELS), ("split", split, HELD_OUT_SPLITS)):
             if value not in known:
                 raise UsageError(f"data.init_args.{name} must be one of {', '.join(known)}, got {value!r}")
+        if glyphs is not None and not (Path(glyphs) / "glyphs.json").is_file():
+            raise UsageError(f"data.init_args.glyphs: {glyphs} is no folder with a glyphs.json, as scenes/glyphs is")
+        self.glyphs = None if glyphs is None else Path(glyphs)
         self.batch_size, self.max_objects, self.seed = batch_size, max_objects, seed
         self.caption_level, self.prompt_share, self.object_weight = caption_level, prompt_share, object_weight
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
@@ -158,7 +166,9 @@ class _HeldOut(Dataset):
 
     def __getitem__(self, batch: int) -> Batch:
         data = self.data
-        return scene_batch(data.split, data.validation_seed, list(self.batches[batch]), max_objects=data.max_objects)
+        of_batch = list(self.batches[batch])
+        seed = data.validation_seed
+        return scene_batch(data.split, seed, of_batch, max_objects=data.max_objects, glyphs=data.glyphs)
 
 
 def batch_edges(pictures: int, size: int, world: int) -> list[int]:
