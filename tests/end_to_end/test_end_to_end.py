@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from foreign_data import comfyui
-from photographs import CONVERTED, GOOD, OWN_CAPTIONS, SKIPPED, save_photographs
+from photographs import CONVERTED, GOOD, OWN_CAPTIONS, SIZE, SKIPPED, save_photographs
 from PIL import Image
 
 from uae_lightning.cli import main
@@ -205,7 +205,7 @@ def test_foreign_code_reads_the_captions_and_the_cache(foreign: dict, place: Pat
     assert {name: [key, text] for name, (key, text, _) in foreign["shards"].items()} == {
         name: [row["key"], row["caption"]] for name, row in listed.items()
     }
-    assert {tuple(size) for _, _, size in foreign["shards"].values()} == {(96, 80), (80, 96)}  # one was turned
+    assert {tuple(size) for _, _, size in foreign["shards"].values()} == {SIZE, SIZE[::-1]}  # one was turned
     assert [found for found in foreign["rows"] if not found[2]] == [] and len(foreign["rows"]) == len(listed)
     captions = {key.split("/")[1]: caption for key, caption, _, _ in foreign["cache"]}
     leaked = next(name for name, row in listed.items() if row["key"] == "leaked.png")

@@ -40,7 +40,8 @@ def compare(drawn: list[Scene], wanted: list[Scene]) -> dict[str, float]:
     for kind, field in (("class", "name"), ("color", "color"), ("size", "size")):
         figures[kind] = sum(getattr(a, field) == getattr(b, field) for a, b in pairs) / max(len(pairs), 1)
     grounds = [scene.background == true.background for scene, true in zip(drawn, wanted, strict=True)]
-    return {name: round(value, 3) for name, value in (figures | {"background": np.mean(grounds)}).items()}
+    figures["background"] = sum(grounds) / len(grounds)
+    return {name: round(value, 3) for name, value in figures.items()}
 
 
 def of_prompts(sample: Sample, guidance: float, count: int) -> dict[str, float]:
