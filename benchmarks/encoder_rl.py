@@ -34,12 +34,12 @@ from benchmarks.trl_step import TRLStep, import_trl, trl_result
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.paths import resolve
 from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer
-from uae_lightning.scenes.scene import render, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 from uae_lightning.types import Captions
 from uae_lightning.usage import Parser
 
 PRESETS = {
-    "demo": {"model": "shipped:scenes/encoder", "pictures": 6, "tokens": 40, "side": 64},
+    "demo": {"model": "shipped:scenes/encoder", "pictures": 6, "tokens": 40, "side": IMAGE_SIZE},
     "image448": {"model": "random", "pictures": 1, "tokens": 64, "side": 448},
 }
 TOLERANCE = {  # of log-probabilities, the loss, and gradients (largest difference over the largest gradient)

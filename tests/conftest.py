@@ -18,13 +18,16 @@ from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
-from uae_lightning.scenes.bootstrap.captioner import PROMPT, build_model, build_tokenizer, pictures
+from uae_lightning.scenes.bootstrap.captioner import PATCH, PROMPT, build_model, build_tokenizer
+from uae_lightning.scenes.scene import IMAGE_SIZE, pictures
 from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.types import Learning
 
 torch.set_num_threads(1)
 
-SCENES_PROMPTS = {"caption_system": "", "caption_prompt": PROMPT, "generate_system": "", "max_pixels": 4096}
+SCENES_PROMPTS = {"caption_system": "", "caption_prompt": PROMPT, "generate_system": "", "max_pixels": IMAGE_SIZE**2}
+SIDE = IMAGE_SIZE // PATCH  # of the latents
+LATENT_SHAPE = (8, SIDE, SIDE)  # of the decoder below
 
 
 @pytest.fixture(scope="session")
@@ -36,18 +39,18 @@ def parts_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(tokenizer)
     model.save_pretrained(folder / "encoder")
     tokenizer.save_pretrained(folder / "encoder")
-    size = {"shortest_edge": 256, "longest_edge": 4096}
-    processor = Qwen2VLImageProcessorPil(patch_size=8, temporal_patch_size=1, merge_size=2, size=size)
+    size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": IMAGE_SIZE**2}
+    processor = Qwen2VLImageProcessorPil(patch_size=PATCH, temporal_patch_size=1, merge_size=2, size=size)
     processor.save_pretrained(folder / "encoder")
     transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=8, out_channels=8, num_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=32, pooled_projection_dim=8,
-        pos_embed_max_size=8, qk_norm="rms_norm",
+        sample_size=SIDE, patch_size=1, in_channels=LATENT_SHAPE[0], out_channels=LATENT_SHAPE[0], num_layers=2,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=24, caption_projection_dim=32,
+        pooled_projection_dim=8, pos_embed_max_size=SIDE, qk_norm="rms_norm",
     )  # fmt: skip
     for parameter in transformer.parameters():  # SD3 starts some at zero, where nothing reaches the output
         torch.nn.init.normal_(parameter, std=0.1)
     transformer.save_pretrained(folder / "decoder" / "transformer")
-    codec = PatchCodec(patch_size=8, latent_channels=8)
+    codec = PatchCodec(patch_size=PATCH, latent_channels=LATENT_SHAPE[0])
     codec.fit(2 * pictures([sample_scene("train", 0, i) for i in range(64)]) - 1)
     codec.save_pretrained(folder / "decoder" / "vae")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "decoder" / "scheduler")
@@ -66,7 +69,7 @@ def make_encoder(parts_folder: Path):
 @pytest.fixture
 def make_decoder(parts_folder: Path):
     def make(learning: Learning = None, **options) -> SD3Decoder:
-        decoder = SD3Decoder(str(parts_folder / "decoder"), resolution=64, sigma_spacing="even", **options)
+        decoder = SD3Decoder(str(parts_folder / "decoder"), resolution=IMAGE_SIZE, sigma_spacing="even", **options)
         return adapted(decoder, learning)
 
     return make
@@ -86,5 +89,5 @@ def make_projector(parts_folder: Path):
 
 @pytest.fixture(scope="session")
 def images() -> torch.Tensor:
-    """[4, 3, 64, 64] held-out scenes."""
+    """[4, 3, 96, 96] held-out scenes."""
     return pictures([sample_scene("validation", 0, i) for i in range(4)])

@@ -33,6 +33,7 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
         "measure a run, or the weights it starts from, by judges that were not the reward",
         ".commands.evaluate",
     ),
+    "fault-costs": ("what a reward takes off for one fault of a drawing, in full and faint", ".commands.fault_costs"),
     "study": ("runs with several seeds, evaluated and compared: docs/results.md", ".commands.study"),
     "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", ".commands.bootstrap"),
     "reconstruct": ("caption pictures and draw them again from the caption", ".commands.reconstruct"),

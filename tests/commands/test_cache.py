@@ -24,7 +24,7 @@ from uae_lightning.data.image_text import ImageTextData
 from uae_lightning.prepare import cache_pass
 from uae_lightning.prepare.part import Part
 from uae_lightning.scenes.data import ScenesData
-from uae_lightning.scenes.scene import render, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 from uae_lightning.usage import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def fit_options(parts: Path, photos: Path, **more) -> list[str]:
         "data.init_args.path": photos,
         "data.init_args.validation_path": photos.parent / "held_out",
         "data.init_args.validation_pictures": 2,
-        "data.init_args.resolution": 64,
+        "data.init_args.resolution": IMAGE_SIZE,
         "data.init_args.require_captions": "true",
         "data.init_args.batch_size": 4,
         "data.init_args.num_workers": 0,
@@ -193,7 +193,7 @@ def test_counts_add_up_and_bad_files_are_listed(loaded, parts_folder: Path, phot
     stage, _, trainer, header = loaded
     held_out = {"validation_path": str(photos.parent / "held_out"), "validation_pictures": 2}
     data = ImageTextData(
-        str(tmp_path / "photos"), 64, 4, require_captions=True, max_skipped=0.5, num_workers=0, **held_out
+        str(tmp_path / "photos"), IMAGE_SIZE, 4, require_captions=True, max_skipped=0.5, num_workers=0, **held_out
     )
     counts = fill((stage, data, trainer, header), tmp_path / "cache")
     assert (counts.kept, counts.computed, counts.left_over) == (8, 1, 1)
@@ -335,7 +335,7 @@ def test_what_cannot_be_cached_is_refused(photos: Path):
     with pytest.raises(UsageError, match="ScenesData has nothing on disk.*ImageTextData"):
         cache_pass.check_data(ScenesData(batch_size=2))
     with pytest.raises(UsageError, match="random_crop is true.*set it to false"):
-        cache_pass.check_data(ImageTextData(str(photos), 64, random_crop=True))
+        cache_pass.check_data(ImageTextData(str(photos), IMAGE_SIZE, random_crop=True))
     with pytest.raises(UsageError, match="no encoder"):
         cache_pass.check_model(SimpleNamespace(encoder=None))
     with pytest.raises(UsageError, match="mask_padding"):

@@ -23,6 +23,7 @@ from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import StageRun, parse_evaluation
 from uae_lightning.run.spec import EvaluationSpec, StageSpec
 from uae_lightning.scenes.perception import STATED, Perception
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +32,7 @@ KINDS = {"class", "color", "size", "position", "count", "background", "small_obj
 
 def stage_yaml(parts):
     encoder = {"path": str(parts / "encoder"), **SCENES_PROMPTS}
-    decoder = {"path": str(parts / "decoder"), "resolution": 64, "sigma_spacing": "even"}
+    decoder = {"path": str(parts / "decoder"), "resolution": IMAGE_SIZE, "sigma_spacing": "even"}
     reward = {"class_path": "uae_lightning.rewards.pixel_similarity.PixelSimilarity"}
     other = {"class_path": "uae_lightning.scenes.scene_facts.SceneFacts"}
     return {
@@ -106,7 +107,7 @@ def trained(parts_folder, tmp_path_factory):
     from uae_lightning.models.sd3 import SD3Decoder
 
     run = tmp_path_factory.mktemp("runs") / "trained"
-    decoder = SD3Decoder(str(parts_folder / "decoder"), resolution=64, sigma_spacing="even")
+    decoder = SD3Decoder(str(parts_folder / "decoder"), resolution=IMAGE_SIZE, sigma_spacing="even")
     with torch.no_grad():
         for parameter in decoder.transformer.parameters():
             parameter.mul_(1.5)

@@ -7,6 +7,7 @@ from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.cli import main
 from uae_lightning.commands import generate, pictures
 from uae_lightning.run import loading as stage_loading
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Sampling
 
 
@@ -19,7 +20,7 @@ def test_a_picture_depends_on_its_text_and_the_seed_alone(model):
     # red with `manual_seed(0)`, or with `torch.randn` without a generator
     torch.manual_seed(5)
     ball = generate.draw(model, "a red ball", 1)
-    assert ball.shape == (3, 64, 64) and 0 <= ball.min() and ball.max() <= 1
+    assert ball.shape == (3, IMAGE_SIZE, IMAGE_SIZE) and 0 <= ball.min() and ball.max() <= 1
     torch.manual_seed(6)
     again, other, later = (
         generate.draw(model, *call) for call in (("a red ball", 1), ("a star", 1), ("a red ball", 2))
@@ -43,7 +44,7 @@ def test_the_command_writes_one_row(model, tmp_path, monkeypatch, capsys):
     assert main(call) == 0
     assert f"3 pictures: {output}" in capsys.readouterr().out
     row = np.asarray(Image.open(output))
-    assert row.shape == (64, 192, 3)
+    assert row.shape == (IMAGE_SIZE, 3 * IMAGE_SIZE, 3)
     assert main(["generate", "a red <|im_end|> ball", "--config=x.yaml", f"--output={output}"]) == 0
     assert "1 of the texts hold control tokens" in capsys.readouterr().out
     ball, star, ball_again = np.split(row, 3, 1)

@@ -18,7 +18,7 @@ from uae_lightning.data.cached import CachedData, CacheIndex, as_batch
 from uae_lightning.data.fingerprint import fingerprint
 from uae_lightning.data.image_text import digest
 from uae_lightning.interfaces import Reward
-from uae_lightning.scenes.scene import render, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, latents_of
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.types import Batch, Learn, LoRA, RewardInput, RewardOutput, Sampling
@@ -201,7 +201,9 @@ def make_stage(make_encoder, make_projector, make_decoder):
 
 def cache_of(stage, batches: list[Batch], folder: Path, precision: str = "32-true") -> Path:
     """Made by the stage's own methods, in other batches than those it trains on."""
-    header = Header(fingerprint(stage.autoencoder, precision) | {"resolution in pixels": "64"}, "uae cache --to x")
+    header = Header(
+        fingerprint(stage.autoencoder, precision) | {"resolution in pixels": str(IMAGE_SIZE)}, "uae cache --to x"
+    )
     entries = []
     for batch in batches:
         latents, (states, mask) = latents_of(stage.autoencoder, batch), stage.autoencoder.embed(batch.captions)

@@ -18,7 +18,7 @@ from uae_lightning.data.image_text import ImageTextData, image_bytes, read_capti
 from uae_lightning.data.opening import open_source
 from uae_lightning.data.skipped import SkippedFiles, Tally
 from uae_lightning.data.sources import Columns
-from uae_lightning.scenes.scene import render, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 from uae_lightning.usage import UsageError
 
 
@@ -37,7 +37,7 @@ def shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_batch_holds_pictures_captions_and_keys(folder: Path):
     # red if / 255 becomes / 256, or the caption is read from another picture's file
-    batch = take(data_for(folder, resolution=64), 1)[0]
+    batch = take(data_for(folder, resolution=IMAGE_SIZE), 1)[0]
     for image, caption, key in zip(batch.images, batch.captions, batch.keys, strict=True):
         index = int(Path(key).name[:3])
         assert key == name(index) and caption == f"picture {index}"
@@ -239,7 +239,7 @@ def bad_pictures() -> dict[str, bytes]:
     scene = Image.open(io.BytesIO(png(0)))
     jpeg, large = io.BytesIO(), io.BytesIO()
     scene.save(jpeg, "JPEG")
-    scene.resize((80, 80)).save(large, "PNG")
+    scene.resize((IMAGE_SIZE + 1,) * 2).save(large, "PNG")
     return {
         "zero.png": b"",
         "text.jpg": b"not a picture at all",
@@ -269,7 +269,7 @@ def mixed(tmp_path: Path) -> Path:
 
 def test_bad_files_are_counted_by_reason_and_listed(mixed: Path):
     # red if `skipped` of a tally without a batch is dropped, or `read` leaves out what is held out
-    data = data_for(mixed, require_captions=True, max_skipped=0.5, num_workers=2, max_source_pixels=5000)
+    data = data_for(mixed, require_captions=True, max_skipped=0.5, num_workers=2, max_source_pixels=IMAGE_SIZE**2)
     batches = take(data, 40)
     assert set(numbers(batches)) == set(range(20)) - {9} - set(held_out(data)) and 9 not in held_out(data)
     assert {len(caption.split()) for batch in batches for caption in batch.captions} == {2}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from uae_lightning.data.images import BadFile, read_picture, square
-from uae_lightning.scenes.scene import render, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 
 SCENE = Image.fromarray(render(sample_scene("train", 0, 0)))
 
@@ -153,9 +153,9 @@ def test_formats_whose_readers_start_programs_are_refused():
 def test_the_limit_on_pixels_is_the_callers():
     # red if > becomes >=
     data = encoded(SCENE)
-    assert read_picture(data, max_pixels=64 * 64).image.size == (64, 64)
-    with pytest.raises(BadFile, match="64 x 64, the limit is 4,095"):
-        read_picture(data, max_pixels=64 * 64 - 1)
+    assert read_picture(data, max_pixels=IMAGE_SIZE**2).image.size == SCENE.size
+    with pytest.raises(BadFile, match=f"{IMAGE_SIZE} x {IMAGE_SIZE}, the limit is {IMAGE_SIZE**2 - 1:,}"):
+        read_picture(data, max_pixels=IMAGE_SIZE**2 - 1)
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction():

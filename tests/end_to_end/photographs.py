@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from uae_lightning.scenes.scene import render, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 
 GOOD = 50
+SIZE = (IMAGE_SIZE + 32, IMAGE_SIZE + 16)
 SKIPPED = {"cut.png": "damaged", "zero.jpg": "empty file", "text.png": "not a picture", "bomb.png": "too many pixels"}
 CONVERTED = {"CMYK", "16 or 32 bits", "grayscale", "first frame of an animation", "turned upright"}
 OWN_CAPTIONS = {"empty": b" \n", "latin": "käse".encode("latin-1"), "long": b"red " * 10_000, "good": b"a red ball"}
 
 
 def scene(index: int, split: str = "train") -> Image.Image:
-    """96 x 80, larger than any model here takes it."""
-    return Image.fromarray(render(sample_scene(split, 0, index))).resize((96, 80), Image.Resampling.BICUBIC)
+    """Larger than any model here takes it."""
+    return Image.fromarray(render(sample_scene(split, 0, index))).resize(SIZE, Image.Resampling.BICUBIC)
 
 
 def png(picture: Image.Image) -> bytes:

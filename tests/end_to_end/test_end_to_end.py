@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import yaml
 from foreign_data import comfyui
-from photographs import CONVERTED, GOOD, OWN_CAPTIONS, SKIPPED, save_photographs
+from photographs import CONVERTED, GOOD, OWN_CAPTIONS, SIZE, SKIPPED, save_photographs
 from PIL import Image
 
 from uae_lightning.cli import main
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 from small_models import HIDDEN, TEXT, save_models  # noqa: E402
@@ -83,7 +84,8 @@ def run_yaml() -> dict:
 
 CAPTION_DATA = [
     "caption-data", "--from=photos", "--to=captioned", "--model=shipped:scenes/encoder", "--max-new-tokens=64",
-    "--prompt=describe the picture", "--min-words=2", "--max-repetition=1", "--max-pixels=4096", "--shard-size=25",
+    "--prompt=describe the picture", "--min-words=2", "--max-repetition=1", f"--max-pixels={IMAGE_SIZE**2}",
+    "--shard-size=25",
 ]  # fmt: skip
 CACHE = [
     "cache", f"--config={ROOT}/conf/real/decoder_pretrain.yaml", f"--config={ROOT}/conf/real/80gb.yaml",
@@ -203,7 +205,7 @@ def test_foreign_code_reads_the_captions_and_the_cache(foreign: dict, place: Pat
     assert {name: [key, text] for name, (key, text, _) in foreign["shards"].items()} == {
         name: [row["key"], row["caption"]] for name, row in listed.items()
     }
-    assert {tuple(size) for _, _, size in foreign["shards"].values()} == {(96, 80), (80, 96)}  # one was turned
+    assert {tuple(size) for _, _, size in foreign["shards"].values()} == {SIZE, SIZE[::-1]}  # one was turned
     assert [found for found in foreign["rows"] if not found[2]] == [] and len(foreign["rows"]) == len(listed)
     captions = {key.split("/")[1]: caption for key, caption, _, _ in foreign["cache"]}
     leaked = next(name for name, row in listed.items() if row["key"] == "leaked.png")

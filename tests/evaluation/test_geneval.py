@@ -15,7 +15,7 @@ from uae_lightning.scenes.faults import FAULTS, faulty_scenes
 from uae_lightning.scenes.geneval import BREAKS, instrument_accuracy, perfect, planted, scene_prompts
 from uae_lightning.scenes.object_detector import SceneObjectDetector
 from uae_lightning.scenes.prompts import prompts
-from uae_lightning.scenes.scene import render
+from uae_lightning.scenes.scene import IMAGE_SIZE, render
 from uae_lightning.types import Sampling
 
 OFFICIAL = [
@@ -183,7 +183,7 @@ def test_pictures_do_not_depend_on_the_batch_size(stage):
     # Red if _noise is given `place` instead of `first + place`, or one generator serves a whole batch.
     wanted = scene_prompts(7)
     whole = geneval.draw(stage, wanted, seed=1, batch=7)
-    assert whole.shape == (7, 3, 64, 64) and whole.std() > 0.01
+    assert whole.shape == (7, 3, IMAGE_SIZE, IMAGE_SIZE) and whole.std() > 0.01
     torch.testing.assert_close(geneval.draw(stage, wanted, seed=1, batch=3), whole, atol=1e-4, rtol=0)
     torch.testing.assert_close(geneval.draw(stage, wanted[:4], seed=1), whole[:4], atol=1e-4, rtol=0)
 

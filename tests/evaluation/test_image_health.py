@@ -12,8 +12,7 @@ from uae_lightning.evaluation.image_health import (
 )
 from uae_lightning.evaluation.intervals import interval as interval_of
 from uae_lightning.evaluation.intervals import ratio
-from uae_lightning.scenes.bootstrap.captioner import pictures
-from uae_lightning.scenes.scene import sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, pictures, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,8 @@ def moved(originals, reconstructions) -> dict[str, int]:
 
 
 def shuffled(images):
-    order = torch.randperm(64 * 64, generator=torch.Generator().manual_seed(0))
-    return images.flatten(2)[..., order].unflatten(2, (64, 64))
+    order = torch.randperm(IMAGE_SIZE**2, generator=torch.Generator().manual_seed(0))
+    return images.flatten(2)[..., order].unflatten(2, (IMAGE_SIZE, IMAGE_SIZE))
 
 
 FAULTS = {  # how a picture changes: saturation, high_frequency, edge_density, color_entropy

@@ -105,7 +105,8 @@ def test_nll_is_that_of_the_reference_over_the_tokens_alone(make_encoder, images
 
 def test_the_reference_is_surprised_by_gibberish():
     # Red if the sign of nll goes. The shipped encoder has read complete captions, never scrambled ones.
-    from uae_lightning.scenes.bootstrap.captioner import pictures, scenes_encoder
+    from uae_lightning.scenes.bootstrap.captioner import scenes_encoder
+    from uae_lightning.scenes.scene import pictures
 
     encoder = scenes_encoder("shipped:scenes/encoder")
     images, clean = pictures(SCENES[:16]), encoder.tokenize(COMPLETE[:16])

@@ -83,8 +83,8 @@ def test_scene_objects_are_those_of_the_graph():
 
 def test_boxes_are_where_the_glyphs_are():
     # Red if cell_box has x and y swapped.
-    assert cell_box(2, "large") == (46, -2, 66, 18)  # top right
-    assert cell_box(7, "small") == (25.5, 49.5, 38.5, 62.5)  # bottom center
+    assert cell_box(2, "large") == (66, 2, 94, 30)  # top right
+    assert cell_box(7, "small") == (39, 71, 57, 89)  # bottom center
 
 
 # ------------------------------------------------------------------------------------------- models of transformers

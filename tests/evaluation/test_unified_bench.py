@@ -13,9 +13,8 @@ from uae_lightning.rewards.clip_similarity import ClipSimilarity
 from uae_lightning.rewards.dino_similarity import DinoSimilarity
 from uae_lightning.rewards.pixel_similarity import Pixels
 from uae_lightning.rewards.unified_score import UnifiedScore
-from uae_lightning.scenes.bootstrap.captioner import pictures
 from uae_lightning.scenes.instruments import fault_ranking
-from uae_lightning.scenes.scene import sample_scene
+from uae_lightning.scenes.scene import pictures, sample_scene
 from uae_lightning.types import RewardOutput
 
 # Share of scenes in which each backbone must notice a fault, with margin; measured on 64 scenes (pixels: at least 0.81,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import SCENES_PROMPTS
 from diffusers import SD3Transformer2DModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,13 +20,13 @@ from uae_lightning.cli import main
 from uae_lightning.exchange import lora
 from uae_lightning.files import making_folder
 from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 from small_models import TEXT, save_qwen, save_sd3  # noqa: E402
 
 FOREIGN = Path(__file__).with_name("foreign.py")
 PROMPT = "a small blue star on the left"  # of foreign.py
-SCENES = {"caption_system": "", "caption_prompt": "describe the picture", "generate_system": "", "max_pixels": 4096}
 PLAIN = ["--guidance=1", "--merged"]
 LORA, OTHER = {"rank": 4, "alpha": 8}, {"rank": 3, "alpha": 12}  # unlike scalings: they cannot be stacked as they are
 
@@ -34,8 +35,8 @@ LORA, OTHER = {"rank": 4, "alpha": 8}, {"rank": 3, "alpha": 12}  # unlike scalin
 def scenes(parts_folder, tmp_path_factory):
     """As the demo: the linear codec, no guidance; the decoder in full, then a LoRA; the encoder in two rounds."""
     start = {part: {"path": str(parts_folder / part)} for part in ("encoder", "projector", "decoder")}
-    start["encoder"] |= SCENES
-    start["decoder"] |= {"resolution": 64, "sigma_spacing": "even"}
+    start["encoder"] |= SCENES_PROMPTS
+    start["decoder"] |= {"resolution": IMAGE_SIZE, "sigma_spacing": "even"}
     stages = {
         "pretrain": {"projector": "all", "decoder": "all"},
         "see": {"encoder": LORA},
@@ -108,7 +109,7 @@ def test_the_code_of_the_card_draws_what_generate_draws(name, options, exports, 
 @pytest.mark.parametrize("name", ["scenes", "real"])
 def test_the_code_of_the_card_captions_as_the_encoder_does(name, exports, scenes, real, picture):
     # red with indexing="xy" in PLACES, or with the prompt left in the answer
-    run, settings = (scenes, SCENES) if name == "scenes" else (real, {"max_pixels": 7056})
+    run, settings = (scenes, SCENES_PROMPTS) if name == "scenes" else (real, {"max_pixels": 7056})
     encoder = QwenVLEncoder(str(run / ("see_again" if name == "scenes" else "see") / "weights" / "encoder"), **settings)
     images = torch.from_numpy(np.asarray(Image.open(picture), np.float32) / 255).permute(2, 0, 1)[None]
     wanted = encoder.generate(images, samples=1, temperature=0.0, max_new_tokens=8, seed=0).texts[0]

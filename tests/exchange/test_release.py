@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCENES_PROMPTS
+from conftest import LATENT_SHAPE, SCENES_PROMPTS
 from diffusers import SD3Transformer2DModel
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from uae_lightning.exchange.release_weights import plain_name, qwen_name
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import ATTENTION_PROJECTIONS, SD3Decoder
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Conditioning
 
 Adapted = tuple[nn.Module, nn.Module]  # the released models with peft around them, as demo.py has them
@@ -88,7 +89,7 @@ def logits(model: nn.Module, images: Tensor, encoder: QwenVLEncoder) -> Tensor:
 @torch.no_grad()
 def velocity(dit: nn.Module, pooled: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x, states = torch.randn(2, 8, 8, 8, generator=generator), torch.randn(2, 5, 24, generator=generator)
+    x, states = torch.randn(2, *LATENT_SHAPE, generator=generator), torch.randn(2, 5, 24, generator=generator)
     return dit(x, states, pooled.expand(2, -1), torch.tensor([900.0, 300.0])).sample
 
 
@@ -120,13 +121,13 @@ def test_projector_is_the_one_beside_the_adapter(released, imported):
 def test_decoder_is_the_released_one_under_peft(released, imported):
     # red without rank_pattern in lora_config, or with a scheduler or pooled embedding that is not of the base
     _, _, dit = released
-    decoder = SD3Decoder(str(imported / "decoder"), resolution=64)
+    decoder = SD3Decoder(str(imported / "decoder"), resolution=IMAGE_SIZE)
     pooled = load_file(released[0] / "SD3" / "pooled.safetensors")["pooled"]
     assert torch.equal(decoder.pooled, pooled) and decoder.scheduler.config.shift == 3.0
     wanted = velocity(dit, pooled)
     plain = SD3Transformer2DModel.from_pretrained(imported / "decoder" / "transformer")
     close(velocity(plain, pooled), wanted)
-    x, states = torch.randn(1, 8, 8, 8), torch.randn(1, 5, 24)
+    x, states = torch.randn(1, *LATENT_SHAPE), torch.randn(1, 5, 24)
     with torch.no_grad():
         got = decoder.velocity(x, torch.tensor([0.5]), Conditioning(states, torch.ones(1, 5, dtype=torch.bool)))
         close(got, dit(x, states, pooled, torch.tensor([500.0])).sample)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import adapted
+from conftest import LATENT_SHAPE, adapted
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError
@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.paths import resolve
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Captions, Conditioning, LoRA
 
 
@@ -174,7 +175,7 @@ def saved_bytes(forward) -> int:
 def test_activation_checkpointing_keeps_less_and_changes_nothing(make_decoder, make_encoder, images):
     # red if `checkpoint` is replaced by a plain call
     conditioning = Conditioning(torch.ones(4, 6, 24), torch.ones(4, 6, dtype=torch.bool))
-    x, sigma = torch.ones(4, 8, 8, 8), torch.full((4,), 0.5)
+    x, sigma = torch.ones(4, *LATENT_SHAPE), torch.full((4,), 0.5)
     tokens = torch.randint(10, 90, (4, 8), generator=torch.Generator().manual_seed(0))
     captions = Captions([""] * 4, tokens, torch.ones_like(tokens, dtype=torch.bool))
     for make, forward in [
@@ -205,7 +206,7 @@ def test_compiled_sampling_equals_compiled_replay(make_decoder, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
     decoder = make_decoder(LoRA(rank=4), compile=True)
     conditioning = Conditioning(torch.ones(2, 6, 24), torch.ones(2, 6, dtype=torch.bool))
-    x, sigma = torch.randn(2, 8, 8, 8), torch.full((2,), 0.5)
+    x, sigma = torch.randn(2, *LATENT_SHAPE), torch.full((2,), 0.5)
     with torch.no_grad():
         sampled = decoder.velocity(x, sigma, conditioning)
     replayed = decoder.velocity(x, sigma, conditioning)
@@ -220,7 +221,7 @@ def test_compiled_blocks_with_adapters_share_their_graphs(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="aot_eager"))
     torch.compiler.reset()
     counters.clear()
-    decoder = adapted(SD3Decoder("shipped:scenes/decoder", resolution=64, compile=True), LoRA())
+    decoder = adapted(SD3Decoder("shipped:scenes/decoder", resolution=IMAGE_SIZE, compile=True), LoRA())
     conditioning = Conditioning(torch.ones(2, 6, decoder.conditioning_size), torch.ones(2, 6, dtype=torch.bool))
     decoder.velocity(torch.randn(2, *decoder.latent_shape), torch.full((2,), 0.5), conditioning)
     assert len(decoder.blocks()) == 6 and 0 < counters["stats"]["unique_graphs"] <= 3  # the first and last differ
@@ -229,7 +230,7 @@ def test_compiled_blocks_with_adapters_share_their_graphs(monkeypatch):
 def test_other_attention_backends_go_through_diffusers(make_decoder):
     # red if a transpose before the dispatch goes
     conditioning = Conditioning(torch.ones(2, 6, 24), torch.arange(6).expand(2, 6) < torch.tensor([[6], [4]]))
-    x, sigma = torch.ones(2, 8, 8, 8), torch.full((2,), 0.5)
+    x, sigma = torch.ones(2, *LATENT_SHAPE), torch.full((2,), 0.5)
     decoder = make_decoder(attention="_native_math")
     assert decoder.transformer.transformer_blocks[0].attn.processor._attention_backend is not None
     with torch.no_grad():
@@ -254,7 +255,7 @@ def test_flash_attention_of_the_encoder_names_the_extra(make_encoder):
 def test_attending_to_padding_restores_the_release(make_decoder):
     # red if `mask_padding` is ignored
     states = torch.randn(2, 6, 24, generator=torch.Generator().manual_seed(0))
-    x, sigma = torch.ones(2, 8, 8, 8), torch.full((2,), 0.5)
+    x, sigma = torch.ones(2, *LATENT_SHAPE), torch.full((2,), 0.5)
     short, full = torch.arange(6).expand(2, 6) < 4, torch.ones(2, 6, dtype=torch.bool)
     decoder = make_decoder(mask_padding=False)
     with torch.no_grad():

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import bitsandbytes as bnb
 import pytest
 import torch
+from conftest import LATENT_SHAPE
 
 from uae_lightning.models.adapters import merged_state
 from uae_lightning.models.quantization import dequantized, is_quantized, quantize_linears
 from uae_lightning.prepare.captioner import Captioner
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Conditioning, LoRA
 
 LORA = LoRA(rank=4, alpha=8)
@@ -26,7 +28,7 @@ def conditioning(n: int) -> Conditioning:
 
 
 def noise(n: int) -> torch.Tensor:
-    return torch.randn(n, 8, 8, 8, generator=torch.Generator().manual_seed(2))
+    return torch.randn(n, *LATENT_SHAPE, generator=torch.Generator().manual_seed(2))
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -81,7 +83,7 @@ def test_what_was_trained_is_what_is_saved(make_decoder, tmp_path, quantization)
     with torch.no_grad():
         before = decoder.velocity(noise(2), sigma, conditioning(2))
     decoder.save(tmp_path)
-    again = type(decoder)(str(tmp_path), resolution=64, sigma_spacing="even")
+    again = type(decoder)(str(tmp_path), resolution=IMAGE_SIZE, sigma_spacing="even")
     with torch.no_grad():
         assert torch.equal(decoder.velocity(noise(2), sigma, conditioning(2)), before)
         trained, loaded = (d.velocity(noise(2), sigma, conditioning(2)) for d in (decoder, again))

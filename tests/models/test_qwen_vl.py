@@ -178,7 +178,7 @@ def test_captions_are_those_of_transformers_generate(make_encoder, images, tempe
         sequences = sequences.repeat_interleave(samples, 0)
     captions = encoder.generate(images, samples=samples, temperature=temperature, max_new_tokens=40, seed=5)
     assert torch.equal(captions.tokens, sequences)
-    assert temperature == 0 or len(set(captions.lengths.tolist())) > 5  # some have left the batch before others
+    assert temperature == 0 or len(set(captions.lengths.tolist())) > 2  # some have left the batch before others
 
 
 def whole_sequences(encoder, images, captions):

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from conftest import LATENT_SHAPE
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 from uae_lightning.models.attention import MaskedJointAttention
 from uae_lightning.models.patch_codec import PatchCodec
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Conditioning, LoRA
 
 
@@ -15,7 +17,7 @@ def conditioning(n: int, length: int = 6) -> Conditioning:
 
 
 def noise(n: int) -> torch.Tensor:
-    return torch.randn(n, 8, 8, 8, generator=torch.Generator().manual_seed(2))
+    return torch.randn(n, *LATENT_SHAPE, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("dual", [(), (0,)])
@@ -82,7 +84,7 @@ def test_lora_reference_save_and_merge(make_decoder, tmp_path):
         with decoder.reference():
             assert torch.equal(decoder.velocity(noise(2), sigma, conditioning(2)), start)
         decoder.save(tmp_path)
-        again = type(decoder)(str(tmp_path), resolution=64)
+        again = type(decoder)(str(tmp_path), resolution=IMAGE_SIZE)
         torch.testing.assert_close(again.velocity(noise(2), sigma, conditioning(2)), changed, atol=1e-4, rtol=1e-4)
     plain.transformer.load_lora_adapter(tmp_path, weight_name="pytorch_lora_weights.safetensors", prefix="transformer")
     with torch.no_grad():  # red without the metadata: diffusers then takes the rank, 4, for alpha, which is 8

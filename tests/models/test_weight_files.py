@@ -17,13 +17,19 @@ from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.models.weight_files import SUMS, seal, verify
+from uae_lightning.scenes.scene import IMAGE_SIZE
+
+
+def decoder_of(folder: Path) -> SD3Decoder:
+    return SD3Decoder(str(folder / "decoder"), IMAGE_SIZE)
+
 
 FILES = {
     "encoder/model.safetensors": lambda folder: QwenVLEncoder(str(folder / "encoder"), caption_system=""),
     "projector/model.safetensors": lambda folder: MLPProjector(str(folder / "projector")),
-    "decoder/transformer/diffusion_pytorch_model.safetensors": lambda folder: SD3Decoder(str(folder / "decoder"), 64),
-    "decoder/vae/diffusion_pytorch_model.safetensors": lambda folder: SD3Decoder(str(folder / "decoder"), 64),
-    "decoder/pooled.safetensors": lambda folder: SD3Decoder(str(folder / "decoder"), 64),
+    "decoder/transformer/diffusion_pytorch_model.safetensors": decoder_of,
+    "decoder/vae/diffusion_pytorch_model.safetensors": decoder_of,
+    "decoder/pooled.safetensors": decoder_of,
 }
 WEIGHTS = [name for name in FILES if "pooled" not in name]
 
@@ -119,7 +125,7 @@ def test_a_pooled_embedding_that_is_none_is_named(copied, tensors):
     (file.parent / SUMS).unlink()
     save_file(tensors, file) if tensors is not None else file.write_bytes(b"damaged")
     with pytest.raises(ValueError, match=f"{file} holds no pooled embedding of 8 numbers.*delete"):
-        SD3Decoder(str(copied / "decoder"), 64)
+        decoder_of(copied)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +193,7 @@ def test_settings_of_the_scheduler_are_obeyed_or_refused(copied, change, message
     file = copied / "decoder" / "scheduler" / "scheduler_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps(settings | {"shift": 5, "base_shift": 0.1, "time_shift_type": "linear"}))
-    assert SD3Decoder(str(copied / "decoder"), 64).scheduler.config.shift == 5
+    assert decoder_of(copied).scheduler.config.shift == 5
     file.write_text(json.dumps(settings | change))
     with pytest.raises(ValueError, match=f"{file}.*{message}"):
-        SD3Decoder(str(copied / "decoder"), 64)
+        decoder_of(copied)

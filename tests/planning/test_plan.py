@@ -37,6 +37,7 @@ from uae_lightning.planning.text import caption, give_text
 from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL
@@ -128,7 +129,7 @@ def real_flops(stage: DecoderPretrain) -> int:
     stage.log = lambda *args, **options: None
     optimizer = stage.configure_optimizers()
     stage.optimizers = lambda: optimizer
-    batch = Batch(torch.rand(2, 3, 64, 64), [caption(24, row) for row in range(2)], [""] * 2)
+    batch = Batch(torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE), [caption(24, row) for row in range(2)], [""] * 2)
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
         step(stage, batch, optimizer, SETTING)
     return counter.get_total_flops()

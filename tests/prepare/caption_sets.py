@@ -16,7 +16,7 @@ from uae_lightning.data.sources import Columns
 from uae_lightning.prepare.caption_reading import Reading
 from uae_lightning.prepare.caption_set import CaptionData
 from uae_lightning.prepare.filters import Caption, CaptionFilter
-from uae_lightning.scenes.scene import render, sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 
 
 def scene(index: int) -> Image.Image:
@@ -40,7 +40,7 @@ def caption_data(source: Path | str, folder: Path, *, part: int = 1, parts: int 
     captioner = options.pop("captioner", describe)
     defaults = {
         "caption_filter": CaptionFilter(1, 600, 0.2), "model": "m", "near_duplicates": None, "batch_size": 4,
-        "shard_size": 6, "max_pixels": 4096, "max_skipped": 1.0, "seed": 0,
+        "shard_size": 6, "max_pixels": IMAGE_SIZE**2, "max_skipped": 1.0, "seed": 0,
     }  # fmt: skip
     reading = Reading(open_source(str(source), Columns(caption="")), part, parts)
     return CaptionData(reading=reading, load_captioner=lambda: captioner, folder=folder, **defaults | options)

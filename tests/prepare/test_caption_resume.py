@@ -17,6 +17,7 @@ from uae_lightning.cli import main
 from uae_lightning.prepare.caption_settings import begin_or_go_on
 from uae_lightning.prepare.caption_writer import claimed
 from uae_lightning.prepare.captioner import Captioner
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 PICTURES = 20  # in shards of 6, batches of 4
 
@@ -118,7 +119,7 @@ def command(scenes: Path, folder: Path) -> list[str]:
     return [
         "caption-data", f"--from={scenes}", f"--to={folder}", "--model=shipped:scenes/encoder", "--max-new-tokens=24",
         "--prompt=describe the picture", "--min-words=2", "--shard-size=6", "--batch-size=2", "--temperature=1",
-        "--max-pixels=4096",
+        f"--max-pixels={IMAGE_SIZE**2}",
     ]  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.paths import resolve
 from uae_lightning.prepare.captioner import Captioner
 from uae_lightning.prepare.processor import load_processor
-from uae_lightning.scenes.bootstrap.captioner import build_tokenizer
+from uae_lightning.scenes.bootstrap.captioner import PATCH, build_tokenizer, scenes_encoder
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 from small_models import save_qwen  # noqa: E402
@@ -96,9 +97,9 @@ def test_sampled_captions_come_from_the_global_seed(folder: Path):
 def test_the_shipped_encoder_sees_what_it_saw_in_training():
     # red if rows and columns are swapped in `with_places`, or the places come before the colors
     captioner = Captioner(SHIPPED, PROMPT, max_new_tokens=48, temperature=0.0)
-    encoder = QwenVLEncoder(SHIPPED, caption_system="", caption_prompt=PROMPT, generate_system="", max_pixels=4096)
+    encoder = scenes_encoder(SHIPPED)
     scenes = [scene(index) for index in range(3)]
-    for pictures in (scenes, [noise(16, 64)]):
+    for pictures in (scenes, [noise(2 * PATCH, IMAGE_SIZE)]):
         images = torch.stack([torch.from_numpy(np.asarray(p) / np.float32(255)).permute(2, 0, 1) for p in pictures])
         inputs, (patches, grid) = captioner.inputs(pictures), encoder.patchify(images)
         torch.testing.assert_close(inputs["pixel_values"], patches)
@@ -115,7 +116,7 @@ def test_every_end_token_of_the_generation_config_ends_a_caption(tmp_path: Path)
     config = json.loads((folder / "generation_config.json").read_text())
 
     def encoded():
-        encoder = QwenVLEncoder(str(folder), caption_system="", caption_prompt=PROMPT, max_pixels=4096)
+        encoder = QwenVLEncoder(str(folder), caption_system="", caption_prompt=PROMPT, max_pixels=IMAGE_SIZE**2)
         captions = encoder.generate(image, samples=2, temperature=0.0, max_new_tokens=48, seed=0)
         tokens = captions.tokens[0][captions.mask[0]].tolist()
         assert len(tokens) == captions.tokens.shape[1]  # nothing is drawn behind the end

@@ -7,8 +7,10 @@ from PIL import Image
 from uae_lightning.rewards.efficientnet_lite import STAGES, EfficientNetLite0, SameConv2d, fuse_norms
 from uae_lightning.scenes.scene import _glyph_file
 
-# What ImageNet may call a cartoon of it: analog clock; umbrella; cup, coffee mug; yawl.
-IMAGENET = {"clock": {409}, "umbrella": {879}, "cup": {968, 504}, "boat": {914}}
+# What ImageNet may call a cartoon of it: analog clock; umbrella; screen, television; yawl.
+IMAGENET = {
+    ("clock", "large"): {409}, ("umbrella", "large"): {879}, ("tv", "large"): {782, 851}, ("boat", "small"): {914}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +21,8 @@ def network():
 def test_glyphs_are_what_imagenet_calls_them(network):
     # Red if 127 becomes 12, or relu6 of a block becomes relu; a missing or extra weight fails the strict load.
     pictures = []
-    for name in IMAGENET:
-        glyph = _glyph_file(name).resize((180, 180), Image.Resampling.BICUBIC)
+    for look in IMAGENET:
+        glyph = _glyph_file(*look).resize((180, 180), Image.Resampling.BICUBIC)
         canvas = Image.new("RGBA", (224, 224), "white")
         canvas.paste(glyph, (22, 22), glyph)
         pictures.append(torch.from_numpy(np.array(canvas.convert("RGB"))).permute(2, 0, 1) / 255)

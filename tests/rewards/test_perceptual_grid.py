@@ -35,7 +35,7 @@ def test_equal_pictures_score_one_and_others_less(reward):
 def test_it_is_the_mean_cosine_over_cells_and_stages():
     # Red if dim=1 of normalize becomes dim=2, or self.cells in adaptive_avg_pool2d becomes 1.
     # Red if the noise is there without being asked for.
-    reward = PerceptualGrid(detail=128, dither=0.0)
+    reward = PerceptualGrid(cells=2, image_size=128, detail=128, dither=0.0)
     a, b = pictures([sample_scene("test", 0, i) for i in range(2)]).split(1)
     cosines = []
     with torch.no_grad():

@@ -24,6 +24,7 @@ from uae_lightning.commands import bootstrap
 from uae_lightning.files import making_folder, replacing
 from uae_lightning.run import evaluation
 from uae_lightning.run import folder as run_folder
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "exchange"))
 from small_run import write_run  # noqa: E402
@@ -43,8 +44,8 @@ def place(tmp_path, monkeypatch):
 def run(parts_folder, tmp_path_factory):
     """One stage of small models, as `uae run` leaves it."""
     start = {part: {"path": str(parts_folder / part)} for part in ("encoder", "projector", "decoder")}
-    start["encoder"] |= {"caption_system": "", "caption_prompt": "", "generate_system": "", "max_pixels": 4096}
-    start["decoder"] |= {"resolution": 64, "sigma_spacing": "even"}
+    start["encoder"] |= {"caption_system": "", "caption_prompt": "", "generate_system": "", "max_pixels": IMAGE_SIZE**2}
+    start["decoder"] |= {"resolution": IMAGE_SIZE, "sigma_spacing": "even"}
     return write_run(tmp_path_factory.mktemp("runs") / "run", start, {"draw": {"projector": {}}}, sampling={"steps": 1})
 
 

@@ -11,6 +11,7 @@ from stand_ins import STAGE_YAML, Closeness
 
 from uae_lightning.cli import main
 from uae_lightning.paths import resolve
+from uae_lightning.scenes.scene import IMAGE_SIZE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "exchange"))
 from small_run import write_config  # noqa: E402
@@ -41,8 +42,8 @@ def stage(parts_folder, tmp_path, monkeypatch):
     """The YAML of a stage with small models, and a folder to be in."""
     monkeypatch.chdir(tmp_path)
     parts = {part: {"path": str(parts_folder / part)} for part in ("encoder", "projector", "decoder")}
-    parts["encoder"] |= {"caption_system": "", "caption_prompt": "", "generate_system": "", "max_pixels": 4096}
-    parts["decoder"] |= {"resolution": 64, "sigma_spacing": "even"}
+    parts["encoder"] |= {"caption_system": "", "caption_prompt": "", "generate_system": "", "max_pixels": IMAGE_SIZE**2}
+    parts["decoder"] |= {"resolution": IMAGE_SIZE, "sigma_spacing": "even"}
     write_config(tmp_path / "stage.yaml", parts, {"sampling": {"steps": 1}})
     CALLS.clear()
     return yaml.safe_load((tmp_path / "stage.yaml").read_text())

@@ -9,7 +9,7 @@ from uae_lightning.rewards.clip_similarity import ClipSimilarity
 from uae_lightning.scenes.bootstrap import clip
 from uae_lightning.scenes.detector import scene_targets
 from uae_lightning.scenes.faults import FAULTS, faulty_scenes
-from uae_lightning.scenes.scene import sample_scene, split_of
+from uae_lightning.scenes.scene import IMAGE_SIZE, sample_scene, split_of
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,12 @@ def test_contrastive_loss_is_over_rows_and_over_columns():
     assert clip.contrastive_loss(logits).item() == pytest.approx((9 / 2 + math.log(2)) / 2, abs=1e-3)
 
 
-def test_cells_are_read_in_their_middle():
-    # red if a number of `middle` is another, or the unflattened axes change places
-    patches = torch.arange(64.0).view(1, 64, 1)  # 8 * row + column
-    cells = clip.middles_of_cells(patches).flatten().tolist()
-    rows = (0.5, 3.5, 6.5)
-    assert cells == [8 * row + column for row in rows for column in rows]
+def test_cells_are_the_means_of_their_patches():
+    # red if the unflattened axes change places
+    patches = torch.arange(36.0).view(1, 36, 1)  # 6 * row + column
+    cells = clip.means_of_cells(patches).flatten().tolist()
+    rows = (0.5, 2.5, 4.5)
+    assert cells == [6 * row + column for row in rows for column in rows]
 
 
 def test_heads_of_one_vector_and_of_nine(task):
@@ -82,7 +82,8 @@ def test_training_writes_what_the_hub_would(tmp_path, monkeypatch):
     card = clip.train_clip(tmp_path / "clip", tmp_path / "work", steps=2, scenes_per_step=2)
     assert card["faults_noticed"] == {"class": 0.5} and card["steps"] == 2
     reward = ClipSimilarity(str(tmp_path / "clip"))
-    torch.testing.assert_close(reward.preprocess(torch.full((1, 3, 64, 64), 0.75)), torch.full((1, 3, 64, 64), 0.5))
+    gray = torch.full((1, 3, IMAGE_SIZE, IMAGE_SIZE), 0.75)
+    torch.testing.assert_close(reward.preprocess(gray), torch.full_like(gray, 0.5))
     assert (tmp_path / "clip" / "tokenizer.json").exists()
 
 

@@ -1,9 +1,14 @@
+import json
 from itertools import islice
 from types import SimpleNamespace
 
+import pytest
 import torch
+from PIL import Image
 
-from uae_lightning.scenes.data import ScenesData
+from uae_lightning.scenes.data import ScenesData, caption_weights
+from uae_lightning.scenes.scene import CLASSES, IMAGE_SIZE
+from uae_lightning.usage import UsageError
 
 
 def keys(data: ScenesData, batches: int) -> list[list[str]]:
@@ -45,7 +50,7 @@ def test_caption_level_is_that_of_the_training_captions():
     # red if `level` is not handed on
     batch = next(iter(ScenesData(batch_size=8, caption_level="tag").train_dataloader()))
     assert all(len(caption.split()) == 2 for caption in batch.captions)
-    assert batch.images.shape == (8, 3, 64, 64) and 0 <= batch.images.min() < batch.images.max() <= 1
+    assert batch.images.shape == (8, 3, IMAGE_SIZE, IMAGE_SIZE) and 0 <= batch.images.min() < batch.images.max() <= 1
 
 
 def test_a_share_of_the_captions_are_prompts():
@@ -66,9 +71,25 @@ def test_the_seed_of_training_leaves_the_held_out_pictures_alone():
     assert keys(ScenesData(seed=0), 1) != keys(ScenesData(seed=1), 1)
 
 
-def test_pixels_of_objects_weigh_more():
-    # red if (object_weight - 1) becomes object_weight
+def test_held_out_scenes_in_another_art_style(tmp_path):
+    # red if `glyphs` is not handed on, or training gets it as well
+    Image.new("RGBA", (64, 64), (200, 200, 200, 255)).save(tmp_path / "square.webp", lossless=True)
+    names = {name: {"files": ["square.webp"]} for name in CLASSES}
+    (tmp_path / "glyphs.json").write_text(json.dumps({"classes": names}))
+    plain, other = ScenesData(), ScenesData(glyphs=str(tmp_path))
+    drawn, again = (next(iter(data.val_dataloader())) for data in (plain, other))
+    assert drawn.keys == again.keys and not torch.equal(drawn.images, again.images)
+    assert torch.equal(*(next(iter(data.train_dataloader())).images for data in (plain, other)))
+    with pytest.raises(UsageError, match="glyphs.json"):
+        ScenesData(glyphs=str(tmp_path / "none"))
+
+
+def test_cells_that_the_caption_names_weigh_more():
+    # red if cells are transposed, or weights follow from the picture: half of the objects are not spoken of
+    weights = caption_weights(["red cat , car bottom left", "a picture of a cat left of a bus at the center"], 6.0)
+    assert weights.shape == (2, 1, IMAGE_SIZE, IMAGE_SIZE) and set(weights.unique().tolist()) == {1.0, 6.0}
+    assert (weights[0, 0, 64:, :32] == 6).all() and (weights[1, 0, 32:64, 32:64] == 6).all()
+    assert (weights == 6).sum((1, 2, 3)).tolist() == [32**2, 32**2]
     batch = next(iter(ScenesData(batch_size=8, object_weight=6.0).train_dataloader()))
-    assert set(batch.weights.unique().tolist()) == {1.0, 6.0}
-    assert batch.weights.shape == (8, 1, 64, 64) and (batch.weights > 1).float().mean() < 0.5
+    assert torch.equal(batch.weights, caption_weights(batch.captions, 6.0))
     assert next(iter(ScenesData(batch_size=8).train_dataloader())).weights.unique().tolist() == [1.0]

@@ -38,7 +38,7 @@ def test_targets_are_the_graph():
 def test_loss_ignores_what_empty_cells_would_contain():
     # Red if ignore_index=-1 goes, or presence loses its .float().
     _, targets = training.scene_batch("train", 0, 0, 4)
-    logits = SceneDetector(width=4)(torch.rand(4, 3, 64, 64))
+    logits = SceneDetector(width=4)(torch.rand(4, 3, 96, 96))
     loss = training.detection_loss(logits, targets)
     empty = ~targets["presence"].unsqueeze(-1)
     changed = {k: logits[k].masked_fill(empty, 9.0) if k in ("class", "color", "size") else logits[k] for k in logits}
@@ -80,5 +80,5 @@ def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, monkeypatch):
 
 def test_wrong_picture_size_is_refused():
     # Red if the check of the shape goes.
-    with pytest.raises(ValueError, match="64, 64"):
+    with pytest.raises(ValueError, match="96, 96"):
         SceneDetector(width=4)(torch.rand(1, 3, 32, 32))

@@ -2,10 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uae_lightning.scenes.bootstrap.captioner import pictures
 from uae_lightning.scenes.detector_features import DetectorFeatures
 from uae_lightning.scenes.instruments import scores
-from uae_lightning.scenes.scene import Scene, SceneObject
+from uae_lightning.scenes.scene import Scene, SceneObject, pictures
 
 CAT, BUS = ("cat", "red", "large"), ("bus", "blue", "large")
 
@@ -20,7 +19,7 @@ def scene(first, second):
 
 
 def test_features_are_those_that_the_detector_reads(judge, images):
-    # red if `- 1` goes, or "replicate" becomes "constant"
+    # red if `- 1` goes
     seen = []
     hook = judge.detector.trunk.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():

@@ -14,7 +14,7 @@ SCENE = Scene("grass", (CAT, BUS))
 @pytest.mark.parametrize(
     ("kind", "count", "example"),
     [
-        ("class", 30, Scene("grass", (replace(CAT, name="car"), BUS))),
+        ("class", 46, Scene("grass", (replace(CAT, name="car"), BUS))),
         ("color", 14, Scene("grass", (CAT, replace(BUS, color="white")))),
         ("size", 2, Scene("grass", (replace(CAT, size="small"), BUS))),
         ("moved", 14, Scene("grass", (BUS, replace(CAT, cell=8)))),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
-from uae_lightning.scenes.bootstrap.captioner import pictures, scenes_encoder
+from uae_lightning.scenes.bootstrap.captioner import scenes_encoder
 from uae_lightning.scenes.captions import parse_caption
 from uae_lightning.scenes.perception import relations_between
 from uae_lightning.scenes.questions import (
@@ -17,7 +17,7 @@ from uae_lightning.scenes.questions import (
     questions_accuracy,
     scene_questions,
 )
-from uae_lightning.scenes.scene import Scene, SceneObject, sample_scene
+from uae_lightning.scenes.scene import Scene, SceneObject, pictures, sample_scene
 from uae_lightning.types import Captions
 
 CAT = SceneObject("cat", "red", "large", 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from uae_lightning.paths import resolve
-from uae_lightning.scenes.scene import Scene, SceneObject, render
+from uae_lightning.scenes.scene import IMAGE_SIZE, Scene, SceneObject, render
 from uae_lightning.scenes.scene_facts import SceneFacts
 from uae_lightning.types import RewardInput
 
@@ -64,7 +64,7 @@ def test_a_missing_object_has_lost_its_facts_whatever_is_read_in_the_empty_cell(
 
     answers = iter([[0, 5], [5]])  # of the original, of the reconstruction
     monkeypatch.setattr(judge.detector, "read", lambda images: read(images, next(answers)))
-    output = judge(RewardInput(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64), [""]))
+    output = judge(RewardInput(*torch.zeros(2, 1, 3, IMAGE_SIZE, IMAGE_SIZE), [""]))
     assert output.total.item() == pytest.approx(5 / 8)
     assert [output.parts[kind].item() for kind in ("class", "color", "size")] == [0.5] * 3
 

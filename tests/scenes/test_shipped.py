@@ -11,9 +11,9 @@ from uae_lightning.autoencoder import Captioning
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.scenes.bootstrap import SHIPPED
-from uae_lightning.scenes.bootstrap.captioner import pictures, scenes_encoder
+from uae_lightning.scenes.bootstrap.captioner import scenes_encoder
 from uae_lightning.scenes.captions import matched_facts, parse_caption, write_caption
-from uae_lightning.scenes.scene import sample_scene
+from uae_lightning.scenes.scene import IMAGE_SIZE, pictures, sample_scene
 from uae_lightning.scenes.scene_facts import SceneFacts
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import RewardInput, Sampling
@@ -24,7 +24,7 @@ def stage() -> DecoderPretrain:
     parts = (
         scenes_encoder("shipped:scenes/encoder"),
         MLPProjector("shipped:scenes/projector"),
-        SD3Decoder("shipped:scenes/decoder", resolution=64, sigma_spacing="even"),
+        SD3Decoder("shipped:scenes/decoder", resolution=IMAGE_SIZE, sigma_spacing="even"),
     )
     return staged(DecoderPretrain, *parts, captioning=Captioning(1.0, 72), sampling=Sampling(6, 1.0))
 

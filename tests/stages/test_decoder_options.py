@@ -16,6 +16,7 @@ from uae_lightning.autoencoder import Captioning
 from uae_lightning.policies.flow_grpo import PictureActs, Trajectory
 from uae_lightning.policies.matching import PolicyLag
 from uae_lightning.scenes.data import ScenesData
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain, latents_of
 from uae_lightning.stages.decoder_rl import DecoderRL
@@ -100,7 +101,9 @@ def test_the_last_step_is_noisy_where_flow_grpo_has_it(make_stage, batch, untrai
     # red if `is_stochastic` looks at the window alone, or the noisy step is trained: as in flow_grpo's
     # sd3_pipeline_with_logprob.py all steps are stochastic and the last one, outside of the window, is kept nowhere
     stage, decoded = make_stage(window=(1, 3), untrained_steps=untrained, same_noise=False), []
-    stage.decoder.decode_latents = lambda latents: decoded.append(latents) or torch.zeros(len(latents), 3, 64, 64)
+    stage.decoder.decode_latents = lambda latents: (
+        decoded.append(latents) or torch.zeros(len(latents), 3, IMAGE_SIZE, IMAGE_SIZE)
+    )
     rollout = stage.rollout(batch)
     path, rows = rollout.acts[0].trajectory, torch.arange(8)
     assert len(path.before) == len(path.after) == 2 and path.logp.shape == (8, 2)

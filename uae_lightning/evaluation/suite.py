@@ -143,13 +143,17 @@ class Subject:
         """The first pictures of the data through the model. Random numbers depend on seed and batch alone."""
         originals, captions, reconstructions, keys = [], [], [], []
         for number, batch in enumerate(self.held_out()):
-            images, entropy = batch.images.to(self.model.device), np.random.SeedSequence([self.seed, number])
-            said, drawn = self.model.reconstruct(images, seed=int(entropy.generate_state(1)[0]))
+            images = batch.images.to(self.model.device)
+            said, drawn = self.model.reconstruct(images, seed=self.seed_of(number))
             originals.append(images)
             captions.append(said)
             reconstructions.append(drawn)
             keys += batch.keys
         return RoundTrip(torch.cat(originals), joined(captions), torch.cat(reconstructions), keys)
+
+    def seed_of(self, number: int) -> int:
+        """Of captions and noise of a batch."""
+        return int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
 
     def held_out(self) -> list[Batch]:
         """Batches with the first `samples` pictures.

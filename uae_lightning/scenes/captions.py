@@ -187,6 +187,11 @@ def _read_objects(clause: str) -> list[ObjectFact]:
     return [ObjectFact(name, color, size, place) for place in places]
 
 
+def stated_cells(caption: str) -> set[int]:
+    """The cells in which a caption, or a prompt, says that there is an object."""
+    return {POSITIONS.index(item.position) for item in parse_caption(caption).objects if item.position}
+
+
 def scene_facts(scene: Scene) -> Facts:
     """The facts of a complete caption of `scene`, without relations."""
     objects = tuple(ObjectFact(item.name, item.color, item.size, item.position) for item in scene.objects)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from uae_lightning.ranges import Count, Positive, Seed, Share, checked
-from uae_lightning.scenes.captions import LEVELS, write_caption
+from uae_lightning.scenes.captions import LEVELS, stated_cells, write_caption
 from uae_lightning.scenes.prompts import training_prompt
-from uae_lightning.scenes.scene import OBJECT_COUNT_WEIGHTS, Scene, object_mask, render, sample_scene
+from uae_lightning.scenes.scene import CELL, OBJECT_COUNT_WEIGHTS, Scene, pictures, sample_scene
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
@@ -29,21 +31,33 @@ def scene_batch(
     level: str = "long",
     prompt_share: float = 0.0,
     object_weight: float = 1.0,
+    glyphs: Path | None = None,
 ) -> Batch:
     """Render the scenes with these indices; the caption of a scene depends on (split, seed, index) alone as well.
 
-    Prompts (`data.prompts`) take the place of a share of the captions, where the scene has one.
+    Prompts (`scenes.prompts`) take the place of a share of the captions, where the scene has one.
     """
     scenes = [sample_scene(split, seed, index, max_objects=max_objects) for index in indices]
-    images = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+    images = pictures(scenes, glyphs)
     captions = []
     for scene, index in zip(scenes, indices, strict=True):
         rng = np.random.default_rng([seed, index])
         prompt = training_prompt(scene, rng) if rng.random() < prompt_share else None
         captions.append(prompt or write_caption(scene, rng, level=level))
-    masks = torch.from_numpy(np.stack([object_mask(scene) for scene in scenes])).unsqueeze(1)
-    weights = 1 + (object_weight - 1) * masks.float()
+    weights = caption_weights(captions, object_weight)
     return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices], weights)
+
+
+def caption_weights(captions: list[str], object_weight: float) -> Tensor:
+    """[N, 1, 96, 96]: `object_weight` in the cells in which a caption puts an object, else 1.
+
+    A weight that follows from the picture is a bias towards objects wherever the caption leaves them open: the mean of
+    the possible pictures counts those with an object more. One that follows from the caption moves no minimum (ours).
+    """
+    cells = torch.ones(len(captions), 9)
+    for row, caption in enumerate(captions):
+        cells[row, list(stated_cells(caption))] = object_weight
+    return cells.view(-1, 1, 3, 3).repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
 
 
 @checked
@@ -57,10 +71,12 @@ class ScenesData(L.LightningDataModule):
         max_objects: objects per scene, 1 to 4.
         caption_level: "long", "short" or "tag": of the captions for decoder pre-training.
         prompt_share: share of them that are short prompts instead, so that the decoder does not forget those.
-        object_weight: how many times as much a pixel of an object counts in flow matching as one of the background.
+        object_weight: how many times as much a cell in which the caption puts an object counts in flow matching.
         seed: which of the endless streams to train on.
         validation_seed: the same for the held-out pictures; runs that share it can be compared.
         split: "validation" or "test": where the held-out pictures come from.
+        glyphs: folder of other glyphs for the held-out pictures, laid out as scenes/glyphs with its glyphs.json: an art
+            style that nobody was trained on.
     """
 
     def __init__(
@@ -75,6 +91,7 @@ class ScenesData(L.LightningDataModule):
         seed: Seed = 0,
         validation_seed: Seed = 0,
         split: str = "validation",
+        glyphs: str | None = None,
     ) -> None:
         super().__init__()
         if max_objects > len(OBJECT_COUNT_WEIGHTS):
@@ -84,6 +101,9 @@ class ScenesData(L.LightningDataModule):
         for name, value, known in (("caption_level", caption_level, LEVELS), ("split", split, HELD_OUT_SPLITS)):
             if value not in known:
                 raise UsageError(f"data.init_args.{name} must be one of {', '.join(known)}, got {value!r}")
+        if glyphs is not None and not (Path(glyphs) / "glyphs.json").is_file():
+            raise UsageError(f"data.init_args.glyphs: {glyphs} is no folder with a glyphs.json, as scenes/glyphs is")
+        self.glyphs = None if glyphs is None else Path(glyphs)
         self.batch_size, self.max_objects, self.seed = batch_size, max_objects, seed
         self.caption_level, self.prompt_share, self.object_weight = caption_level, prompt_share, object_weight
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
@@ -146,7 +166,9 @@ class _HeldOut(Dataset):
 
     def __getitem__(self, batch: int) -> Batch:
         data = self.data
-        return scene_batch(data.split, data.validation_seed, list(self.batches[batch]), max_objects=data.max_objects)
+        of_batch = list(self.batches[batch])
+        seed = data.validation_seed
+        return scene_batch(data.split, seed, of_batch, max_objects=data.max_objects, glyphs=data.glyphs)
 
 
 def batch_edges(pictures: int, size: int, world: int) -> list[int]:

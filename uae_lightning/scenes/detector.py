@@ -1,8 +1,7 @@
 """SceneDetector: reads the facts of a scene from its picture; the judge of reports, never a reward in training.
 
-Symbols: N pictures, 9 cells of the 3 x 3 grid in raster order. The cells of `data.scenes` are 24 px apart, so that a
-picture padded by 4 px on every side is nine tiles of 24 x 24, one cell in the middle of each; strides of
-2 * 2 * 2 * 3 = 24 turn it into a 3 x 3 map with one vector a cell.
+Symbols: N pictures, 9 cells of the 3 x 3 grid in raster order. The cells of `scenes.scene` are 32 px wide; five strides
+of 2 turn a picture into a 3 x 3 map with one vector a cell.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,11 +20,10 @@ from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, IMAGE_SIZE,
 
 NAMES = {"class": CLASSES, "color": tuple(COLORS), "size": tuple(SIZES), "background": tuple(BACKGROUNDS)}
 OF_A_CELL = ("class", "color", "size")
-MARGIN = 4  # px: what a 24 px tile around a cell in the corner reaches beyond the picture
 
 
 class SceneDetector(nn.Module):
-    """Pictures [N, 3, 64, 64] in [0, 1] -> logits of every fact."""
+    """Pictures [N, 3, 96, 96] in [0, 1] -> logits of every fact."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -37,18 +34,18 @@ class SceneDetector(nn.Module):
             _layer(2 * width, 2 * width),
             _layer(2 * width, 4 * width, stride=2),
             _layer(4 * width, 4 * width),
-            _layer(4 * width, 8 * width, stride=3),
+            _layer(4 * width, 8 * width, stride=2),
+            _layer(8 * width, 8 * width, stride=2),
         )
         self.presence = nn.Linear(8 * width, 1)
         self.cells = nn.ModuleDict({kind: nn.Linear(8 * width, len(NAMES[kind])) for kind in OF_A_CELL})
         self.background = nn.Linear(8 * width, len(NAMES["background"]))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """presence [N, 9], class [N, 9, 16], color [N, 9, 8], size [N, 9, 2], background [N, 10]."""
+        """presence [N, 9], class [N, 9, 24], color [N, 9, 8], size [N, 9, 2], background [N, 10]."""
         if images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
-            raise ValueError(f"the scene detector reads pictures [N, 3, 64, 64], got {list(images.shape)}")
-        padded = F.pad(images * 2 - 1, (MARGIN,) * 4, mode="replicate")  # [N, 3, 72, 72]
-        tiles = self.trunk(padded).flatten(2).transpose(1, 2)  # [N, 9, D]
+            raise ValueError(f"the scene detector reads pictures [N, 3, 96, 96], got {list(images.shape)}")
+        tiles = self.trunk(images * 2 - 1).flatten(2).transpose(1, 2)  # [N, 9, D]
         logits = {kind: head(tiles) for kind, head in self.cells.items()}
         return {
             "presence": self.presence(tiles).squeeze(-1),
@@ -80,7 +77,7 @@ class SceneDetector(nn.Module):
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: its weights are damaged, or it was trained on other classes, colours, sizes or backgrounds than
-                those of `data.scenes`.
+                those of `scenes.scene`.
         """
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():

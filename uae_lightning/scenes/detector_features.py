@@ -13,7 +13,7 @@ from torch import Tensor
 from uae_lightning.paths import resolve
 from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
-from uae_lightning.scenes.detector import MARGIN, SceneDetector
+from uae_lightning.scenes.detector import SceneDetector
 
 
 @checked
@@ -36,7 +36,7 @@ class DetectorFeatures(EmbeddingSimilarity):
         self.freeze()
 
     def embed(self, images: Tensor) -> Tensor:
-        """[N, 3, 64, 64] -> [N, 9 D]."""
+        """[N, 3, 96, 96] -> [N, 9 D]."""
         pixels = 2 * images.to(self.detector.background.weight.dtype) - 1
-        tiles = self.detector.trunk(F.pad(pixels, (MARGIN,) * 4, mode="replicate"))  # [N, D, 3, 3]
+        tiles = self.detector.trunk(pixels)  # [N, D, 3, 3]
         return F.normalize(tiles.flatten(1).float(), dim=-1)

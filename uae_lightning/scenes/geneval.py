@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from uae_lightning.evaluation.geneval import TASKS, GenEval, Prompt, check, judge, score
 from uae_lightning.evaluation.object_detectors import DetectedObject, ObjectDetector
@@ -11,7 +10,7 @@ from uae_lightning.evaluation.statistics import Items
 from uae_lightning.scenes.faults import faulty_scenes
 from uae_lightning.scenes.object_detector import cell_box
 from uae_lightning.scenes.prompts import prompts
-from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, SceneObject, render
+from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, SceneObject, pictures
 
 
 class SceneGenEval(GenEval):
@@ -69,8 +68,8 @@ def instrument_accuracy(detector: ObjectDetector, count: int = 600, seed: int = 
     for first in range(0, count, batch):
         items = range(first, min(first + batch, count))
         scenes = [planted(wanted[item], faults[item], np.random.default_rng([seed, item])) for item in items]
-        pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
-        for item, said in zip(items, judge(detector, wanted[first : first + batch], pictures), strict=True):
+        said_of = judge(detector, wanted[first : first + batch], pictures(scenes))
+        for item, said in zip(items, said_of, strict=True):
             values[wanted[item].task].append(float(said == (faults[item] is None)))
     return values
 

@@ -26,7 +26,7 @@ from uae_lightning.scenes.captions import write_caption
 from uae_lightning.scenes.faults import FAULTS, faulty_scenes, with_fault
 from uae_lightning.scenes.geneval import SceneGenEval, instrument_accuracy
 from uae_lightning.scenes.perception import perception, without_scenes
-from uae_lightning.scenes.scene import Scene, render, sample_scene
+from uae_lightning.scenes.scene import Scene, pictures, sample_scene
 
 SAME = "same"
 FAULTY_SCENES = 64  # on which a backbone is checked, with nine faults each
@@ -92,13 +92,13 @@ def fault_scores(judge: Reward, *, count: int = 64, seed: int = 0) -> dict[str, 
     """Scores of validation scenes against themselves, worn ("same"), and against a crisp copy with each fault.
 
     Args:
-        count: scenes; each of them can have every fault of `data.faults`.
+        count: scenes; each of them can have every fault of `scenes.faults`.
         seed: of scenes, faults and noise.
     """
     scenes = list(itertools.islice(_scenes(seed), count))
     rng = np.random.default_rng(seed)
-    originals = _pictures(scenes)
-    faulty = {kind: _pictures([with_fault(scene, kind, rng) for scene in scenes]) for kind in FAULTS}
+    originals = pictures(scenes)
+    faulty = {kind: pictures([with_fault(scene, kind, rng) for scene in scenes]) for kind in FAULTS}
     candidates = {SAME: worn(originals, seed)} | faulty
     # One call, those of a scene side by side: judges that embed pictures then embed each original once.
     side_by_side = torch.stack(list(candidates.values()), 1).flatten(0, 1)
@@ -119,8 +119,3 @@ def _scenes(seed: int) -> Iterator[Scene]:
     """Scenes of the validation split that can have every fault, in the order of the stream."""
     stream = (sample_scene("validation", seed, index) for index in itertools.count())
     return (scene for scene in stream if all(faulty_scenes(scene, kind) for kind in FAULTS))
-
-
-def _pictures(scenes: list[Scene]) -> Tensor:
-    """[N, 3, 64, 64] in [0, 1]."""
-    return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255

@@ -16,8 +16,7 @@ from uae_lightning.scenes.scene import CELL_CENTERS, CLASSES, COLORS, SIZES
 class SceneObjectDetector(ObjectDetector):
     """Objects of the embedded default's scenes, as SceneDetector reads them.
 
-    A box is that of the glyph in its cell; in the outer cells it reaches up to 2 px beyond the picture. The score is
-    that of the presence times that of the class.
+    A box is that of the glyph in its cell. The score is that of the presence times that of the class.
 
     Args:
         path: folder of a SceneDetector, "shipped:NAME" or an ordinary path.

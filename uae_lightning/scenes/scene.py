@@ -1,34 +1,43 @@
-"""Scenes: the embedded data set, endless 64 x 64 pictures with an exact scene graph.
+"""Scenes: the embedded data set, endless 96 x 96 pictures with an exact scene graph.
 
 A scene is a background and one to four objects on a 3 x 3 grid. It is a pure function of (split, seed, index): nothing
 is stored, any process can render any scene, and a hash of the graph assigns each scene to exactly one split.
 
-The grid has a stride of 24 px, a multiple of the 8 px patches of the latent codec, so that an object looks the same to
+The cells of the grid are 32 px wide, two of the 16 px patches of the latent codec, so that an object looks the same to
 the codec in every cell; small backbones then learn its shape once instead of nine times (ours, measured in
-docs/lab-notes.md).
+docs/lab-notes.md). A picture is ten backgrounds and some hundred sprites of one cell each, put together by indexing.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-IMAGE_SIZE = 64
-CELL_CENTERS = (8, 32, 56)
-SIZES = {"large": 20, "small": 13}  # px
+IMAGE_SIZE = 96
+CELL = 32  # px
+CELL_CENTERS = (16, 48, 80)
+SIZES = {"large": 28, "small": 18}  # px
 
-# Glyphs chosen for outlines that stay distinct at 13 px; the first picture of each class is the one used.
-CLASSES = (
-    "airplane", "apple", "banana", "bicycle", "boat", "bus", "car", "cat",
-    "chair", "clock", "cup", "elephant", "giraffe", "scissors", "train", "umbrella",
-)  # fmt: skip
+# Which pictures of a class (scenes/glyphs/glyphs.json) are its large and its small look: chosen for outlines that stay
+# distinct at 18 px. The look follows from the size, so that a complete caption leaves nothing of the picture open.
+GLYPHS = {
+    "airplane": (0, 0), "apple": (0, 0), "banana": (0, 0), "bicycle": (0, 0), "bird": (2, 3), "boat": (1, 0),
+    "book": (3, 1), "bus": (0, 1), "car": (0, 0), "cat": (2, 1), "chair": (0, 0), "clock": (0, 1),
+    "cup": (2, 1), "dog": (0, 1), "donut": (0, 0), "elephant": (0, 0), "giraffe": (0, 0), "horse": (0, 1),
+    "pizza": (0, 0), "scissors": (0, 0), "suitcase": (0, 0), "train": (0, 0), "tv": (0, 0), "umbrella": (1, 0),
+}  # fmt: skip
+CLASSES = tuple(GLYPHS)
 
 COLORS = {
     "red": (220, 40, 40),
@@ -61,7 +70,6 @@ POSITIONS = (
     "bottom left", "bottom center", "bottom right",
 )  # fmt: skip
 
-MASK_STEP = 12  # of 255: what an object must change of a pixel to cover it
 SPLITS = ("train", "validation", "test")
 OBJECT_COUNT_WEIGHTS = (0.2, 0.35, 0.45, 0.25)  # of 1, 2, 3 and 4 objects, renormalised up to max_objects
 EQUAL_OBJECTS_SHARE = 0.2  # of the scenes with more than one object: all are alike ("three red cars")
@@ -122,50 +130,78 @@ def _pick(rng: np.random.Generator, names: Iterable[str]) -> str:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """[64, 64, 3] uint8."""
-    canvas = _background(scene.background).copy()
-    for item in scene.objects:
-        glyph = _glyph(item.name, item.color, item.size)  # [s, s, 4] float, alpha in [0, 1]
-        side = glyph.shape[0]
-        top = CELL_CENTERS[item.cell // 3] - side // 2
-        left = CELL_CENTERS[item.cell % 3] - side // 2
-        rows = slice(max(top, 0), min(top + side, IMAGE_SIZE))
-        cols = slice(max(left, 0), min(left + side, IMAGE_SIZE))
-        part = glyph[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
-        alpha = part[..., 3:]
-        canvas[rows, cols] = alpha * part[..., :3] + (1 - alpha) * canvas[rows, cols]
-    return canvas.round().astype(np.uint8)
+    """[96, 96, 3] uint8."""
+    return render_scenes([scene])[0]
 
 
-def object_mask(scene: Scene) -> np.ndarray:
-    """[64, 64] bool: where an object covers the background."""
-    difference = render(scene).astype(int) - render(Scene(scene.background, ())).astype(int)
-    return np.abs(difference).max(-1) > MASK_STEP
+def render_scenes(scenes: Sequence[Scene], glyphs: Path | None = None) -> np.ndarray:
+    """[N, 96, 96, 3] uint8; in another art style from a folder `glyphs` like scenes/glyphs, glyphs.json and all."""
+    grounds, looks = list(BACKGROUNDS), _looks()
+    canvas = _backgrounds()[[grounds.index(scene.background) for scene in scenes]]
+    placed = [
+        (row, *divmod(item.cell, 3), looks[item.name, item.color, item.size])
+        for row, scene in enumerate(scenes)
+        for item in scene.objects
+    ]
+    if placed:
+        rows, down, across, sprites = np.array(placed).T
+        color, alpha = np.split(_sprites(glyphs)[sprites], [3], axis=-1)
+        cells = canvas.reshape(len(scenes), 3, CELL, 3, CELL, 3)
+        cells[rows, down, :, across] = color + (1 - alpha) * cells[rows, down, :, across]
+    return np.rint(canvas, out=canvas).astype(np.uint8)
+
+
+def pictures(scenes: Sequence[Scene], glyphs: Path | None = None) -> Tensor:
+    """[N, 3, 96, 96] in [0, 1]; in another art style as of `render_scenes`."""
+    return torch.from_numpy(render_scenes(scenes, glyphs)).permute(0, 3, 1, 2).float() / 255
+
+
+@functools.cache
+def _backgrounds() -> np.ndarray:
+    """[10, 96, 96, 3] float32."""
+    return np.stack([_background(name) for name in BACKGROUNDS]).astype(np.float32)
+
+
+@functools.cache
+def _looks() -> dict[tuple[str, str, str], int]:
+    """(class, color, size) -> its row in `_sprites`."""
+    return {look: row for row, look in enumerate(itertools.product(CLASSES, COLORS, SIZES))}
+
+
+@functools.cache
+def _sprites(glyphs: Path | None = None) -> np.ndarray:
+    """[looks, 32, 32, 4] float32: glyphs in the middle of a cell, color times alpha in 0..255 and alpha in 0..1."""
+    sprites = np.zeros((len(_looks()), CELL, CELL, 4), np.float32)
+    for (name, color, size), row in _looks().items():
+        glyph = _glyph(name, color, size, glyphs)
+        margin = (CELL - len(glyph)) // 2
+        inner = slice(margin, margin + len(glyph))
+        sprites[row, inner, inner] = np.concatenate([glyph[..., :3] * glyph[..., 3:], glyph[..., 3:]], axis=-1)
+    return sprites
 
 
 @functools.cache
 def _background(name: str) -> np.ndarray:
-    """[64, 64, 3] float: a vertical gradient with a faint pattern whose period divides the 8 px patch."""
+    """[96, 96, 3] float: a vertical gradient with a faint pattern whose period divides the 16 px patch."""
     top, bottom, pattern = BACKGROUNDS[name]
     y, x = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
     mix = (y / (IMAGE_SIZE - 1))[..., None]
     canvas = (1 - mix) * np.array(top, float) + mix * np.array(bottom, float)
-    brick_shift = 4 * (y // 8 % 2)
+    brick_shift = 8 * (y // 8 % 2)
     marks = {
         "plain": np.zeros_like(x, bool),
         "stripes": y % 8 < 2,
-        "dots": (y % 8 == 3) & (x % 8 == 3),
-        "bricks": (y % 8 == 0) | ((x + brick_shift) % 8 == 0),
-        "planks": x % 8 == 0,
+        "dots": (y % 8 // 2 == 1) & (x % 8 // 2 == 1),
+        "bricks": (y % 8 == 0) | ((x + brick_shift) % 16 == 0),
+        "planks": x % 16 == 0,
     }[pattern]
     canvas[marks] *= 0.85
     return np.clip(canvas, 0, 255)
 
 
-@functools.cache
-def _glyph(name: str, color: str, size: str) -> np.ndarray:
+def _glyph(name: str, color: str, size: str, glyphs: Path | None = None) -> np.ndarray:
     """[s, s, 4] float RGB in 0..255 and alpha in 0..1: the glyph tinted by luminance (dark, colour, white)."""
-    picture = _glyph_file(name).resize((SIZES[size],) * 2, Image.Resampling.LANCZOS)
+    picture = _glyph_file(name, size, glyphs).resize((SIZES[size],) * 2, Image.Resampling.LANCZOS)
     rgba = np.asarray(picture, float)
     alpha = rgba[..., 3:] / 255
     luminance = rgba[..., :3] @ np.array([0.299, 0.587, 0.114])
@@ -178,8 +214,9 @@ def _glyph(name: str, color: str, size: str) -> np.ndarray:
 
 
 @functools.cache
-def _glyph_file(name: str) -> Image.Image:
-    folder = resources.files("uae_lightning.scenes") / "glyphs"
-    index = json.loads((folder / "glyphs.json").read_text())["classes"]
-    with (folder / index[name]["files"][0]).open("rb") as stream:
+def _glyph_file(name: str, size: str = "large", glyphs: Path | None = None) -> Image.Image:
+    folder = glyphs or resources.files("uae_lightning.scenes") / "glyphs"
+    files = json.loads((folder / "glyphs.json").read_text())["classes"][name]["files"]
+    look = min(GLYPHS[name][list(SIZES).index(size)], len(files) - 1)
+    with (folder / files[look]).open("rb") as stream:
         return Image.open(stream).convert("RGBA")

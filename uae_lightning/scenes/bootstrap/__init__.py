@@ -3,7 +3,7 @@
 detector     judge of reports              reads pictures
 text         encoder, first phase          reads and writes captions, sees nothing
 encoder      vision and captioning phase   captions pictures, tersely and with omissions
-decoder      short captions -> pictures    on the states of the text phase, so it may run beside `encoder`
+decoder      web-like captions -> pictures on the states of the text phase, so it may run beside `encoder`
 clip         judge of reports              pictures beside captions; tried on what the decoder's codec leaves
 """
 

@@ -25,7 +25,7 @@ from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
 from uae_lightning.scenes.bootstrap.loop import train
 from uae_lightning.scenes.captions import matched_facts, parse_caption, vocabulary, write_caption
 from uae_lightning.scenes.prompts import training_prompt
-from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, render, sample_scene
+from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, IMAGE_SIZE, SIZES, Scene, pictures, sample_scene
 from uae_lightning.types import Captions
 
 PROMPT = "describe the picture"
@@ -46,6 +46,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 HABITS_FROM = 500_000  # where their scenes begin in the stream of the captioning phase
+PATCH = 16  # px; four of them, merged, are a cell of the grid
+EMPTY_WEIGHT = 0.1  # of an empty cell beside one with an object, in what the vision tower learns first
 LOOK_BACK = 8  # tokens named by the heads on the last state: the current one and seven before
 # level, detail, share of the captions: what the encoder learns to see and say
 MIXTURE = [("tag", 1.0, 0.15), ("short", 0.5, 0.35), ("short", 0.9, 0.15), ("long", 0.5, 0.15), ("long", 1.0, 0.2)]
@@ -91,17 +93,17 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalG
             tie_word_embeddings=True,
         ),
         vision_config=dict(
-            depth=3,
-            hidden_size=128,
-            intermediate_size=256,
-            num_heads=4,
+            depth=4,
+            hidden_size=160,
+            intermediate_size=480,
+            num_heads=5,
             in_channels=5,
-            patch_size=8,
+            patch_size=PATCH,
             temporal_patch_size=1,
             spatial_merge_size=2,
             out_hidden_size=192,
-            fullatt_block_indexes=[0, 1, 2],
-            window_size=64,
+            fullatt_block_indexes=[0, 1, 2, 3],
+            window_size=IMAGE_SIZE,
         ),
         image_token_id=token("<|image_pad|>"),
         video_token_id=token("<|video_pad|>"),
@@ -119,8 +121,8 @@ def train_text(output: Path, work: Path, *, steps: int, batch_size: int = 32, se
     start = work / "start"
     build_model(tokenizer).save_pretrained(start)
     tokenizer.save_pretrained(start)
-    size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
-    Qwen2VLImageProcessorPil(patch_size=8, temporal_patch_size=1, merge_size=2, size=size).save_pretrained(start)
+    size = {"shortest_edge": (2 * PATCH) ** 2, "longest_edge": IMAGE_SIZE**2}
+    Qwen2VLImageProcessorPil(patch_size=PATCH, temporal_patch_size=1, merge_size=2, size=size).save_pretrained(start)
     encoder = scenes_encoder(str(start))
     task = _CaptionerTask(encoder, batch_size, seed).requires_grad_(True)
     seconds = train(task, task.text_loss, steps=steps, lr=2e-3, work=work / "text", save_every=100)
@@ -165,23 +167,20 @@ def train_captioner(
 
 def scenes_encoder(path: str, **options) -> QwenVLEncoder:
     """An encoder with the prompts the embedded default was trained with."""
-    return QwenVLEncoder(path, caption_system="", caption_prompt=PROMPT, generate_system="", max_pixels=4096, **options)
+    prompts = {"caption_system": "", "caption_prompt": PROMPT, "generate_system": ""}
+    return QwenVLEncoder(path, **prompts, max_pixels=IMAGE_SIZE**2, **options)
 
 
 def mixed_caption(scene: Scene, rng: np.random.Generator, mixture=MIXTURE, *, forgotten: float = 0.0) -> str:
     """A caption of a kind drawn from `mixture`; one that is not long leaves out a share of the small objects."""
-    level, detail, _ = mixture[rng.choice(len(mixture), p=[share for *_, share in mixture])]
+    shares = np.array([share for *_, share in mixture])
+    level, detail, _ = mixture[rng.choice(len(mixture), p=shares / shares.sum())]
     if level == "prompt":
         return training_prompt(scene, rng) or write_caption(scene, rng, level="short")
     if level != "long" and forgotten:
         said = tuple(item for item in scene.objects if item.size != "small" or rng.random() >= forgotten)
         scene = Scene(scene.background, said or scene.objects[:1])
     return write_caption(scene, rng, level=level, detail=detail)
-
-
-def pictures(scenes: list[Scene]) -> Tensor:
-    """[N, 3, 64, 64] float in [0, 1]."""
-    return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
 
 
 class _CaptionerTask(nn.Module):
@@ -200,7 +199,7 @@ class _CaptionerTask(nn.Module):
         return scenes, np.random.default_rng([self.seed, stream, step])
 
     def text_loss(self, step: int) -> dict[str, Tensor]:
-        ids, mask, positions = self.text_batch(step, 1)
+        ids, mask, positions = self.text_batch(step, 1, READ)
         states = self.encoder.model.model.language_model(
             input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
         )[0]
@@ -257,18 +256,21 @@ class _CaptionerTask(nn.Module):
         return Captions(texts, batch["input_ids"], batch["attention_mask"].bool())
 
     def dense_loss(self, seen: Seen, scenes: list[Scene]) -> Tensor:
-        """Every one of the 4 x 4 merged tokens names class, colour and size in the grid cell under its middle."""
-        tokens = seen.features  # [N, 16, width]
-        cells = torch.full((len(scenes), 9, 3), -100)
-        cells[..., 0] = len(CLASSES)
+        """Every one of the 3 x 3 merged tokens names class, colour and size in its grid cell."""
+        tokens = seen.features  # [N, 9, width]
+        targets = torch.full((len(scenes), 9, 3), -100)
+        targets[..., 0] = len(CLASSES)
         for row, scene in enumerate(scenes):
             for item in scene.objects:
                 names = CLASSES.index(item.name), list(COLORS).index(item.color), list(SIZES).index(item.size)
-                cells[row, item.cell] = torch.tensor(names)
-        nearest = torch.tensor([0, 1, 1, 2])
-        targets = cells[:, (nearest[:, None] * 3 + nearest).flatten()]
+                targets[row, item.cell] = torch.tensor(names)
         parts = self.cell_head(tokens).split([len(CLASSES) + 1, len(COLORS), len(SIZES)], -1)
-        loss = sum(F.cross_entropy(part.flatten(0, 1), targets[..., i].flatten()) for i, part in enumerate(parts))
+        weights = torch.ones(len(CLASSES) + 1)
+        weights[-1] = EMPTY_WEIGHT
+        loss = sum(
+            F.cross_entropy(part.flatten(0, 1), targets[..., i].flatten(), weight=None if i else weights)
+            for i, part in enumerate(parts)
+        )
         grounds = torch.tensor([list(BACKGROUNDS).index(scene.background) for scene in scenes])
         return loss + F.cross_entropy(self.ground_head(tokens.mean(1)), grounds)
 

@@ -23,18 +23,18 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from uae_lightning.models.weight_files import seal
 from uae_lightning.rewards.clip_similarity import ClipSimilarity
-from uae_lightning.scenes.bootstrap.captioner import build_tokenizer, pictures
+from uae_lightning.scenes.bootstrap.captioner import build_tokenizer
 from uae_lightning.scenes.bootstrap.detector import detection_loss, disturb
 from uae_lightning.scenes.bootstrap.loop import train
 from uae_lightning.scenes.captions import write_caption
 from uae_lightning.scenes.detector import NAMES, OF_A_CELL, scene_targets
 from uae_lightning.scenes.faults import FAULTS, faulty_scenes
 from uae_lightning.scenes.instruments import fault_ranking
-from uae_lightning.scenes.scene import IMAGE_SIZE, Scene, sample_scene, split_of
+from uae_lightning.scenes.scene import IMAGE_SIZE, Scene, pictures, sample_scene, split_of
 
 RIVALS = 3  # faulty copies of each scene
 CURRICULUM = 100  # steps until scenes may have one object more
-PATCH = 8  # px
+PATCH = 16  # px
 LONGEST = 96  # tokens; a complete caption of four objects has 88 words
 END = "<|endoftext|>"
 
@@ -104,7 +104,7 @@ class _ClipTask(nn.Module):
         pixels = 2 * disturb(pictures(scenes), self.seed, step) - 1
         output = self.model(input_ids=self.tokenize(captions), pixel_values=pixels)
         targets = scene_targets(scenes)
-        cells = middles_of_cells(output.vision_model_output.last_hidden_state[:, 1:])
+        cells = means_of_cells(output.vision_model_output.last_hidden_state[:, 1:])
         sides = [self.of_embeddings(side.unsqueeze(1)) for side in (output.image_embeds, output.text_embeds)]
         return {
             "contrast": contrastive_loss(output.logits_per_image),
@@ -158,10 +158,9 @@ class FactHeads(nn.Module):
         return logits | {"presence": self.presence(vectors).flatten(1), "background": self.background(vectors.mean(1))}
 
 
-def middles_of_cells(patches: Tensor) -> Tensor:
-    """[N, 64, W] -> [N, 9, W]: the mean of the 2 x 2 patches in the middle of each cell (centred at 8, 32, 56 px)."""
-    middle = torch.tensor([0, 1, 3, 4, 6, 7])
-    grid = patches.unflatten(1, (IMAGE_SIZE // PATCH,) * 2)[:, middle][:, :, middle]  # [N, 6, 6, W]
+def means_of_cells(patches: Tensor) -> Tensor:
+    """[N, 36, W] -> [N, 9, W]: the mean of the 2 x 2 patches of each cell."""
+    grid = patches.unflatten(1, (IMAGE_SIZE // PATCH,) * 2)  # [N, 6, 6, W]
     return grid.unflatten(1, (3, 2)).unflatten(3, (3, 2)).mean((2, 4)).flatten(1, 2)
 
 

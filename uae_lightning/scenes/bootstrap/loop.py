@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from uae_lightning.files import replacing
 
+SAVE_SECONDS = 180  # a run that gets little of the machine loses no more than that
 LossFunction = Callable[[int], dict[str, Tensor]]  # step -> named terms; their sum is the loss
 
 
@@ -30,67 +31,89 @@ def train(
     work: Path,
     ema_decay: float = 0.997,
     weight_decay: float = 0.01,
+    matrices: Sequence[nn.Parameter] = (),
     report: Callable[[int], str] | None = None,
     report_every: int = 500,
     save_every: int = 250,
 ) -> float:
     """Train all parameters of `model` that require gradients; leaves the averaged weights in it.
 
-    Data and noise must be functions of the step, so that a run killed at any moment and started again ends in the same
-    weights. Returns the seconds spent, earlier runs counted in.
+    `matrices` among them are left to Muon (its steps scaled to AdamW's), all others to AdamW.
+    Parameters in half precision have a copy in float32, to which the optimizer's small steps are added. Data and noise
+    must be functions of the step, so that a run killed at any moment and started again ends in the same weights.
+    Returns the CPU-seconds spent, earlier runs counted in.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    average = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    weights = [p.detach().clone().float() for p in parameters]
+    average = [w.clone() for w in weights]
+    optimizers = _optimizers(weights, [any(p is m for m in matrices) for p in parameters], lr, weight_decay)
     checkpoint, start, seconds = work / "state.pt", 0, 0.0
     work.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         start, seconds = state["step"], state["seconds"]
-        optimizer.load_state_dict(state["optimizer"])
-        for target, source in zip(parameters + average, state["parameters"] + state["average"], strict=True):
-            target.data.copy_(source)
-    began, sums = time.perf_counter(), {}
+        for optimizer, known in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(known)
+        for target, source in zip(weights + average, state["parameters"] + state["average"], strict=True):
+            target.copy_(source)
+        _copy(weights, parameters)
+    began, saved, sums = time.process_time(), time.monotonic(), {}
     for step in range(start, steps):
         terms = loss_function(step)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"{work.name}: loss is {loss.item()} at step {step}")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, lr)
-        optimizer.step()
-        optimizer.zero_grad()
+        for weight, parameter in zip(weights, parameters, strict=True):
+            weight.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, lr)
+            optimizer.step()
+        _copy(weights, parameters)
         decay = min(ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        torch._foreach_lerp_(average, weights, 1 - decay)
         for name, value in terms.items():
             sums[name] = sums.get(name, 0.0) + value.item()
         done = step + 1
-        if done % save_every == 0 or done == steps:
-            spent = seconds + time.perf_counter() - began
-            state = {"step": done, "seconds": spent, "parameters": [p.data for p in parameters], "average": average}
+        if done % save_every == 0 or done == steps or time.monotonic() - saved > SAVE_SECONDS:
+            saved = time.monotonic()
+            spent = seconds + time.process_time() - began
+            state = {"step": done, "seconds": spent, "parameters": weights, "average": average}
             with replacing(checkpoint) as partial:
-                torch.save(state | {"optimizer": optimizer.state_dict()}, partial)
+                torch.save(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}, partial)
         if done % report_every == 0 or done == steps:
-            spent = seconds + time.perf_counter() - began
+            spent = seconds + time.process_time() - began
             means = "  ".join(
                 f"{name} {value / (done % report_every or report_every):.4f}" for name, value in sums.items()
             )
             extra = ""
             if report is not None:
-                current = [p.detach().clone() for p in parameters]
                 _copy(average, parameters)
                 extra = report(done)
-                _copy(current, parameters)
+                _copy(weights, parameters)
             print(f"{work.name}  step {done}/{steps}  {spent:.0f} s  {means}  {extra}", flush=True)
             sums = {}
     _copy(average, parameters)
-    return seconds + time.perf_counter() - began
+    return seconds + time.process_time() - began
 
 
 def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
-    torch._foreach_copy_([p.data for p in targets], [s.detach() for s in sources])
+    torch._foreach_copy_([p.data for p in targets], sources)
+
+
+def _optimizers(
+    weights: list[Tensor], by_muon: list[bool], lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    others, matrices = (
+        [w for w, muon in zip(weights, by_muon, strict=True) if muon == wanted] for wanted in (False, True)
+    )
+    adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay, fused=True)
+    if not matrices:
+        return [adam]
+    return [adam, torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")]

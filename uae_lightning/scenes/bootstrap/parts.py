@@ -21,22 +21,23 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
     steps = lambda count: max(1, round(count * scale))  # noqa: E731
     print(f"bootstrap: {part}", flush=True)
     if part == "detector":
-        figures = train_detector(output / "detector", work=work / "detector", steps=steps(1500))
+        figures = train_detector(output / "detector", work=work / "detector", steps=steps(2000))
     elif part == "clip":
         figures = train_clip(output / "clip", work / "clip", steps=steps(900))
     elif part == "text":
-        figures = train_text(work / "text_encoder", work, steps=steps(800))
+        figures = train_text(work / "text_encoder", work, steps=steps(1200))
     elif part == "encoder":
         figures = train_captioner(
             output / "encoder",
             work,
             work / "text_encoder",
-            vision_steps=steps(400),
-            steps=steps(1000),
-            habit_steps=steps(300),
+            vision_steps=steps(600),
+            steps=steps(2000),
+            habit_steps=steps(400),
         )
     else:
-        figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3000))
+        figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3600))
+    output.mkdir(parents=True, exist_ok=True)
     card = output / "card.json"
     known = json.loads(card.read_text()) if card.exists() else {}
     write_json(card, known | {part: figures})
