@@ -11,6 +11,7 @@ import uae_lightning  # noqa: F401, I001  before diffusers, which imports bitsan
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from own_folder import documented, newcomer  # noqa: F401  fixtures
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_lightning.interfaces import Component

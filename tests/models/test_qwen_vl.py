@@ -165,7 +165,7 @@ def test_captions_are_sampled_from_the_policy_alone(parts_folder, make_encoder, 
 def test_captions_are_those_of_transformers_generate(make_encoder, images, temperature):
     # red if `position + index` is off by one, `index_select` of the cache keeps other rows than `running`, or the noise
     # is drawn for the running rows only; its first token comes from the prompt that is read once per picture
-    encoder, samples = make_encoder(), 6
+    encoder, samples = make_encoder(), 24
     inputs = encoder.prompt_inputs(images)
     sampling = {"do_sample": True, "temperature": temperature, "num_return_sequences": samples}
     torch.manual_seed(5)
@@ -178,7 +178,7 @@ def test_captions_are_those_of_transformers_generate(make_encoder, images, tempe
         sequences = sequences.repeat_interleave(samples, 0)
     captions = encoder.generate(images, samples=samples, temperature=temperature, max_new_tokens=40, seed=5)
     assert torch.equal(captions.tokens, sequences)
-    assert temperature == 0 or len(set(captions.lengths.tolist())) > 2  # some have left the batch before others
+    assert temperature == 0 or len(set(captions.lengths.tolist())) > 5  # some have left the batch before others
 
 
 def whole_sequences(encoder, images, captions):

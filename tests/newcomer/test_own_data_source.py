@@ -14,7 +14,7 @@ class Flat(L.LightningDataModule):
 
     def __init__(self, pictures: int = 2) -> None:
         super().__init__()
-        colors = torch.linspace(0, 1, pictures)[:, None, None, None].expand(-1, 3, 64, 64)
+        colors = torch.linspace(0, 1, pictures)[:, None, None, None].expand(-1, 3, 96, 96)
         self.batch = Batch(colors, ["a gray picture"] * pictures, [f"gray-{i}" for i in range(pictures)])
 
     def train_dataloader(self) -> DataLoader:

@@ -10,9 +10,9 @@ import yaml
 
 from uae_lightning.cli import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SMALL = {
-    "model.autoencoder.sampling.steps": 1,
+    "model.autoencoder.sampling.steps": 2,
     "model.autoencoder.captioning.max_new_tokens": 8,
     "model.init_args.group_size": 2,
     "model.init_args.micro_batch": 4,
