@@ -88,8 +88,8 @@ def test_cells_that_the_caption_names_weigh_more():
     # red if cells are transposed, or weights follow from the picture: half of the objects are not spoken of
     weights = caption_weights(["red cat , car bottom left", "a picture of a cat left of a bus at the center"], 6.0)
     assert weights.shape == (2, 1, IMAGE_SIZE, IMAGE_SIZE) and set(weights.unique().tolist()) == {1.0, 6.0}
-    assert (weights[0, 0, 64:, :32] == 6).all() and (weights[1, 0, 32:64, 32:64] == 6).all()
-    assert (weights == 6).sum((1, 2, 3)).tolist() == [32**2, 32**2]
+    assert (weights[0, 0, 64:, :32] == 6).all() and (weights[1, 0, 32:64, :64] == 6).all()  # beside the bus
+    assert (weights == 6).sum((1, 2, 3)).tolist() == [32**2, 2 * 32**2]
     batch = next(iter(ScenesData(batch_size=8, object_weight=6.0).train_dataloader()))
     assert torch.equal(batch.weights, caption_weights(batch.captions, 6.0))
     assert next(iter(ScenesData(batch_size=8).train_dataloader())).weights.unique().tolist() == [1.0]

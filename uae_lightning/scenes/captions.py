@@ -152,6 +152,8 @@ _RELATION = re.compile(
     rf"\b({'|'.join(PLURALS)}) (?:is|are) ({'|'.join(RELATIONS)}) the (?:\w+ )?({'|'.join(PLURALS)})\b"
 )
 _POSITION = re.compile("|".join(sorted(POSITIONS, key=len, reverse=True)))
+_STEPS = dict(zip(RELATIONS, [(0, -1), (0, 1), (-1, 0), (1, 0)], strict=True))  # down, right
+_BESIDE = re.compile(rf"\b({'|'.join(RELATIONS)}) an? \w+ at the ({_POSITION.pattern})")
 _COUNT = re.compile(rf"\b({'|'.join(COUNTS)}) objects?\b")
 
 
@@ -188,8 +190,14 @@ def _read_objects(clause: str) -> list[ObjectFact]:
 
 
 def stated_cells(caption: str) -> set[int]:
-    """The cells in which a caption, or a prompt, says that there is an object."""
-    return {POSITIONS.index(item.position) for item in parse_caption(caption).objects if item.position}
+    """The cells in which a caption, or a prompt, says that there is an object; what lies left of another is beside it."""
+    cells = {POSITIONS.index(item.position) for item in parse_caption(caption).objects if item.position}
+    for relation, position in _BESIDE.findall(caption):
+        down, right = _STEPS[relation]
+        row, column = POSITIONS.index(position) // 3 + down, POSITIONS.index(position) % 3 + right
+        if row in range(3) and column in range(3):
+            cells.add(3 * row + column)
+    return cells
 
 
 def scene_facts(scene: Scene) -> Facts:

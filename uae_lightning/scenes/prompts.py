@@ -55,8 +55,11 @@ def prompts(task: str, *, held_out: bool) -> tuple[Prompt, ...]:
 
 
 def training_prompt(scene: Scene, rng: np.random.Generator) -> str | None:
-    """A prompt that names all objects of `scene` and is not held out; None where there is none."""
+    """A prompt that names all objects of `scene` and is not held out; None where there is none. Of neighbors, and of them
+    alone, it mostly says how they lie to each other: "left of" then leaves no place open."""
     tasks = [task for task in rng.permutation(TASKS) if _fits(task, scene.objects)]
+    if "position" in tasks and rng.random() < 2 / 3:
+        tasks.sort(key="position".__ne__)
     texts = [make_prompt(task, scene.objects, rng).text for task in tasks]
     return next((text for text in texts if not is_held_out(text)), None)
 
@@ -88,7 +91,7 @@ def _fits(task: str, objects: Sequence[SceneObject]) -> bool:
     if task == "counting":
         return len(names) == 1 and 1 < len(objects) <= MAX_COUNT
     if task == "position":
-        return len(objects) == len(names) == 2
+        return len(objects) == len(names) == 2 and are_neighbors(*objects)
     return len(objects) == len(names) > 1  # in training also of three objects
 
 
@@ -101,6 +104,10 @@ def _imagined(task: str, rng: np.random.Generator) -> list[SceneObject]:
     if task == "counting":
         names = names[:1].repeat(count)
     return [SceneObject(str(n), str(c), "large", int(at)) for n, c, at in zip(names, colors, cells, strict=True)]
+
+
+def are_neighbors(a: SceneObject, b: SceneObject) -> bool:
+    return abs(a.cell // 3 - b.cell // 3) + abs(a.cell % 3 - b.cell % 3) == 1
 
 
 def true_relations(a: SceneObject, b: SceneObject) -> list[str]:
