@@ -7,8 +7,8 @@ from uae_lightning.scenes.captions import (
     matched_facts,
     parse_caption,
     scene_facts,
-    vocabulary,
     stated_cells,
+    vocabulary,
     write_caption,
 )
 from uae_lightning.scenes.scene import POSITIONS, Scene, SceneObject, sample_scene

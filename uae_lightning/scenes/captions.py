@@ -190,7 +190,7 @@ def _read_objects(clause: str) -> list[ObjectFact]:
 
 
 def stated_cells(caption: str) -> set[int]:
-    """The cells in which a caption, or a prompt, says that there is an object; what lies left of another is beside it."""
+    """The cells in which a caption, or a prompt, puts an object; what lies left of another is beside it."""
     cells = {POSITIONS.index(item.position) for item in parse_caption(caption).objects if item.position}
     for relation, position in _BESIDE.findall(caption):
         down, right = _STEPS[relation]

@@ -55,8 +55,10 @@ def prompts(task: str, *, held_out: bool) -> tuple[Prompt, ...]:
 
 
 def training_prompt(scene: Scene, rng: np.random.Generator) -> str | None:
-    """A prompt that names all objects of `scene` and is not held out; None where there is none. Of neighbors, and of them
-    alone, it mostly says how they lie to each other: "left of" then leaves no place open."""
+    """A prompt that names all objects of `scene` and is not held out; None where there is none.
+
+    Of neighbors, and of them alone, it mostly says how they lie to each other: "left of" then leaves no place open.
+    """
     tasks = [task for task in rng.permutation(TASKS) if _fits(task, scene.objects)]
     if "position" in tasks and rng.random() < 2 / 3:
         tasks.sort(key="position".__ne__)
