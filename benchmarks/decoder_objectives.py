@@ -117,11 +117,12 @@ def build(arm: Arm, seed: int, weights: dict[str, Path], pictures: int) -> tuple
 
     quiet()
     torch.manual_seed(seed)  # adapters start from random numbers
-    options = [f"{part}.init_args.path={folder}" for part, folder in weights.items()] + list(arm.options)
     cli = parse_stage([
         "fit", f"--config={CONFIGS / arm.config}.yaml", f"--seed_everything={seed}",
         f"--data.init_args.validation_pictures={pictures}",
-        f"--data.init_args.validation_batch_size={pictures}", *(f"--model.init_args.{option}" for option in options),
+        f"--data.init_args.validation_batch_size={pictures}",
+        *(f"--model.autoencoder.{part}.path={folder}" for part, folder in weights.items()),
+        *(f"--model.init_args.{option}" for option in arm.options),
     ])  # fmt: skip
     parts = cli._parser("fit").instantiate(Namespace(model=cli.config.fit.model, data=cli.config.fit.data))
     return parts.model, parts.data
