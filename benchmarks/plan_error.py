@@ -120,10 +120,10 @@ def measure(
         arguments = {"samples": samples, "seed": 0, **vars(stage.autoencoder.captioning)}
         generate, stage.encoder.generate = stage.encoder.generate, full_length
         step(stage, batch, optimizer, setting)  # the optimiser gets its state
-        result["captions"] = peak(lambda: generate(images, **arguments), stage, optimizer, device)
+        result["captions"] = peak(lambda: generate(images, **arguments), stage, optimizer, images)
     else:
         step(stage, batch, optimizer, setting)
-    result["step"] = peak(lambda: step(stage, batch, optimizer, setting), stage, optimizer, device)
+    result["step"] = peak(lambda: step(stage, batch, optimizer, setting), stage, optimizer, images)
     return result
 
 
@@ -144,17 +144,17 @@ def step(stage: Stage, batch: Batch, optimizer: torch.optim.Optimizer, setting: 
         stage.optimizer_step_after_clipping()
 
 
-def peak(run: Callable, stage: Stage, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Bytes alive at most during `run`, with those of weights and optimiser."""
+def peak(run: Callable, stage: Stage, optimizer: torch.optim.Optimizer, images: torch.Tensor) -> int:
+    """Bytes alive at most during `run`, with those of weights, optimiser and the batch's images."""
     gc.collect()
-    if device.type == "cuda":
+    if images.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
     judges = getattr(stage.score, "__self__", None)
     modules = [stage, *(judge for judge in (judges and judges.reward, judges and judges.unrewarded) if judge)]
-    resting = sum(size_of(module) for module in modules) + state_size(optimizer)
+    resting = sum(size_of(module) for module in modules) + state_size(optimizer) + images.nbytes
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

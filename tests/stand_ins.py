@@ -25,7 +25,7 @@ class Part(nn.Module):
             raise FileNotFoundError("'missing' does not exist: correct the path")
         file = Path(path) / "value.json"
         self.value = nn.Parameter(torch.tensor(json.loads(file.read_text()) if file.exists() else 0.5))
-        self.latent_shape = (3, 16, 16)
+        self.latent_shape, self.image_size = (3, 16, 16), 16
 
     def save(self, folder: Path) -> None:
         (folder / "value.json").write_text(json.dumps(self.value.item()))

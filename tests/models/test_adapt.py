@@ -7,6 +7,7 @@ import torch
 from conftest import adapted
 
 from uae_lightning.models.sd3 import SD3Decoder
+from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Conditioning, LoRA
 
 SMALL = LoRA(rank=4, alpha=8)
@@ -49,11 +50,11 @@ def test_a_part_is_adapted_once(make_decoder):
 
 def test_all_weights_are_trained_as_they_were_stored(parts_folder, make_decoder):
     # red with `.float()` in place of reading them again: they would be those of bfloat16
-    decoder = SD3Decoder(str(parts_folder / "decoder"), resolution=64, sigma_spacing="even", dtype="bfloat16")
+    decoder = SD3Decoder(str(parts_folder / "decoder"), resolution=IMAGE_SIZE, sigma_spacing="even", dtype="bfloat16")
     assert {p.dtype for p in decoder.transformer.parameters()} == {torch.bfloat16}
     adapted(decoder, "all")
     stored = make_decoder().transformer.state_dict()
     assert all(torch.equal(tensor, stored[name]) for name, tensor in decoder.transformer.state_dict().items())
     conditioning = Conditioning(torch.ones(1, 3, 24), torch.ones(1, 3, dtype=torch.bool))
-    decoder.velocity(torch.ones(1, 8, 8, 8), torch.ones(1), conditioning).sum().backward()
+    decoder.velocity(torch.ones(1, *decoder.latent_shape), torch.ones(1), conditioning).sum().backward()
     assert all(p.grad is not None and p.dtype == torch.float32 for p in decoder.parameters() if p.requires_grad)

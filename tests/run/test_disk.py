@@ -46,7 +46,9 @@ def run(parts_folder, tmp_path_factory):
     start = {part: {"path": str(parts_folder / part)} for part in ("encoder", "projector", "decoder")}
     start["encoder"] |= {"caption_system": "", "caption_prompt": "", "generate_system": "", "max_pixels": IMAGE_SIZE**2}
     start["decoder"] |= {"resolution": IMAGE_SIZE, "sigma_spacing": "even"}
-    return write_run(tmp_path_factory.mktemp("runs") / "run", start, {"draw": {"projector": {}}}, sampling={"steps": 1})
+    return write_run(
+        tmp_path_factory.mktemp("runs") / "run", start, {"draw": {"projector": "all"}}, sampling={"steps": 1}
+    )
 
 
 # ------------------------------------------------------------------------------------------------ a full disk

@@ -44,7 +44,7 @@ def stage(parts_folder, tmp_path, monkeypatch):
     parts = {part: {"path": str(parts_folder / part)} for part in ("encoder", "projector", "decoder")}
     parts["encoder"] |= {"caption_system": "", "caption_prompt": "", "generate_system": "", "max_pixels": IMAGE_SIZE**2}
     parts["decoder"] |= {"resolution": IMAGE_SIZE, "sigma_spacing": "even"}
-    write_config(tmp_path / "stage.yaml", parts, {"sampling": {"steps": 1}})
+    write_config(tmp_path / "stage.yaml", parts, {"projector": "all"}, {"sampling": {"steps": 1}})
     CALLS.clear()
     return yaml.safe_load((tmp_path / "stage.yaml").read_text())
 

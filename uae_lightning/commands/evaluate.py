@@ -35,11 +35,12 @@ def main(args: list[str]) -> None:
 
     stage, spec = read_config(options.config, options.overlays, options.evaluation)
     counts = {name: getattr(options, name) for name in ("samples", "drawings") if getattr(options, name) is not None}
-    spec = EvaluationSpec(spec.config, spec.options | counts)
+    spec, run = EvaluationSpec(spec.config, spec.options | counts), StageRun(stage)
+    _ = run.parsed  # its mistakes are told first
     weights = run_folder.latest_weights(stages_until(options.weights, options.stage))
     record = evaluate_into(
         options.output,
-        StageRun(stage),
+        run,
         parse_evaluation(spec),
         weights,
         suites=options.suite,

@@ -16,7 +16,7 @@ from uae_lightning.evaluation.suite import Evaluation
 from uae_lightning.interfaces import Encoder, Reward
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
-from uae_lightning.run.spec import EvaluationSpec, RunSpec, StageSpec, fit_args
+from uae_lightning.run.spec import EvaluationSpec, RunSpec, StageSpec, fit_args, read_yaml
 from uae_lightning.run.stage_cli import ParsedStage, check_training, errors_explained, parse_stage
 from uae_lightning.usage import UsageError
 
@@ -114,6 +114,8 @@ def compile_run(spec: RunSpec, folder: Path, overrides: Sequence[str] = ()) -> R
 
 def parse_evaluation(spec: EvaluationSpec) -> Namespace:
     """The configuration of an `Evaluation`, checked, nothing built."""
+    if not isinstance(read_yaml(spec.config, "an evaluation, such as conf/scenes/evaluation.yaml"), dict):
+        raise UsageError(f"{spec.config} is not the YAML of an evaluation: it has no keys such as data and suites")
     options = {key: value if isinstance(value, str) else json.dumps(value) for key, value in spec.options.items()}
     args = [f"--evaluation={spec.config}", *(f"--evaluation.{key}={text}" for key, text in options.items())]
     try:

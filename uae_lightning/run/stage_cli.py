@@ -385,11 +385,15 @@ def explain(message: str) -> str:
 
 
 def parameters(class_path: str) -> list[str]:
-    """Names of the init args of a class, of its base classes too (they are passed on by **kwargs)."""
+    """Names of the init args of a class, and of its base classes as far as they are passed on by **kwargs."""
     module, _, name = class_path.rpartition(".")
-    owner = getattr(sys.modules.get(module), name, None)
-    bases = inspect.getmro(owner)[:-1] if inspect.isclass(owner) else ()
-    return sorted({name for base in bases for name in inspect.signature(base.__init__).parameters} - {"self"})
+    owner, found = getattr(sys.modules.get(module), name, None), set[str]()
+    for base in inspect.getmro(owner)[:-1] if inspect.isclass(owner) else ():
+        accepted = inspect.signature(base.__init__).parameters
+        found |= accepted.keys()
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in accepted.values()):
+            break
+    return sorted(found - {"self"})
 
 
 def parser_keys() -> list[str]:

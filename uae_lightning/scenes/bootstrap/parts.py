@@ -36,7 +36,7 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
             habit_steps=steps(400),
         )
     else:
-        figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(3600))
+        figures = train_decoder(output, work / "decoder", encoder=work / "text_encoder", steps=steps(4000))
     output.mkdir(parents=True, exist_ok=True)
     card = output / "card.json"
     known = json.loads(card.read_text()) if card.exists() else {}
