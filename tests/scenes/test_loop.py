@@ -5,7 +5,7 @@ from torch import nn
 from uae_lightning.scenes.bootstrap.loop import learning_rate, train
 
 
-def fit(work, steps: int, stop: int | None = None) -> nn.Linear:
+def fit(work, steps: int, stop: int | None = None, muon: bool = False) -> nn.Linear:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
 
@@ -15,16 +15,25 @@ def fit(work, steps: int, stop: int | None = None) -> nn.Linear:
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         return {"error": (model(x) - x.sum(1, keepdim=True)).square().mean()}
 
-    train(model, loss, steps=steps, lr=0.1, work=work, save_every=2, report_every=100)
+    matrices = [model.weight] if muon else []
+    train(model, loss, steps=steps, lr=0.1, work=work, matrices=matrices, save_every=2, report_every=100)
     return model
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
-    # red if the average or the optimiser is left out of the checkpoint
-    straight = fit(tmp_path / "a", 9)
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, muon: bool):
+    # red if the average or an optimiser is left out of the checkpoint
+    straight = fit(tmp_path / "a", 9, muon=muon)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "b", 9, stop=5)
-    assert torch.equal(fit(tmp_path / "b", 9).weight, straight.weight)
+        fit(tmp_path / "b", 9, stop=5, muon=muon)
+    assert torch.equal(fit(tmp_path / "b", 9, muon=muon).weight, straight.weight)
+
+
+def test_matrices_are_left_to_muon_and_the_rest_to_adam(tmp_path):
+    # red if `== wanted` becomes `!= wanted`
+    fit(tmp_path, 3, muon=True)
+    adam, muon = torch.load(tmp_path / "state.pt", weights_only=True)["optimizers"]
+    assert adam["state"][0]["exp_avg"].shape == (1,) and muon["state"][0]["momentum_buffer"].shape == (1, 3)
 
 
 def test_it_learns(tmp_path):
