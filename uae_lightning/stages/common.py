@@ -163,8 +163,8 @@ class Stage(L.LightningModule):
         trained = {name: parameters for name, parameters in trained.items() if parameters}
         if others := [name for name in self.learning_rates if name not in trained]:
             raise ValueError(
-                f"learning_rates: {others[0]!r} is not trained by this {type(self).__name__}, {' and '.join(trained)} "
-                "are: leave it out of model.init_args.learning_rates, or set its `train`"
+                f"learning_rates: {others[0]!r} is not trained by this {type(self).__name__}, which trains "
+                f"{' and '.join(trained)}: leave it out of model.init_args.learning_rates, or set model.init_args.learn"
             )
         rates = {name: {"lr": rate} for name, rate in self.learning_rates.items()}
         return [{"params": parameters} | rates.get(name, {}) for name, parameters in trained.items()]
