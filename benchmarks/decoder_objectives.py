@@ -97,12 +97,12 @@ class Judges:
     def geneval(self, stage: PolicyStage) -> Items:
         """Task -> 1 where the picture drawn for a prompt fulfils it, else 0; seed 0 for all arms and trainings."""
         of = self.evaluation
-        return of.suites["geneval"].measure(Subject(stage.autoencoder, of.data, 0, of.drawings, of.batch_size))
+        return of.suites["geneval_unguided"].measure(Subject(stage.autoencoder, of.data, 0, of.drawings, of.batch_size))
 
 
 def judges_on(device: torch.device) -> Judges:
     evaluation = build_evaluation(parse_evaluation(EvaluationSpec(CONFIGS / "evaluation.yaml", {})))
-    evaluation.suites["geneval"].to(device)
+    evaluation.suites["geneval_unguided"].to(device)
     return Judges(PerceptualGrid().to(device), evaluation)
 
 

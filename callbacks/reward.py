@@ -126,7 +126,7 @@ class RewardCallback(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        rewarded = self._judged(self.reward, outputs.inputs)
+        rewarded = self._judged(self.reward.held_out(), outputs.inputs)
         record = {"keys": outputs.keys, "reward": rewarded.total.tolist(), "parts": _lists(rewarded.parts)}
         if self.unrewarded is not None:
             other = self._judged(self.unrewarded, outputs.inputs)
@@ -152,7 +152,7 @@ class RewardCallback(L.Callback):
             pl_module.log("val/reward", reward, prog_bar=True)
             pl_module.log_dict(means)
         if trainer.is_global_zero and trainer.state.fn == "fit":
-            names = {"reward_name": type(self.reward).__name__}
+            names = {"reward_name": type(self.reward.held_out()).__name__}
             if self.unrewarded is not None:
                 names["unrewarded_name"] = type(self.unrewarded).__name__
             row = {"step": trainer.global_step} | names | row
@@ -176,7 +176,8 @@ def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOut
     outputs = []
     for start in range(0, len(captions), micro_batch):
         rows = slice(start, start + micro_batch)
-        output = reward(RewardInput(originals[rows], reconstructions[rows], captions[rows]))
+        given = None if inputs.given is None else inputs.given[rows]
+        output = reward(RewardInput(originals[rows], reconstructions[rows], captions[rows], given))
         if wrong := fault(output, len(captions[rows])):
             raise ValueError(
                 f"{type(reward).__name__} {wrong}; a reward's forward returns RewardOutput(total, parts) of "

@@ -250,6 +250,10 @@ class Reward(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: RewardInput) -> RewardOutput: ...
 
+    def held_out(self) -> Reward:
+        """What judges held-out pictures, all of captions that the encoder wrote."""
+        return self
+
     def title(self) -> str:
         """For people who read figures."""
         return type(self).__name__

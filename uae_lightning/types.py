@@ -25,6 +25,14 @@ class Batch:
     latents: Tensor | None = None  # [B, C, h, w] of the images, from a cache
     embedded: tuple[Tensor, Tensor] | None = None  # what `Encoder.embed` gives of the captions, from a cache
 
+    def given_captions(self, asking: str, way_out: str) -> list[str]:
+        """Those of all pictures; a ValueError that says who was asking and what else can be done where one has none."""
+        if without := [key for key, text in zip(self.keys, self.captions, strict=True) if not text]:
+            raise ValueError(
+                f"{asking} learns from captions, and {without[0]} has none: train on data with captions, or {way_out}"
+            )
+        return self.captions
+
 
 @dataclass(frozen=True)
 class Captions:
@@ -126,6 +134,7 @@ class RewardInput:
     originals: Tensor  # [N, 3, H, W] in [0, 1]
     reconstructions: Tensor  # [N, 3, H, W] in [0, 1]
     captions: list[str]  # N
+    given: Tensor | None = None  # [N] bool, the caption is the data's own; None: the encoder wrote all of them
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_both_judges_see_the_weights_before_and_after(make_stage, data, monkeypa
 def test_geneval_is_judged_as_by_uae_evaluate(monkeypatch):
     # red if the seed of the Subject is another, or the YAML of the judges is
     judges, asked = bench.judges_on(CPU), []
-    suite = judges.evaluation.suites["geneval"]
+    suite = judges.evaluation.suites["geneval_unguided"]
     monkeypatch.setattr(suite, "measure", lambda subject: asked.append((subject.model, subject.seed)) or {})
     stage = SimpleNamespace(autoencoder="model")
     assert judges.geneval(stage) == {} and asked == [("model", 0)]

@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import SCENES_PROMPTS
 
+from uae_lightning.autoencoder import Captioning
 from uae_lightning.cli import main
 from uae_lightning.evaluation import table
 from uae_lightning.evaluation.geneval import TASKS
@@ -296,12 +297,12 @@ def test_what_the_data_does_not_allow_is_left_out_and_refused_where_asked_for(co
 def test_own_sampling_is_for_the_evaluation_alone(conf):
     # red without the `finally`
     stage, evaluation = parts(conf)
-    seen, real = [], stage.draw
-    stage.draw = lambda *args: seen.append(stage.sampling.steps) or real(*args)
-    evaluation.sampling = Sampling(steps=1)
+    seen, real, before = [], stage.draw, stage.captioning
+    stage.draw = lambda *args: seen.append((stage.sampling.steps, stage.captioning)) or real(*args)
+    evaluation.sampling, evaluation.captioning = Sampling(steps=1), Captioning(0.0, 3)
     evaluation.samples = 4
     evaluate(stage, evaluation, evaluation.chosen(["images"]))
-    assert seen == [1] and stage.sampling.steps == 2
+    assert seen == [(1, evaluation.captioning)] and stage.sampling.steps == 2 and stage.captioning is before
 
 
 def test_backbones_that_share_weights_with_the_reward_are_named():

@@ -7,7 +7,6 @@ from uae_lightning.scenes.captions import (
     matched_facts,
     parse_caption,
     scene_facts,
-    stated_cells,
     vocabulary,
     write_caption,
 )
@@ -89,18 +88,3 @@ def test_matched_facts_count_what_is_right():
 def test_gibberish_is_read_without_facts(text: str):
     facts = parse_caption(text)
     assert facts.objects == () and facts.background is None
-
-
-@pytest.mark.parametrize(
-    ("caption", "cells"),
-    [
-        ("red cat , car bottom left", {6}),
-        ("a picture of a cat right of a bus at the center", {4, 5}),
-        ("a picture of a cat above a bus at the bottom right", {5, 8}),
-        ("a picture of a cat above a bus at the top left", {0}),  # as captions of the web can say
-        ("a large cat at the center . the cat is left of the bus .", {4}),
-    ],
-)
-def test_a_prompt_states_the_cell_beside_another(caption: str, cells: set[int]):
-    # red if down and right change places, or a cell outside of the grid wraps around
-    assert stated_cells(caption) == cells

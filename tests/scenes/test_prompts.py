@@ -8,9 +8,9 @@ import pytest
 
 from uae_lightning.evaluation.geneval import TASKS, score
 from uae_lightning.scenes import prompts as module
-from uae_lightning.scenes.captions import COUNTS, PLURALS, RELATIONS, vocabulary
+from uae_lightning.scenes.captions import COUNTS, PLURALS, RELATIONS, vocabulary, write_caption
 from uae_lightning.scenes.geneval import perfect
-from uae_lightning.scenes.prompts import is_held_out, prompts, training_prompt, true_relations
+from uae_lightning.scenes.prompts import is_held_out, prompts, stated_objects, training_prompt, true_relations
 from uae_lightning.scenes.scene import CLASSES, COLORS, POSITIONS, sample_scene
 
 CLASS, COLOR, PLACE = ("|".join(names) for names in (CLASSES, COLORS, sorted(POSITIONS, key=len, reverse=True)))
@@ -109,3 +109,34 @@ def test_unknown_task_is_refused():
     # Red if the check goes.
     with pytest.raises(ValueError, match="two_objects"):
         prompts("two_object", held_out=True)
+
+
+CUPS = {0: "cup", 4: "cat", 6: "cup"}
+
+
+@pytest.mark.parametrize(
+    ("text", "cells"),
+    [
+        ("red cat , car bottom left", {6: "car"}),
+        ("a picture of a cat right of a bus at the center", {4: "bus", 5: "cat"}),
+        ("a picture of a cat above a bus at the bottom right", {5: "cat", 8: "bus"}),
+        ("a picture of a cat above a bus at the top left", {0: "bus"}),  # as captions of the web can say
+        ("a large cat at the center . the cat is left of the bus .", {4: "cat"}),
+        ("a picture of a cat at the center and two cups at the top left and the bottom left", CUPS),
+        ("a picture of two objects on sea . two red cats are at the top left and the center .", {0: "cat", 4: "cat"}),
+    ],
+)  # fmt: skip
+def test_texts_state_objects_in_cells(text, cells):
+    # red if down and right change places, a cell outside of the grid wraps around, or the places of two nouns are mixed
+    assert {cell: item.name for cell, item in stated_objects(text).items()} == cells
+
+
+def test_prompts_and_captions_state_all_objects_of_their_scene(drawn):
+    # red if `found[1]` of a placed noun becomes None (colors), or `"object" in text` goes (captions of three objects)
+    for scene, text, wanted in drawn:
+        truth = {item.cell: (item.name, item.color) for item in scene.objects}
+        said = {cell: (item.name, item.color) for cell, item in stated_objects(text).items()}
+        colored = wanted.task in ("colors", "color_attribution")
+        assert said == {cell: (name, color if colored else None) for cell, (name, color) in truth.items()}
+        caption = write_caption(scene, np.random.default_rng(0), level="long")
+        assert {cell: (item.name, item.color) for cell, item in stated_objects(caption).items()} == truth

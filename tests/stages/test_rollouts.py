@@ -46,6 +46,32 @@ def test_pictures_do_not_depend_on_the_micro_batch(make_stage, kind, options):
         torch.testing.assert_close(others, pictures[0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [DecoderRL, DecoderMatching])
+def test_pictures_are_drawn_from_their_own_captions_too(make_stage, kind):
+    # red if the encoder's texts stand in front, or rounding becomes int(): half of 3 is 2
+    stage = make_stage(kind, own_captions=0.5, captioning=Captioning(0.0, 4))
+    batch = next(iter(ScenesData(batch_size=3).train_dataloader()))
+    rollout = stage.rollout(batch)
+    written = stage.autoencoder.write(batch.images, 1).texts
+    expected = [*batch.captions[:2], written[2]]
+    assert rollout.captions.texts == expected != [*written[:2], batch.captions[2]]
+    assert rollout.reward_input.captions == [text for text in expected for _ in range(stage.policy.group_size)]
+    assert (
+        rollout.reward_input.given.tolist() == [True] * 2 * stage.policy.group_size + [False] * stage.policy.group_size
+    )
+    assert torch.equal(rollout.acts[0].conditioning.mask[:: stage.policy.group_size].sum(1), lengths(stage, expected))
+
+    stage.own_captions, stage.autoencoder.encoder.generate = 1.0, None  # nobody has to write
+    assert stage.rollout(batch).captions.texts == batch.captions
+    batch.captions[1] = ""
+    with pytest.raises(ValueError, match=f"{batch.keys[1]} has none: .*, or set model.init_args.own_captions to 0"):
+        stage.rollout(batch)
+
+
+def lengths(stage: Stage, texts: list[str]) -> Tensor:
+    return stage.encoder.embed(texts)[1].sum(1)
+
+
 def test_noise_belongs_to_a_picture_of_the_global_batch(make_stage, monkeypatch):
     # red if the place of a picture is counted from the first of its rank
     stage = make_stage(DecoderRL)

@@ -26,11 +26,11 @@ ABOUT = {  # as an evaluation describes its suites
 
 
 def figures(before, after):
-    return study.figures(ABOUT, before, after)
+    return study.figures(ABOUT, before if isinstance(before, list) else [before], after)
 
 
 def claimed(found):
-    return study.claimed(SHOWN.claims, found)
+    return study.claimed(SHOWN.claims, {"start": found})
 
 
 def items(score, small, tokens, hallucination, geneval=0.5):
@@ -85,14 +85,28 @@ def test_geneval_is_the_mean_of_its_tasks_and_needs_thirteen_points(after, reach
 def test_tasks_count_alike_however_many_prompts_they_have():
     # red with the items of all groups pooled
     statistic = Statistic(("few", "many"), "tasks")
-    one = figure(statistic, {"few": [0.0] * 10, "many": [0.0] * 90}, [{"few": [1.0] * 10, "many": [0.0] * 90}])
+    one = figure(statistic, [{"few": [0.0] * 10, "many": [0.0] * 90}], [{"few": [1.0] * 10, "many": [0.0] * 90}])
     assert one.gain["mean"] == pytest.approx(0.5) and one.of_seeds == pytest.approx([0.5])
 
 
 def test_other_items_cannot_be_compared():
     # red without the check of lengths
     with pytest.raises(ValueError, match="same suites, samples"):
-        figure(Statistic(("a",)), {"a": [0.0] * 10}, [{"a": [1.0] * 9}])
+        figure(Statistic(("a",)), [{"a": [0.0] * 10}], [{"a": [1.0] * 9}])
+
+
+def test_an_arm_is_compared_with_another_seed_by_seed():
+    # red if the first start is that of all seeds, or a claim looks for its figure over the start
+    ends = [items(0.6, 0.5, 15, 0.2), items(0.9, 0.5, 15, 0.2)]
+    over_arm = figures([items(0.5, 0.3, 20, 0.1), items(0.7, 0.3, 20, 0.1)], ends)
+    assert over_arm["unified_bench/overall"].of_seeds == pytest.approx([0.1, 0.2])
+    assert over_arm["unified_bench/overall"].gain["mean"] == pytest.approx(0.15)
+    assert over_arm["unified_bench/overall"].before["mean"] == pytest.approx(0.6, abs=0.01)
+    entry = {"name": "a", "title": "A", "figure": "unified_bench/overall", "goal": "rises", "over": "captions"}
+    claim = study.read_claim(entry, "claim 1")
+    found = {"start": figures(items(0, 0, 0, 0), ends), "captions": over_arm}
+    assert study.claimed((claim,), found)[0]["gain"]["mean"] == pytest.approx(0.15)
+    assert study.claimed((claim,), {"start": found["start"]}) == []
 
 
 @pytest.mark.parametrize("goal", ["rise", {"gains": {"at_least": 1}}, {"gain": {"least": 1}}, None, {}])

@@ -21,7 +21,8 @@ from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.object_detectors import Box, DetectedObject, ObjectDetector
 from uae_lightning.evaluation.statistics import Figures, Items
-from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
+from uae_lightning.evaluation.suite import Group, Row, Subject, Suite, sampled_as
+from uae_lightning.types import Sampling
 
 TASKS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -55,14 +56,15 @@ class GenEval(Suite):
         detector: of the objects that prompts ask for.
         prompts: GenEval's evaluation_metadata.jsonl. As many drawings as the evaluation has: its 553 prompts four times
             are 2212.
+        sampling: how pictures are drawn here; None is as everywhere in the evaluation.
     """
 
     about = "prompt -> picture: GenEval's six tasks, read by an object detector"
     of_tasks = True
 
-    def __init__(self, detector: ObjectDetector, prompts: str) -> None:
+    def __init__(self, detector: ObjectDetector, prompts: str, sampling: Sampling | None = None) -> None:
         super().__init__()
-        self.detector, self.path = detector, prompts
+        self.detector, self.path, self.sampling = detector, prompts, sampling
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """A prompt for each drawing."""
@@ -70,7 +72,8 @@ class GenEval(Suite):
 
     def measure(self, subject: Subject) -> Items:
         wanted = self.prompts(subject.drawings, subject.seed)
-        return geneval(subject.model, wanted, self.detector, seed=subject.seed, batch=subject.batch_size)
+        with sampled_as(subject.model, self.sampling):
+            return geneval(subject.model, wanted, self.detector, seed=subject.seed, batch=subject.batch_size)
 
     def instrument(self, name: str) -> str:
         return f"geneval/{name}"
@@ -78,6 +81,8 @@ class GenEval(Suite):
     def groups(self, figures: Figures) -> list[Group]:
         rows = (Row(OVERALL, "overall"), *(Row(task, task.replace("_", " ")) for task in TASKS))
         text = "GenEval's six tasks, from prompts never seen in training: share of pictures that are right"
+        if self.sampling is not None:
+            text += f"; {self.sampling.steps} steps with guidance {self.sampling.guidance:g}"
         return [Group("Drawing", text, rows)]
 
 

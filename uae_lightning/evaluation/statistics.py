@@ -60,16 +60,17 @@ class Statistic:
     def over_seeds(self, seeds: Sequence[Items]) -> Interval:
         return grouped_interval(self._groups(seeds), OF_MEANS[self.kind], together=self.kind != "tasks")
 
-    def gain_over_seeds(self, before: Items, after: Sequence[Items]) -> Interval:
-        """Of several trainings over the one start."""
+    def gain_over_seeds(self, before: Sequence[Items], after: Sequence[Items]) -> Interval:
+        """Of several trainings, each over the start of its own or all over the one there is."""
+        starts = [*before] * (len(after) if len(before) == 1 else 1)
         of_means, count = OF_MEANS[self.kind], len(self.lists)
         if self.kind in ("mean", "tasks"):  # the change of means is the mean change
             groups = [
-                [[b - a for a, b in zip(start, values, strict=True)] for values in seeds]
-                for (start,), seeds in zip(self._groups([before]), self._groups(after), strict=True)
+                [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(old, new, strict=True)]
+                for old, new in zip(self._groups(starts), self._groups(after), strict=True)
             ]
             return grouped_interval(groups, of_means, together=self.kind != "tasks")
-        both = self._groups([before] * len(after)) + self._groups(after)
+        both = self._groups(starts) + self._groups(after)
         return grouped_interval(both, lambda means: of_means(means[count:]) - of_means(means[:count]), together=True)
 
     def _groups(self, seeds: Sequence[Items]) -> list[list[list[float]]]:

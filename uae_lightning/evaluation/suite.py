@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.statistics import Figures, Items, Statistic
 from uae_lightning.interfaces import Encoder
@@ -194,6 +194,8 @@ class Evaluation:
         samples: pictures that go through the round trip.
         drawings: pictures drawn from prompts; where there are fewer prompts they come again, with other noise.
         batch_size: pictures drawn from prompts at a time.
+        captioning: of all captions, temperature 0 for the most probable ones; None is the model's own, which are as
+            random as those of training.
         sampling: of all pictures; None is the model's own.
     """
 
@@ -202,6 +204,7 @@ class Evaluation:
     samples: Count = 96
     drawings: Count = 240
     batch_size: Count = 32
+    captioning: Captioning | None = None
     sampling: Sampling | None = None
 
     def chosen(self, asked: Sequence[str] | None) -> dict[str, Suite]:
@@ -249,18 +252,19 @@ def evaluate(
         model, evaluation.data, evaluation.samples, evaluation.drawings, evaluation.batch_size, seed,
         make_reference, evaluation.suites,
     )  # fmt: skip
-    with sampled_as(model, evaluation.sampling):
+    with sampled_as(model, evaluation.sampling, evaluation.captioning):
         items = {name: suite.measure(subject) for name, suite in chosen.items()}
     return {name: suite.figures(items[name]) for name, suite in chosen.items()}, items
 
 
 @contextmanager
-def sampled_as(model: AutoEncoder, sampling: Sampling | None) -> Iterator[None]:
-    before, model.sampling = model.sampling, sampling or model.sampling
+def sampled_as(model: AutoEncoder, sampling: Sampling | None, captioning: Captioning | None = None) -> Iterator[None]:
+    before = model.sampling, model.captioning
+    model.sampling, model.captioning = sampling or model.sampling, captioning or model.captioning
     try:
         yield
     finally:
-        model.sampling = before
+        model.sampling, model.captioning = before
 
 
 def described(suites: Mapping[str, Suite], figures: dict[str, Figures], items: dict[str, Items]) -> dict[str, Any]:

@@ -15,9 +15,13 @@ class WeightedSum(Reward):
     Args:
         rewards: name -> reward.
         weights: name -> factor, for the same names.
+        judges_held_out: name of the one that judges held-out pictures alone, where the others only shape what is
+            trained; None: the sum does.
     """
 
-    def __init__(self, rewards: dict[str, Reward], weights: dict[str, Finite]) -> None:
+    def __init__(
+        self, rewards: dict[str, Reward], weights: dict[str, Finite], judges_held_out: str | None = None
+    ) -> None:
         super().__init__()
         if not rewards or rewards.keys() != weights.keys():
             raise ValueError(
@@ -26,6 +30,9 @@ class WeightedSum(Reward):
             )
         for name, weight in weights.items():
             check(f"weights.{name}", Finite, weight)
+        if judges_held_out is not None and judges_held_out not in rewards:
+            raise ValueError(f"judges_held_out must be one of {', '.join(rewards)}, got {judges_held_out!r}")
+        self.judges_held_out = judges_held_out
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights)
 
@@ -33,6 +40,9 @@ class WeightedSum(Reward):
         outputs = {name: reward(inputs) for name, reward in self.rewards.items()}
         total = sum(self.weights[name] * output.total for name, output in outputs.items())
         return RewardOutput(total, _parts(outputs))
+
+    def held_out(self) -> Reward:
+        return self if self.judges_held_out is None else self.rewards[self.judges_held_out].held_out()
 
     def title(self) -> str:
         return " + ".join(reward.title() for reward in self.rewards.values())

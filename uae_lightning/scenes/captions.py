@@ -152,8 +152,6 @@ _RELATION = re.compile(
     rf"\b({'|'.join(PLURALS)}) (?:is|are) ({'|'.join(RELATIONS)}) the (?:\w+ )?({'|'.join(PLURALS)})\b"
 )
 _POSITION = re.compile("|".join(sorted(POSITIONS, key=len, reverse=True)))
-_STEPS = dict(zip(RELATIONS, [(0, -1), (0, 1), (-1, 0), (1, 0)], strict=True))  # down, right
-_BESIDE = re.compile(rf"\b({'|'.join(RELATIONS)}) an? \w+ at the ({_POSITION.pattern})")
 _COUNT = re.compile(rf"\b({'|'.join(COUNTS)}) objects?\b")
 
 
@@ -187,17 +185,6 @@ def _read_objects(clause: str) -> list[ObjectFact]:
     number = next((COUNTS.index(word) + 1 for word in words if word in COUNTS), 1)
     places = positions or [None] * number
     return [ObjectFact(name, color, size, place) for place in places]
-
-
-def stated_cells(caption: str) -> set[int]:
-    """The cells in which a caption, or a prompt, puts an object; what lies left of another is beside it."""
-    cells = {POSITIONS.index(item.position) for item in parse_caption(caption).objects if item.position}
-    for relation, position in _BESIDE.findall(caption):
-        down, right = _STEPS[relation]
-        row, column = POSITIONS.index(position) // 3 + down, POSITIONS.index(position) % 3 + right
-        if row in range(3) and column in range(3):
-            cells.add(3 * row + column)
-    return cells
 
 
 def scene_facts(scene: Scene) -> Facts:

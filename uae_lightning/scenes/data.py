@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from uae_lightning.ranges import Count, Positive, Seed, Share, checked
-from uae_lightning.scenes.captions import LEVELS, stated_cells, write_caption
-from uae_lightning.scenes.prompts import training_prompt
+from uae_lightning.scenes.captions import LEVELS, write_caption
+from uae_lightning.scenes.prompts import stated_objects, training_prompt
 from uae_lightning.scenes.scene import CELL, OBJECT_COUNT_WEIGHTS, Scene, pictures, sample_scene
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
@@ -56,7 +56,7 @@ def caption_weights(captions: list[str], object_weight: float) -> Tensor:
     """
     cells = torch.ones(len(captions), 9)
     for row, caption in enumerate(captions):
-        cells[row, list(stated_cells(caption))] = object_weight
+        cells[row, list(stated_objects(caption))] = object_weight
     return cells.view(-1, 1, 3, 3).repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
 
 

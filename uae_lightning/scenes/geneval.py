@@ -11,6 +11,7 @@ from uae_lightning.scenes.faults import faulty_scenes
 from uae_lightning.scenes.object_detector import cell_box
 from uae_lightning.scenes.prompts import prompts
 from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, SceneObject, pictures
+from uae_lightning.types import Sampling
 
 
 class SceneGenEval(GenEval):
@@ -18,10 +19,11 @@ class SceneGenEval(GenEval):
 
     Args:
         detector: of scene objects.
+        sampling: how pictures are drawn here; None is as everywhere in the evaluation.
     """
 
-    def __init__(self, detector: ObjectDetector) -> None:
-        super().__init__(detector, prompts="")
+    def __init__(self, detector: ObjectDetector, sampling: Sampling | None = None) -> None:
+        super().__init__(detector, prompts="", sampling=sampling)
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         return scene_prompts(count, seed)

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from uae_lightning.evaluation.geneval import TASKS, Prompt, Wanted
-from uae_lightning.scenes.captions import COUNTS, PLURALS
+from uae_lightning.evaluation.geneval import RELATIONS, TASKS, Prompt, Wanted
+from uae_lightning.scenes.captions import COUNTS, PLURALS, SINGULARS, ObjectFact, parse_caption
 from uae_lightning.scenes.scene import CLASSES, COLORS, POSITIONS, Scene, SceneObject
 
 MAX_COUNT = 3  # objects a default scene can hold
@@ -117,3 +118,29 @@ def true_relations(a: SceneObject, b: SceneObject) -> list[str]:
     (row_a, column_a), (row_b, column_b) = divmod(a.cell, 3), divmod(b.cell, 3)
     across = ["left of"] if column_a < column_b else ["right of"] if column_a > column_b else []
     return across + (["above"] if row_a < row_b else ["below"] if row_a > row_b else [])
+
+
+# --------------------------------------------------------------------------- reading
+
+_PLACE = rf"the ({'|'.join(sorted(POSITIONS, key=len, reverse=True))})"
+_NOUN = rf"(?:{'|'.join(('a', *COUNTS))}) (?:({'|'.join(COLORS)}) )?({'|'.join(SINGULARS)})"
+_PLACED = re.compile(rf"{_NOUN} at ({_PLACE}(?: and {_PLACE})*)")
+_BESIDE = re.compile(rf"{_NOUN} ({'|'.join(RELATIONS)}) (?={_NOUN} at {_PLACE})")
+_STEPS = dict(zip(RELATIONS, [(0, -1), (0, 1), (-1, 0), (1, 0)], strict=True))  # down, right
+
+
+def stated_objects(text: str) -> dict[int, ObjectFact]:
+    """Cell -> the object that a prompt or a caption puts there; what is left of another stands beside it."""
+    if not text.startswith("a picture of ") or "object" in text:
+        return {POSITIONS.index(item.position): item for item in parse_caption(text).objects if item.position}
+    stated = {
+        POSITIONS.index(place): ObjectFact(SINGULARS[found[2]], found[1], None, place)
+        for found in _PLACED.finditer(text)
+        for place in re.findall(_PLACE, found[3])
+    }
+    for found in _BESIDE.finditer(text):
+        (down, right), other = _STEPS[found[3]], POSITIONS.index(found[6])
+        row, column = other // 3 + down, other % 3 + right
+        if row in range(3) and column in range(3):
+            stated[3 * row + column] = ObjectFact(SINGULARS[found[2]], found[1], None, POSITIONS[3 * row + column])
+    return stated

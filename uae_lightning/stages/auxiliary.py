@@ -41,9 +41,4 @@ class Auxiliary(ABC):
 
     def captions_of(self, batch: Batch) -> list[str]:
         """Those of a batch; a ValueError where a picture has none."""
-        if without := [key for key, text in zip(batch.keys, batch.captions, strict=True) if not text]:
-            raise ValueError(
-                f"{type(self).__name__} learns from captions, and {without[0]} has none: train on data with captions, "
-                "or take it out of model.init_args.auxiliaries"
-            )
-        return batch.captions
+        return batch.given_captions(type(self).__name__, "take it out of model.init_args.auxiliaries")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uae_lightning.algorithms import flow
 from uae_lightning.policies.matching import Matching, PolicyLag
-from uae_lightning.ranges import Count, Finite, ModeScale, NonNegative, Positive, Several, checked
+from uae_lightning.ranges import Count, Finite, ModeScale, NonNegative, Positive, Several, Share, checked
 from uae_lightning.stages.decoder_rl import PictureStage
 from uae_lightning.stages.policy import Rollout
 
@@ -23,6 +23,7 @@ class DecoderMatching(PictureStage):
 
     Args:
         objective: "nft" (DiffusionNFT, arXiv 2509.16117) or "awm" (Advantage Weighted Matching, arXiv 2509.25050).
+        own_captions: share of a batch's pictures whose caption is that of the data, where the others' is the encoder's.
         group_size: pictures per caption, G; they differ in the noise they start from.
         micro_batch: pictures per forward and backward pass; must divide P * G.
         updates_per_batch: passes over one rollout; 1, with update_parts 1 and no policy_lag, is on policy.
@@ -45,6 +46,7 @@ class DecoderMatching(PictureStage):
         self,
         *args,
         objective: Literal["nft", "awm"] = "nft",
+        own_captions: Share = 0.0,
         group_size: Several = 24,
         micro_batch: Count = 24,
         updates_per_batch: Count = 1,
@@ -63,7 +65,9 @@ class DecoderMatching(PictureStage):
         advantage_clip: Positive = 5.0,
         **parts,
     ) -> None:
-        super().__init__(*args, updates_per_batch=updates_per_batch, update_parts=update_parts, **parts)
+        super().__init__(
+            *args, own_captions=own_captions, updates_per_batch=updates_per_batch, update_parts=update_parts, **parts
+        )
         levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
         pictures = Matching(
             self.autoencoder, self, levels, group_size=group_size, micro_batch=micro_batch, objective=objective,

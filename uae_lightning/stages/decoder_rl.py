@@ -10,23 +10,45 @@ from typing import Any, Literal
 import torch
 
 from uae_lightning.policies.flow_grpo import FlowGRPO
-from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, checked
+from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, Share, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import Batch, RewardInput
+from uae_lightning.types import Batch, Captions, RewardInput
 
 
 class PictureStage(PolicyStage):
-    """Base of the stages whose one policy draws: a caption of each picture, and G pictures of each caption."""
+    """Base of the stages whose one policy draws: a caption of each picture, and G pictures of each caption.
+
+    Args:
+        own_captions: share of a batch's pictures whose caption is that of the data, where the others' is the encoder's:
+            the decoder then follows what people write as well.
+        *args, **parts: of `PolicyStage`.
+    """
 
     trained = ("decoder",)
 
+    def __init__(self, *args, own_captions: Share, **parts) -> None:
+        super().__init__(*args, **parts)
+        self.own_captions = own_captions
+
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:
-        captions = self.autoencoder.write(batch.images, 1, self.step_seed(0, self.global_rank))
+        own = round(self.own_captions * len(batch.keys))
+        captions = self.captions_of(batch, own)
         acts = self.policy.act(self.autoencoder.read(captions.texts), self)
         images = batch.images.repeat_interleave(self.policy.group_size, 0)
         texts = [text for text in captions.texts for _ in range(self.policy.group_size)]
-        return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts))
+        given = torch.arange(len(texts), device=images.device) < own * self.policy.group_size
+        return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given))
+
+    def captions_of(self, batch: Batch, own: int) -> Captions:
+        """One of each picture, the first `own` of the data."""
+        seed = self.step_seed(0, self.global_rank)
+        if not own:
+            return self.autoencoder.write(batch.images, 1, seed)
+        texts = batch.given_captions(type(self).__name__, "set model.init_args.own_captions to 0")[:own]
+        if own < len(batch.keys):
+            texts = texts + self.autoencoder.write(batch.images[own:], 1, seed).texts
+        return self.autoencoder.reader.tokenize(texts)
 
 
 @checked
@@ -34,6 +56,8 @@ class DecoderRL(PictureStage):
     """Clipped policy gradient on the sampler's stochastic steps, with the reconstruction as reward.
 
     Args:
+        own_captions: share of a batch's pictures whose caption is that of the data (Flow-GRPO, which draws prompts: 1),
+            where the others' is the encoder's.
         group_size: pictures per caption, G (Flow-GRPO: 24; 6 and 12 were seen to collapse).
         micro_batch: pictures per forward and backward pass; must divide P * G.
         updates_per_batch: passes over one rollout; 1, with update_parts 1, is on policy.
@@ -66,6 +90,7 @@ class DecoderRL(PictureStage):
     def __init__(
         self,
         *args,
+        own_captions: Share = 0.0,
         group_size: Several = 24,
         micro_batch: Count = 24,
         updates_per_batch: Count = 1,
@@ -88,7 +113,9 @@ class DecoderRL(PictureStage):
         advantage_clip: Positive = 5.0,
         **parts,
     ) -> None:
-        super().__init__(*args, updates_per_batch=updates_per_batch, update_parts=update_parts, **parts)
+        super().__init__(
+            *args, own_captions=own_captions, updates_per_batch=updates_per_batch, update_parts=update_parts, **parts
+        )
         pictures = FlowGRPO(
             self.autoencoder, group_size=group_size, micro_batch=micro_batch, window=window,
             window_within=window_within, slide_every=slide_every, roll_back=roll_back, untrained_steps=untrained_steps,

@@ -11,6 +11,8 @@ from uae_lightning.evaluation.statistics import Items, Statistic, check_same_ite
 from uae_lightning.run.spec import check_keys
 from uae_lightning.usage import UsageError, closest
 
+START = "start"  # the name of the untrained weights among the arms
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -26,25 +28,26 @@ class Figure:
         return {"before": self.before, "after": self.after, "gain": self.gain | {"of_seeds": self.of_seeds}}
 
 
-def figure(statistic: Statistic, before: Items, after: list[Items], better: int = 1) -> Figure:
-    """Of one start and of the ends of several trainings.
+def figure(statistic: Statistic, before: list[Items], after: list[Items], better: int = 1) -> Figure:
+    """Of the ends of several trainings, and the one start of all or one of each.
 
     Raises:
         ValueError: before and after are of different items.
     """
-    for items in after:
-        check_same_items(before, items)
+    starts = before * (len(after) if len(before) == 1 else 1)
+    for start, end in zip(starts, after, strict=True):
+        check_same_items(start, end)
     return Figure(
-        statistic.over_seeds([before]),
+        statistic.over_seeds(before),
         statistic.over_seeds(after),
         statistic.gain_over_seeds(before, after),
-        [statistic.gain(before, items)["mean"] for items in after],
+        [statistic.gain(start, end)["mean"] for start, end in zip(starts, after, strict=True)],
         better,
     )
 
 
 def figures(
-    about: Mapping[str, Any], before: Mapping[str, Items], after: list[Mapping[str, Items]]
+    about: Mapping[str, Any], before: list[Mapping[str, Items]], after: list[Mapping[str, Items]]
 ) -> dict[str, Figure]:
     """Every measure of the evaluations as "suite/name".
 
@@ -53,10 +56,13 @@ def figures(
     """
     return {
         f"{suite}/{name}": figure(
-            Statistic(tuple(one["lists"]), one["kind"]), before[suite], [end[suite] for end in after], one["better"]
+            Statistic(tuple(one["lists"]), one["kind"]),
+            [start[suite] for start in before],
+            [end[suite] for end in after],
+            one["better"],
         )
         for suite, of_suite in about.items()
-        if all(suite in end for end in after)
+        if all(suite in items for items in (*before, *after))
         for name, one in of_suite["statistics"].items()
     }
 
@@ -114,12 +120,14 @@ class Claim:
     figure: str
     goal: Goal
     paper: str = ""  # what the paper reports, on its own scale and data
+    over: str = START  # the arm whose figure is the one before
 
 
 def read_claim(entry: Any, where: str) -> Claim:
-    """`{name: ..., title: ..., figure: SUITE/NAME, goal: rises | no_loss | no_rise | {gains: {least: 0.13}}}`."""
+    """`{name: ..., title: ..., figure: SUITE/NAME, goal: rises | no_loss | no_rise | {gains: {least: 0.13}}}`, with
+    `over`, an arm, and `paper` where they are known."""
     required = ("name", "title", "figure", "goal")
-    check_keys(entry, required=required, allowed=(*required, "paper"), where=where)
+    check_keys(entry, required=required, allowed=(*required, "paper", "over"), where=where)
     return Claim(**entry | {"goal": read_goal(entry["goal"], where)})
 
 
@@ -135,12 +143,17 @@ def read_goal(goal: Any, where: str) -> Goal:
     raise UsageError(f"goal of {where} is not one of {', '.join(known)}: got {goal!r}{closest(str(goal), known)}")
 
 
-def claimed(claims: tuple[Claim, ...], found: dict[str, Figure]) -> list[dict[str, Any]]:
-    """The claims as they stand in results.json; those whose figure the evaluation lacks are left out."""
+def claimed(claims: tuple[Claim, ...], found: Mapping[str, dict[str, Figure]]) -> list[dict[str, Any]]:
+    """The claims as they stand in results.json; those whose figure the evaluation lacks are left out.
+
+    Args:
+        found: by the arm before, the figures; arms that are not done are not in it.
+    """
+    known = [(claim, found.get(claim.over, {}).get(claim.figure)) for claim in claims]
     return [
-        {"name": claim.name, "title": claim.title, "paper": claim.paper}
-        | found[claim.figure].as_json()
-        | {"goal": claim.goal.text, "reached": claim.goal.reached(found[claim.figure])}
-        for claim in claims
-        if claim.figure in found
+        {"name": claim.name, "title": claim.title, "paper": claim.paper, "over": claim.over}
+        | one.as_json()
+        | {"goal": claim.goal.text, "reached": claim.goal.reached(one)}
+        for claim, one in known
+        if one is not None
     ]

@@ -43,11 +43,9 @@ from uae_lightning.run.spec import (
     read_yaml,
 )
 from uae_lightning.stages.common import Stage
-from uae_lightning.study.claims import Claim, read_claim
+from uae_lightning.study.claims import START, Claim, read_claim
 from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError, closest
-
-START = "start"  # the name of the untrained weights among the arms
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Shown:
 
     bars: {geneval: {title: ..., figures: [geneval/colors, ...]}}   each a drawing NAME.svg, values from 0 to 1
     columns: {unified_bench/overall: unified score}                 of the tables of arms
-    claims: [{name, title, figure, goal, paper}]                    `study.claims.read_claim`
+    claims: [{name, title, figure, goal, paper, over}]              `study.claims.read_claim`
     captions: {class_path: ...}                a `study.captions.CaptionMarker` (may be left out)
     """
 
@@ -139,9 +137,13 @@ def read_study(path: Path) -> Study:
     claims = content.get("claims")
     if claims is not None and claims not in list(arms):
         raise UsageError(f"claims in {path} names no arm: {claims!r}{closest(str(claims), arms)}")
-    protocol = read_protocol(content["evaluation"], path)
-    return Study(content["name"], content["title"], path, tuple(content["seeds"]), protocol, arms, claims,
-                 read_shown(path.parent / content["shows"]))  # fmt: skip
+    protocol, shown = read_protocol(content["evaluation"], path), read_shown(path.parent / content["shows"])
+    for claim in shown.claims if claims else ():
+        if claim.over not in (START, *arms):
+            raise UsageError(
+                f"claim {claim.name} of {path} is over {claim.over!r}, which is no arm{closest(claim.over, arms)}"
+            )
+    return Study(content["name"], content["title"], path, tuple(content["seeds"]), protocol, arms, claims, shown)
 
 
 def read_shown(path: Path) -> Shown:
@@ -205,7 +207,7 @@ def seeded(stage: StageSpec, seed: int) -> StageSpec:
 
 # Seconds of one core for each decoder forward, all else that the stage does included (2 cores of an EPYC with AVX2,
 # fp32). They only order the jobs and feed the estimates; a study corrects them by what its own jobs take.
-SECONDS_PER_FORWARD = {"DecoderPretrain": 0.017, "EncoderRL": 0.072, "DecoderRL": 0.018}
+SECONDS_PER_FORWARD = {"DecoderPretrain": 0.017, "EncoderRL": 0.072, "DecoderRL": 0.018, "DecoderMatching": 0.012}
 SECONDS_PER_SAMPLE = 0.15  # of an evaluation: pictures and drawings
 
 
@@ -223,11 +225,13 @@ def decoder_forwards(stage: StageSpec) -> int:
         encoder RL     the sampler's steps for each caption of a group
         decoder RL     the sampler's steps for each picture of a group, then 3 for each trained step, and one more where
                        a KL compares it with the reference
+        matching       the sampler's steps for each picture of a group, then 3 for each draw of a noise level, one more
+                       for the KL, and one more where the policy that sampled is not the one in training
         guidance       one more of the same beside each of these but those of pre-training; beside trained steps with
                        guidance_gradient "conditional" it has no gradients
 
     Raises:
-        UsageError: the stage is none of the three, or its YAML or options are wrong.
+        UsageError: the stage is none of these, or its YAML or options are wrong.
     """
     try:
         return forwards_of(stage.name, settings_of(stage))
@@ -253,6 +257,9 @@ def forwards_of(name: str, settings: dict[str, Any]) -> int:
         trained_branches = branches if args["guidance_gradient"] == "both" else 1
         of_step = branches + 2 * trained_branches + branches * (args["kl_beta"] > 0)
         of_each += args["updates_per_batch"] * trained * of_step
+    if kind == "DecoderMatching":
+        moves = args["updates_per_batch"] * args["update_parts"] > 1 or args["policy_lag"] is not None
+        of_each += args["draws"] * (args["updates_per_batch"] * (3 + (args["kl_beta"] > 0)) + moves)
     steps_per_batch = args["updates_per_batch"] * args.get("update_parts", 1)
     return -(-steps // steps_per_batch) * pictures * args["group_size"] * of_each
 

@@ -12,9 +12,9 @@ from uae_lightning.evaluation.statistics import Items
 from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.provenance import provenance
-from uae_lightning.study.claims import Figure, claimed, figures
+from uae_lightning.study.claims import START, Figure, claimed, figures
 from uae_lightning.study.jobs import Desk
-from uae_lightning.study.plan import START, Arm, Study, decoder_forwards
+from uae_lightning.study.plan import Arm, Study, decoder_forwards
 
 VALIDATION = {  # the figures of validations, as an evaluation describes its own
     "validation": {
@@ -31,7 +31,8 @@ class Outcome:
     seeds: list[int]
     stages: list[list[Path]]  # [seeds][stages], from the start on
     forwards: list[int]  # of each stage
-    figures: dict[str, Figure]
+    items: list[dict[str, Items]]  # [seeds] the values behind the figures
+    figures: dict[str, Figure]  # over the start
     reward: str  # name of what the last stage was rewarded for
 
 
@@ -48,15 +49,32 @@ def outcomes(study: Study, place: Path, desk: Desk) -> dict[str, Outcome]:
         rows = [(run_folder.read_rows(of_seed[0])[0], run_folder.read_rows(of_seed[-1])[-1]) for of_seed in stages]
         first, last = rows[0]
         measures = [name for name in ("reward", "unrewarded") if first.get(f"{name}_name") == last.get(f"{name}_name")]
-        about = json.loads((place / START / "evaluation.json").read_text())["suites"] | VALIDATION
+        about = described(place)
         before = items_of(place / START, first, measures)
         after = [
             items_of(place / f"seed-{seed}" / arm.name, last, measures)
             for seed, (_, last) in zip(seeds, rows, strict=True)
         ]
         forwards = [decoder_forwards(stage) for one in study.line(arm.name) for stage in one.stages]
-        found[arm.name] = Outcome(arm, seeds, stages, forwards, figures(about, before, after), judge(last, "reward"))
+        of_arm = figures(about, [before], after)
+        found[arm.name] = Outcome(arm, seeds, stages, forwards, after, of_arm, judge(last, "reward"))
     return found
+
+
+def described(place: Path) -> dict[str, Any]:
+    """What an evaluation of this study says of its figures, by suite."""
+    return json.loads((place / START / "evaluation.json").read_text())["suites"] | VALIDATION
+
+
+def figures_over(study: Study, place: Path, found: dict[str, Outcome]) -> dict[str, dict[str, Figure]]:
+    """The figures of the arm that is claimed, over the start and over each arm that its claims name."""
+    of = found[study.claims]
+    over = {START: of.figures}
+    for name in {claim.over for claim in study.shown.claims} & found.keys():
+        if seeds := [seed for seed in found[name].seeds if seed in of.seeds]:
+            before, after = ([arm.items[arm.seeds.index(seed)] for seed in seeds] for arm in (found[name], of))
+            over[name] = figures(described(place), before, after)
+    return over
 
 
 def items_of(folder: Path, row: dict[str, Any], measures: list[str]) -> dict[str, Items]:
@@ -77,7 +95,7 @@ def as_json(study: Study, place: Path, desk: Desk, found: dict[str, Outcome], co
     start = json.loads((place / START / "evaluation.json").read_text())
     part: dict[str, Any] = {"arms": {study.name: {}}}
     if study.claims in found:
-        part["claims"] = claimed(study.shown.claims, found[study.claims].figures)
+        part["claims"] = claimed(study.shown.claims, figures_over(study, place, found))
     for name, outcome in found.items():
         part["arms"][study.name][name] = {
             "title": outcome.arm.title,

@@ -1,6 +1,7 @@
 """Trains the embedded default's backbones from scratch, resumable at any moment: `uae bootstrap`.
 
 detector     judge of reports              reads pictures
+verifier     reward of stage 3             a smaller one of the same kind, from another seed
 text         encoder, first phase          reads and writes captions, sees nothing
 encoder      vision and captioning phase   captions pictures, tersely and with omissions
 decoder      web-like captions -> pictures on the states of the text phase, so it may run beside `encoder`
@@ -9,5 +10,5 @@ clip         judge of reports              pictures beside captions; tried on wh
 
 from pathlib import Path
 
-PARTS = ("detector", "text", "encoder", "decoder", "clip")
+PARTS = ("detector", "verifier", "text", "encoder", "decoder", "clip")
 SHIPPED = Path(__file__).parents[1] / "weights"

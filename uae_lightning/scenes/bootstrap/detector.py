@@ -28,6 +28,7 @@ def train_detector(
     steps: int = 2000,
     batch_size: int = 32,
     seed: int = 0,
+    width: int = 32,
     learning_rate: float = 3e-3,
     checkpoint_every: int = 250,
 ) -> dict:
@@ -39,6 +40,7 @@ def train_detector(
         steps: optimiser steps in all, over all runs.
         batch_size: scenes a step.
         seed: of the weights, the scenes and the disturbances.
+        width: of the detector.
         learning_rate: at its peak, a tenth of the way through the cosine.
         checkpoint_every: steps.
 
@@ -46,11 +48,11 @@ def train_detector(
         The card: accuracy of each kind of fact on the validation split, CPU-seconds and steps.
     """
     torch.manual_seed(seed)
-    detector = SceneDetector().train()
+    detector = SceneDetector(width).train()
     optimizer = torch.optim.AdamW(detector.parameters(), lr=learning_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     parts = {"detector": detector, "optimizer": optimizer, "schedule": schedule}
-    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "learning_rate": learning_rate}
+    settings = {"steps": steps, "batch_size": batch_size, "seed": seed, "width": width, "learning_rate": learning_rate}
     first, seconds = _restore(work / "checkpoint.pt", parts, settings)
 
     started = time.process_time() - seconds

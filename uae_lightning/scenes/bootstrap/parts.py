@@ -22,6 +22,9 @@ def run_part(part: str, work: Path, output: Path, *, scale: float = 1.0, threads
     print(f"bootstrap: {part}", flush=True)
     if part == "detector":
         figures = train_detector(output / "detector", work=work / "detector", steps=steps(2000))
+    elif part == "verifier":
+        folder = output / "verifier"
+        figures = train_detector(folder, work=work / "verifier", steps=steps(1500), seed=1, width=16)
     elif part == "clip":
         figures = train_clip(output / "clip", work / "clip", steps=steps(900))
     elif part == "text":
