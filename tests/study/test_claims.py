@@ -46,11 +46,11 @@ def items(score, small, tokens, hallucination, geneval=0.5):
 
 
 def test_a_planted_gain_is_reached_and_a_wrong_direction_is_not():
-    # red with `>=` 2 * before turned into `>= before`, or with `gain["low"] > 0` turned into `gain["high"] > 0`
+    # red with `>=` 2 * before turned into `>= before`, with `at_least` left out of `ends`, or with `gain["low"] > 0` turned into `gain["high"] > 0`
     found = figures(items(0.5, 0.3, 20, 0.1), [items(0.6, 0.5, 15, 0.2), items(0.7, 0.55, 16, 0.2)])
     claims = {claim["name"]: claim for claim in claimed(found)}
     unified = claims["unified_score"]
-    assert unified["reached"] and claims["unified_pixels"]["reached"]
+    assert claims["unified_pixels"]["reached"] and not unified["reached"]  # risen, but not to 0.93
     assert unified["gain"]["mean"] == pytest.approx(0.15) and unified["gain"]["of_seeds"] == pytest.approx([0.1, 0.2])
     assert unified["gain"]["seeds"] == 2 and unified["gain"]["n"] == 40
     assert unified["before"]["mean"] == pytest.approx(0.5, abs=0.01) and unified["after"]["low"] > 0.55
@@ -68,14 +68,14 @@ def test_small_objects_doubled():
 def test_a_gain_whose_interval_holds_zero_is_not_reached():
     # red with `gain["low"]` turned into `gain["mean"]` in RISES
     before, after = items(0.5, 0.2, 20, 0.1), items(0.5, 0.2, 20, 0.1)
-    after["unified_bench"]["overall"] = (0.51 + np.random.default_rng(1).normal(0, 0.3, 40)).tolist()
-    claim = claimed(figures(before, [after]))[0]
+    after["unified_bench"]["pixels"] = (0.51 + np.random.default_rng(1).normal(0, 0.3, 40)).tolist()
+    claim = next(claim for claim in claimed(figures(before, [after])) if claim["name"] == "unified_pixels")
     assert claim["gain"]["mean"] > 0 and not claim["reached"] and worsened(figures(before, [after])) == {}
 
 
-@pytest.mark.parametrize(("after", "reached"), [(0.64, True), (0.62, False)])
-def test_geneval_is_the_mean_of_its_tasks_and_needs_thirteen_points(after, reached):
-    # red with 0.13 turned into 0.1
+@pytest.mark.parametrize(("after", "reached"), [(0.87, True), (0.85, False)])
+def test_geneval_is_the_mean_of_its_tasks_and_ends_where_the_paper_does(after, reached):
+    # red with 0.86 turned into 0.8
     found = figures(items(0, 0, 0, 0, geneval=0.5), [items(0, 0, 0, 0, geneval=after)])
     claim = next(claim for claim in claimed(found) if claim["name"] == "geneval_overall")
     assert claim["reached"] == reached and claim["gain"]["mean"] == pytest.approx(after - 0.5)

@@ -38,6 +38,7 @@ def study_yaml(folder: Path, parts: Path) -> Path:
                        "samples": 4, "drawings": 6},
         "claims": "full",
         "options": options,
+        "compared": [{"name": "seeing", "title": "A", "figure": "language/tokens", "goal": "no_loss", "over": "drawn"}],
         "arms": [
             {"name": "drawn", "title": "stage 1", "tables": ["Stages"],
              "stages": [{"name": "draw", "config": str(scenes / "decoder_pretrain.yaml")}]},
@@ -113,8 +114,9 @@ def test_a_study_from_start_to_end(tiny, tmp_path, capsys):
 
     data = json.loads((tmp_path / "docs" / "results.json").read_text())
     claims = {claim["name"]: claim for claim in data["claims"]}
-    assert claims["unified_score"]["reached"] and claims["geneval_overall"]["gain"]["mean"] == pytest.approx(0.2)
+    assert claims["unified_pixels"]["reached"] and claims["geneval_overall"]["gain"]["mean"] == pytest.approx(0.2)
     assert not claims["hallucination"]["reached"] and "reward" in claims
+    assert claims["seeing"]["gain"]["mean"] == 0 and claims["seeing"]["before"]["seeds"] == 2  # over an arm, by seed
     assert data["arms"]["tiny"]["full"]["seeds"] == [0, 1] and data["provenance"]["tiny"]["seeds"] == [0, 1]
     arms = data["arms"]["tiny"]
     assert arms["full"]["decoder_forwards"] - arms["drawn"]["decoder_forwards"] == 2 * 2 * 4 * 3
@@ -173,6 +175,7 @@ def again(args, tiny, tmp_path, capsys):
         ({"evaluation": {"config": "a.yaml", "judges": "b.yaml", "samples": 2, "drawings": 2}}, "evaluation.config"),
         ({"seed": [1]}, "did you mean seeds"),
         ({"shows": "nothing.yaml"}, "nothing.yaml does not exist"),
+        ({"compared": [{"name": "a", "title": "A", "figure": "b/c", "goal": "rises", "over": "ful"}]}, "mean full"),
     ],
 )
 def test_mistakes_in_a_study(tiny, change, words):

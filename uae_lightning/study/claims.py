@@ -125,7 +125,7 @@ class Claim:
 
 def read_claim(entry: Any, where: str) -> Claim:
     """`{name: ..., title: ..., figure: SUITE/NAME, goal: rises | no_loss | no_rise | {gains: {least: 0.13}}}`, with
-    `over`, an arm, and `paper` where they are known."""
+    `paper` where it is known, and `over` where an arm is compared with another."""
     required = ("name", "title", "figure", "goal")
     check_keys(entry, required=required, allowed=(*required, "paper", "over"), where=where)
     return Claim(**entry | {"goal": read_goal(entry["goal"], where)})

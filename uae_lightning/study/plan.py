@@ -9,6 +9,7 @@ evaluation:                       of the start, and of every arm with every seed
   samples: 192                    pictures
   drawings: 480                   prompts
 claims: full                      the arm whose gains over the start are claimed (may be left out)
+compared: [{..., over: ARM}]      further claims, of its gains over other arms (may be left out)
 shows: scenes/study.yaml          what the page shows and claims (see `Shown`)
 options: {trainer.log_every_n_steps: 5}      for every stage of every arm (may be left out)
 arms:
@@ -73,7 +74,7 @@ class Shown:
 
     bars: {geneval: {title: ..., figures: [geneval/colors, ...]}}   each a drawing NAME.svg, values from 0 to 1
     columns: {unified_bench/overall: unified score}                 of the tables of arms
-    claims: [{name, title, figure, goal, paper, over}]              `study.claims.read_claim`
+    claims: [{name, title, figure, goal, paper}]                    `study.claims.read_claim`
     captions: {class_path: ...}                a `study.captions.CaptionMarker` (may be left out)
     """
 
@@ -92,6 +93,7 @@ class Study:
     protocol: Protocol
     arms: dict[str, Arm]
     claims: str | None
+    compared: tuple[Claim, ...]
     shown: Shown
 
     def line(self, arm: str) -> list[Arm]:
@@ -117,7 +119,7 @@ def read_study(path: Path) -> Study:
     """
     content = read_yaml(path, "a study, such as conf/reproduce.yaml")
     required = ("name", "title", "seeds", "evaluation", "shows", "arms")
-    check_keys(content, required=required, allowed=(*required, "claims", "options"), where=str(path))
+    check_keys(content, required=required, allowed=(*required, "claims", "compared", "options"), where=str(path))
     check_name(content["name"], where=f"name in {path}")
     for name in ("seeds", "arms"):
         if not isinstance(content[name], list) or not content[name]:
@@ -137,13 +139,18 @@ def read_study(path: Path) -> Study:
     claims = content.get("claims")
     if claims is not None and claims not in list(arms):
         raise UsageError(f"claims in {path} names no arm: {claims!r}{closest(str(claims), arms)}")
-    protocol, shown = read_protocol(content["evaluation"], path), read_shown(path.parent / content["shows"])
-    for claim in shown.claims if claims else ():
-        if claim.over not in (START, *arms):
+    compared = [
+        read_claim(entry, f"comparison {n} in {path}") for n, entry in enumerate(content.get("compared", []), 1)
+    ]
+    for claim in compared:
+        if claims is None or claim.over not in arms:
             raise UsageError(
-                f"claim {claim.name} of {path} is over {claim.over!r}, which is no arm{closest(claim.over, arms)}"
+                f"{claim.name} in {path} compares the arm that `claims` names with `over`, another: got {claims!r} and "
+                f"{claim.over!r}{closest(claim.over, arms)}"
             )
-    return Study(content["name"], content["title"], path, tuple(content["seeds"]), protocol, arms, claims, shown)
+    return Study(content["name"], content["title"], path, tuple(content["seeds"]),
+                 read_protocol(content["evaluation"], path), arms, claims, tuple(compared),
+                 read_shown(path.parent / content["shows"]))  # fmt: skip
 
 
 def read_shown(path: Path) -> Shown:

@@ -67,10 +67,10 @@ def described(place: Path) -> dict[str, Any]:
 
 
 def figures_over(study: Study, place: Path, found: dict[str, Outcome]) -> dict[str, dict[str, Figure]]:
-    """The figures of the arm that is claimed, over the start and over each arm that its claims name."""
+    """The figures of the arm that is claimed, over the start and over each arm it is compared with."""
     of = found[study.claims]
     over = {START: of.figures}
-    for name in {claim.over for claim in study.shown.claims} & found.keys():
+    for name in {claim.over for claim in study.compared} & found.keys():
         if seeds := [seed for seed in found[name].seeds if seed in of.seeds]:
             before, after = ([arm.items[arm.seeds.index(seed)] for seed in seeds] for arm in (found[name], of))
             over[name] = figures(described(place), before, after)
@@ -95,7 +95,7 @@ def as_json(study: Study, place: Path, desk: Desk, found: dict[str, Outcome], co
     start = json.loads((place / START / "evaluation.json").read_text())
     part: dict[str, Any] = {"arms": {study.name: {}}}
     if study.claims in found:
-        part["claims"] = claimed(study.shown.claims, figures_over(study, place, found))
+        part["claims"] = claimed((*study.shown.claims, *study.compared), figures_over(study, place, found))
     for name, outcome in found.items():
         part["arms"][study.name][name] = {
             "title": outcome.arm.title,
