@@ -37,7 +37,7 @@ def ngrams(words: list[str], size: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[start:] for start in range(size)), strict=False))
 
 
-def repetition(words: list[str]) -> float:
-    """Share of the runs of REPEATED words that came before."""
-    runs = ngrams(words, REPEATED)
+def repetition(words: list[str], size: int = REPEATED) -> float:
+    """Share of the runs of `size` words that came before."""
+    runs = ngrams(words, size)
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
