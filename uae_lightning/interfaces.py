@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.digest import digest_of, dtypes
-from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
+from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
 from uae_lightning.types import Captions, Conditioning, Learning, RewardInput, RewardOutput, Sampling
 
 PROBE = 'Two red cats (left), 17 dogs; a sign: "caf\u00e9".'  # by its tokens a tokenizer is known
@@ -93,11 +93,8 @@ class Encoder(Component):
         """
 
     def token_logprobs(self, images: Tensor, captions: Captions, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability, and entropy in nats (no gradient), at each token of the captions: [N, T] float32 each."""
-        logits = self.token_logits(images, captions)
-        with torch.no_grad():
-            entropies = entropy(logits, temperature=temperature)
-        return gather_logprobs(logits, captions.tokens, temperature=temperature), entropies
+        """Log-probability, and entropy in nats, at each token of the captions: [N, T] float32 each, with gradients."""
+        return logprobs_and_entropy(self.token_logits(images, captions), captions.tokens, temperature=temperature)
 
     @abstractmethod
     def tokenize(self, texts: list[str]) -> Captions:

@@ -6,8 +6,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from uae_lightning.algorithms.flow import euler_step, sigma_schedule
 from uae_lightning.algorithms.flow_sde import sde_kl, sde_step
+from uae_lightning.algorithms.velocity_drift import norm_ratio, velocity_distance
 
-KINDS = ["flow_sde", "cps"]
+KINDS = ["flow_sde", "dance_sde", "cps"]
 
 
 def latents(seed, batch=3):
@@ -36,11 +37,12 @@ def marginals(sigmas, noise_level, kind, data_mean, data_std):
     return path
 
 
+@pytest.mark.parametrize("kind", ["flow_sde", "dance_sde"])
 @pytest.mark.parametrize("noise_level", [0.0, 0.3, 0.7, 1.0])
-def test_flow_sde_keeps_the_marginals_of_the_flow(noise_level):
+def test_an_sde_keeps_the_marginals_of_the_flow(kind, noise_level):
     # Red if sigma_t^2 |dt| / (2 s) loses its 2, if std loses sqrt(dt), or if "- removed" becomes "+ removed".
     # In 1-D, data N(0.8, 0.5^2), 1000 even steps: the data's own mean and std come out, for every noise level.
-    path = marginals(torch.linspace(1, 0, 1001), noise_level, "flow_sde", data_mean=0.8, data_std=0.5)
+    path = marginals(torch.linspace(1, 0, 1001), noise_level, kind, data_mean=0.8, data_std=0.5)
     _, mean, variance = path[-1]
     assert mean == pytest.approx(0.8, abs=0.003) and math.sqrt(variance) == pytest.approx(0.5, abs=0.001)
     for s, mean, variance in path[200:]:  # the stand-in at sigma = 1 is not exact: its trace is gone by sigma = 0.8
@@ -71,6 +73,18 @@ def test_flow_sde_is_the_formula_of_the_paper():
     step = sde_step(x, v, t, t_next, a, generator=seeded())
     torch.testing.assert_close(step.mean, x + (v + sigma_t**2 / (2 * t) * (x + (1 - t) * v)) * dt)
     assert step.std.item() == pytest.approx(sigma_t * math.sqrt(-dt))
+
+
+def test_dance_sde_is_the_formula_of_the_paper():
+    # Red if sigma_t keeps its square root, or the sign of the score turns: arXiv 2505.07818, written as there, with the
+    # score of the noisy latents, -(x - (1 - s) x0^) / s^2, and noise that is the same at all levels.
+    x, v, eta, s, s_next = latents(0), latents(1), 0.3, 0.6, 0.5
+    score = -(x - (1 - s) * (x - s * v)) / s**2
+    step = sde_step(x, v, s, s_next, eta, kind="dance_sde", generator=seeded())
+    torch.testing.assert_close(step.mean, x + (v - eta**2 / 2 * score) * (s_next - s))
+    for sigma in (1.0, 0.6, 0.1):
+        step = sde_step(x, v, sigma, sigma - 0.1, eta, kind="dance_sde", generator=seeded())
+        assert step.std.item() == pytest.approx(eta * math.sqrt(0.1), rel=1e-5)
 
 
 def test_cps_is_the_formula_of_the_paper():
@@ -186,6 +200,30 @@ def test_kl_is_that_of_two_normal_distributions():
     expected = (step.mean - ref.mean).square().mean(dim=(1, 2, 3)) / (2 * sigma_t**2)
     without = sde_kl(step.mean, ref.mean, step.std, include_dt=False, dt=sigma_next - sigma)
     torch.testing.assert_close(without, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kl_of_a_step_is_the_distance_of_velocities_by_a_weight_of_the_step(kind):
+    # Red if velocity_distance is no mean, or the velocity of a step is not the one it was given. The mean of a step is
+    # linear in the velocity; of "flow_sde" the weight is |dt| (1 + a^2/2)^2 (1 - s) / (2 a^2 s): 0 at pure noise.
+    x, v, ref, a, weights = latents(0), latents(1), latents(2), 0.7, []
+    for s, s_next in ((1.0, 0.9), (0.6, 0.5), (0.2, 0.1)):
+        steps = [sde_step(x, velocity, s, s_next, a, kind=kind, generator=seeded()) for velocity in (v, ref)]
+        distance = velocity_distance(steps[0].velocity, steps[1].velocity)
+        torch.testing.assert_close(distance, (v - ref).square().mean((1, 2, 3)))
+        weight = sde_kl(steps[0].mean, steps[1].mean, steps[0].std) / distance
+        torch.testing.assert_close(weight, weight[:1].expand(3))
+        weights.append(weight[0].item())
+    if kind == "flow_sde":
+        expected = [0.1 * (1 + a**2 / 2) ** 2 * (1 - s) / (2 * a**2 * s) for s in (0.6, 0.2)]
+        assert weights[1:] == pytest.approx(expected, rel=1e-4) and weights[0] < weights[1] < weights[2]
+
+
+def test_norm_ratio_is_that_of_each_picture():
+    # Red if the ratio is turned round, or the norm is taken over the batch.
+    reference = latents(0)
+    scale = torch.tensor([1.0, 1.15, 0.5]).view(3, 1, 1, 1)
+    torch.testing.assert_close(norm_ratio(scale * reference, reference), torch.tensor([1.0, 1.15, 0.5]))
 
 
 def test_kl_of_a_step_without_noise_is_zero():

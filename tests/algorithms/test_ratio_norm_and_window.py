@@ -10,7 +10,7 @@ def step_of(velocity, sigma, sigma_next, kind, prev=None):
     return sde_step(x, velocity, sigma, sigma_next, 0.5, prev=prev, generator=generator, kind=kind)
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "cps"])
+@pytest.mark.parametrize("kind", ["flow_sde", "dance_sde", "cps"])
 @pytest.mark.parametrize(("sigma", "sigma_next"), [(1.0, 0.9), (0.6, 0.3)])
 def test_ratio_norm_is_the_product_of_noise_and_drift(kind, sigma, sigma_next):
     # Red if `2 *` goes, `log_ratio * std` becomes `log_ratio`, or + becomes -. GRPO-Guard, arXiv 2510.22319:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
+from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs, logprobs_and_entropy
 
 
 def example(dtype=torch.float32):
@@ -31,6 +31,25 @@ def test_gradient_is_one_hot_minus_softmax():
     gather_logprobs(logits, tokens).sum().backward()
     expected = torch.nn.functional.one_hot(tokens, 11) - logits.detach().softmax(-1)
     torch.testing.assert_close(logits.grad, expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradient_of_the_entropy_is_that_of_its_definition(temperature):
+    # Red if entr(p) - becomes entr(p) +, or the temperature is applied behind the Function.
+    logits, tokens = example()
+    logits.index_fill_(-1, torch.tensor([3]), -torch.inf)  # forbidden: no gradient, and no NaN
+    tokens = tokens.where(tokens != 3, 4)
+    ours, plain = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    logp, found = logprobs_and_entropy(ours, tokens, temperature=temperature)
+    log_p = (plain / temperature).log_softmax(-1)
+    wanted = -(log_p.exp() * log_p.masked_fill(log_p == -torch.inf, 0)).sum(-1)
+    weights = torch.linspace(-1, 2, 10).view(2, 5)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    torch.testing.assert_close(ours.grad.double(), plain.grad, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-6)
+    assert torch.equal(logp, gather_logprobs(logits, tokens, temperature=temperature))
+    assert torch.equal(found, entropy(logits, temperature=temperature)) and (ours.grad != 0).any(-1).all()
 
 
 def test_large_logits_do_not_overflow():

@@ -10,19 +10,21 @@
     mu, std      the step samples x' ~ N(mu, std^2)     [N, C, h, w], [N or 1, 1, 1, 1]
 
     Flow-GRPO    arXiv 2505.05470, and its code where it differs: see `sde_step`
+    DanceGRPO    arXiv 2505.07818, and its code, 15cc71d of 2025-10-16
     CPS          arXiv 2509.05952, coefficients-preserving sampling
     MixGRPO      arXiv 2507.21802, a window of stochastic steps that slides: `sliding_window`
     Fast         Flow-GRPO-Fast, a window drawn for every batch: `drawn_window`
     GRPO-Guard   arXiv 2510.22319, ratios that mean the same at every step: `normalized_log_ratio`
 
-Both samplers are one idea, an Euler step that takes some of the believed noise out and puts fresh noise in:
+All samplers are one idea, an Euler step that takes some of the believed noise out and puts fresh noise in:
 
     mu = x + v dt - c n^        flow_sde   c = sigma_t^2 |dt| / (2 s)     std = sigma_t sqrt|dt|
                                            where sigma_t = a sqrt(s / (1 - s))
+                                dance_sde  the same, where sigma_t = a
                                 cps        c = s' (1 - cos(a pi/2))       std = s' sin(a pi/2)
 
-(The papers write the first as x + [v + sigma_t^2/(2s) (x + (1-s) v)] dt and the second as
-(1-s') x0^ + sqrt(s'^2 - std^2) n^; the algebra is the same.) With a = 0 both are the Euler step, to the last bit.
+(The papers write the first two as x + [v + sigma_t^2/(2s) (x + (1-s) v)] dt and the third as
+(1-s') x0^ + sqrt(s'^2 - std^2) n^; the algebra is the same.) With a = 0 all are the Euler step, to the last bit.
 """
 
 import math
@@ -36,7 +38,7 @@ from torch import Tensor
 
 from .flow import euler_step, per_sample, predict_noise
 
-SDEKind = Literal["flow_sde", "cps"]
+SDEKind = Literal["flow_sde", "dance_sde", "cps"]
 Reduction = Literal["mean", "sum"]
 LogProbForm = Literal["normal", "squared_error"]
 
@@ -47,6 +49,7 @@ class SDEStep:
 
     prev: Tensor  # [N, C, h, w] the latents at sigma_next: sampled, or those given. Keep them in fp32 for the replay
     mean: Tensor  # [N, C, h, w] with gradient to the velocity
+    velocity: Tensor  # [N, C, h, w] that was given
     std: Tensor  # [N or 1, 1, 1, 1], sqrt|dt| included
     mean_log_prob: Tensor  # [N] log-probability of prev, over C, h, w: their mean (or sum, see log_prob_reduction)
 
@@ -69,13 +72,13 @@ def sde_step(
     Args:
         x, velocity: [N, C, h, w]; computed with in fp32 whatever their type, as in the Flow-GRPO code.
         sigma, sigma_next: float, [] or [N], with 1 >= sigma > sigma_next >= 0.
-        noise_level: a. Flow-GRPO 0.7, CPS 0.8 (at most 1 there). At 0 the step is diffusers' Euler step.
+        noise_level: a. Flow-GRPO 0.7, DanceGRPO 0.3, CPS 0.8 (at most 1 there). At 0 the step is diffusers' Euler step.
         prev: [N, C, h, w] latents to score; None samples them. They are a constant to the log-probability.
         generator: where the noise comes from, one for all or one for each picture; it is drawn at noise level 0 too, so
             that a window of noisy steps moved along the schedule sees the same random stream.
-        kind: "flow_sde", or "cps", which keeps the noise level of the latents at what sigma_next says for any number
-            of steps. In "flow_sde", sigma_t is infinite at sigma = 1; there sigma_next stands in the denominator, as
-            in the Flow-GRPO code (its paper is silent).
+        kind: "flow_sde"; "dance_sde", where as much noise is put in at all levels; or "cps", which keeps the noise
+            level of the latents at what sigma_next says for any number of steps. In "flow_sde", sigma_t is infinite at
+            sigma = 1; there sigma_next stands in the denominator, as in the Flow-GRPO code (its paper is silent).
         log_prob_reduction: over C, h, w. "mean" is the code of Flow-GRPO (hence clips like 1e-4), "sum" its paper.
         log_prob_form: "normal" is the log-density; "squared_error" is -(prev - mean)^2, with neither the variance nor
             constants: what the Flow-GRPO code does for CPS, whose clip ranges belong to it.
@@ -100,7 +103,7 @@ def sde_step(
     prev = prev.detach().float()
     log_prob = _log_prob(prev, mean, std, log_prob_form).flatten(1)
     log_prob = log_prob.mean(dim=1) if log_prob_reduction == "mean" else log_prob.sum(dim=1)
-    return SDEStep(prev=prev, mean=mean, std=std, mean_log_prob=log_prob)
+    return SDEStep(prev=prev, mean=mean, velocity=velocity, std=std, mean_log_prob=log_prob)
 
 
 def draw_noise(
@@ -122,8 +125,11 @@ def _coefficients(sigma: Tensor, sigma_next: Tensor, noise_level: float, kind: S
         angle = noise_level * math.pi / 2
         return sigma_next * (1 - math.cos(angle)), sigma_next * math.sin(angle)
     dt = sigma - sigma_next  # |dt|
-    below_one = torch.where(sigma == 1, sigma_next, sigma)  # Flow-GRPO's code: sigma / (1 - sigma) is infinite at 1
-    sigma_t = noise_level * (sigma / (1 - below_one)).sqrt()  # arXiv 2505.05470: sigma_t = a sqrt(t / (1 - t))
+    if kind == "dance_sde":
+        sigma_t = torch.full_like(sigma, noise_level)  # arXiv 2505.07818: a constant
+    else:
+        below_one = torch.where(sigma == 1, sigma_next, sigma)  # Flow-GRPO's code: sigma / (1 - sigma) is infinite at 1
+        sigma_t = noise_level * (sigma / (1 - below_one)).sqrt()  # arXiv 2505.05470: sigma_t = a sqrt(t / (1 - t))
     return sigma_t.square() * dt / (2 * sigma), sigma_t * dt.sqrt()
 
 
@@ -230,8 +236,8 @@ def _check(
     if x.ndim < 2 or x.shape != velocity.shape or (prev is not None and prev.shape != x.shape):
         shapes = [list(tensor.shape) for tensor in (x, velocity, prev) if tensor is not None]
         raise ValueError(f"x, velocity and prev must share one shape [N, C, h, w], got {shapes}")
-    if kind not in ("flow_sde", "cps"):
-        raise ValueError(f"kind must be 'flow_sde' or 'cps', got {kind!r}")
+    if kind not in ("flow_sde", "dance_sde", "cps"):
+        raise ValueError(f"kind must be 'flow_sde', 'dance_sde' or 'cps', got {kind!r}")
     if noise_level < 0 or (kind == "cps" and noise_level > 1):
         raise ValueError(f"noise_level must not be negative, nor above 1 for 'cps', got {noise_level}")
     if reduction not in ("mean", "sum"):

@@ -10,6 +10,8 @@ Captions are sampled at tau = 1 (UAE, arXiv 2509.09666); if not, GRPO's ratio (a
 tempered distribution, since this is the one that was sampled.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,12 +39,18 @@ def gather_logprobs(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0)
     return chosen - scaled.logsumexp(dim=-1)
 
 
+def logprobs_and_entropy(logits: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`gather_logprobs` and `entropy` of the same logits, whose fp32 copy, where one is made, they share."""
+    scaled = _scale(logits, temperature)
+    return gather_logprobs(scaled, tokens), entropy(scaled)
+
+
 def entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Entropy in nats of softmax(z / tau), -sum_v p_v log p_v, as a sum of terms that are not negative.
 
     With e_v = exp((z_v - max z) / tau) and S their sum it is log S - sum_v e_v log e_v / S. The usual logsumexp - sum_v
     p_v z_v / tau is a difference of large numbers (5e-4 off at a vocabulary of 151,936), and `softmax` adds up in an
-    order that loses digits. One tensor of the size of the logits is made; there is no gradient.
+    order that loses digits. One tensor of the size of the logits is made, and thrown away; the gradient makes others.
 
     Args:
         logits: [.., T, V]; -inf marks a forbidden token.
@@ -54,10 +62,25 @@ def entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     Raises:
         ValueError: the temperature is not positive.
     """
-    scaled = _scale(logits.detach(), temperature)
-    e = (scaled - scaled.amax(dim=-1, keepdim=True)).exp_()
-    total = e.sum(dim=-1)
-    return total.log() + torch.special.entr(e, out=e).sum(dim=-1) / total  # entr(0) = 0
+    return _Entropy.apply(_scale(logits, temperature))
+
+
+class _Entropy(torch.autograd.Function):
+    """H [.., T] of z / tau [.., T, V], with dH / dz_v = -p_v (log p_v + H) / tau."""
+
+    @staticmethod
+    def forward(ctx: Any, scaled: Tensor) -> Tensor:
+        e = (scaled - scaled.amax(dim=-1, keepdim=True)).exp_()
+        total = e.sum(dim=-1)
+        result = total.log() + torch.special.entr(e, out=e).sum(dim=-1) / total  # entr(0) = 0
+        ctx.save_for_backward(scaled, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scaled, result = ctx.saved_tensors
+        p = scaled.softmax(dim=-1)
+        return gradient.unsqueeze(-1) * (torch.special.entr(p) - p * result.unsqueeze(-1))
 
 
 def _scale(logits: Tensor, temperature: float) -> Tensor:

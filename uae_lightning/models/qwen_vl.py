@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForCondition
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
 
-from uae_lightning.algorithms.token_logprobs import entropy, gather_logprobs
+from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
@@ -259,10 +259,7 @@ class QwenVLEncoder(Encoder):
 
     def _score(self, states: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy [n] at states [n, D]."""
-        logits = self.head(states)
-        with torch.no_grad():
-            entropies = entropy(logits, temperature=temperature)
-        return gather_logprobs(logits, tokens, temperature=temperature), entropies
+        return logprobs_and_entropy(self.head(states), tokens, temperature=temperature)
 
     def tokenize(self, texts: list[str]) -> Captions:
         return Captions(texts, *self.padded(self.foreign_text.encode(texts)))

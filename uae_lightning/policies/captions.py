@@ -1,4 +1,4 @@
-"""Captions as acts: token-level clipped GRPO (arXiv 2402.03300).
+"""Captions as acts: GRPO (arXiv 2402.03300) on their tokens.
 
 P pictures   G captions of each (a group), N = P * G   T tokens   V vocabulary
 """
@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from uae_lightning.algorithms.policy_loss import clipped_surrogate, kl_k3, token_weights
+from uae_lightning.algorithms.policy_loss import kl_k3, token_weights
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.interfaces import Encoder
 from uae_lightning.parallel.collectives import mean_over_ranks
 from uae_lightning.policies.policy import Policy, Randomness
+from uae_lightning.policies.token_objectives import PPOClip, TokenObjective
 from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.types import Captions
 
@@ -43,6 +44,8 @@ class CaptionGRPO(Policy[CaptionActs]):
         micro_batch: Count = 4,
         clip_low: Positive = 0.2,
         clip_high: Positive = 0.2,
+        objective: TokenObjective | None = None,
+        entropy_bonus: NonNegative = 0.0,
         kl_beta: NonNegative = 1e-6,
         normalization: Literal["grpo", "dr_grpo", "dapo"] = "grpo",
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
@@ -50,7 +53,8 @@ class CaptionGRPO(Policy[CaptionActs]):
         cut_penalty: NonNegative = 0.0,
     ) -> None:
         super().__init__(autoencoder, group_size, micro_batch, advantage_scale)
-        self.clip_low, self.clip_high, self.kl_beta, self.normalization = clip_low, clip_high, kl_beta, normalization
+        self.clip_low, self.clip_high, self.objective = clip_low, clip_high, objective
+        self.entropy_bonus, self.kl_beta, self.normalization = entropy_bonus, kl_beta, normalization
         self.mask_cut_captions, self.cut_penalty = mask_cut_captions, cut_penalty
 
     @property
@@ -61,6 +65,11 @@ class CaptionGRPO(Policy[CaptionActs]):
     def check(options: Any) -> None:
         if options.captioning.temperature == 0:
             raise ValueError("captioning.temperature must be above 0: greedy captions of a group are all the same")
+        if options.objective is not None and PPOClip(options.clip_low, options.clip_high) != PPOClip():
+            raise ValueError(
+                "clip_low and clip_high are of PPO's objective, and objective names another, which has numbers of its "
+                "own: set those in objective.init_args, and leave clip_low and clip_high out"
+            )
 
     def act(self, context: Tensor, randomness: Randomness) -> CaptionActs:
         """G captions of each picture [P, 3, H, W]."""
@@ -98,9 +107,8 @@ class CaptionGRPO(Policy[CaptionActs]):
         logp, entropy = self.logprobs(seen, captions)
         if first:
             acts.old[rows] = logp.detach()
-        element, metrics = clipped_surrogate(
-            logp, acts.old[rows], advantages, captions.mask, clip_low=self.clip_low, clip_high=self.clip_high
-        )
+        objective = self.objective or PPOClip(self.clip_low, self.clip_high)
+        element, metrics = objective.loss(logp, acts.old[rows], advantages, captions.mask)
         if first and captions.logp is not None:  # of sampling against replay; on policy the update's own ratio is 1
             drift = (logp.detach() - captions.logp).abs()[captions.mask]
             metrics |= {"first_log_ratio_max": drift.max(), "first_log_ratio_mean": drift.mean()}
@@ -110,12 +118,13 @@ class CaptionGRPO(Policy[CaptionActs]):
             kl = kl_k3(logp, reference, captions.mask)
             element = element + self.kl_beta * kl
             metrics["kl_reference"] = kl.detach()[captions.mask].mean()
-        return element, metrics | {"entropy": entropy}
+        if self.entropy_bonus > 0:
+            element = element - self.entropy_bonus * entropy.masked_fill(~captions.mask, 0.0)
+        return element, metrics | {"entropy": entropy.detach()[captions.mask].mean()}
 
     def logprobs(self, seen: Any, captions: Captions) -> tuple[Tensor, Tensor]:
-        """([n, T] log-probabilities of the sampled tokens, [] mean entropy of the policy in nats)."""
-        logp, entropy = self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature)
-        return logp, entropy[captions.mask].mean()
+        """Of the sampled tokens, and entropy of the policy in nats where they stand: [n, T] each."""
+        return self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature)
 
     def pictures(self, seen: Any, rows: Tensor) -> Any:
         """The pictures of these rows, once each where all have equally many of the captions."""

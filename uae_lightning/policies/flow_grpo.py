@@ -23,6 +23,7 @@ from uae_lightning.algorithms.flow_sde import (
     sliding_window,
 )
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.algorithms.velocity_drift import norm_ratio, velocity_distance
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.policies.policy import Policy, Randomness, evenly
@@ -64,13 +65,13 @@ class FlowGRPO(Policy[PictureActs]):
         roll_back: bool = False,
         untrained_steps: Literal["ode", "sde"] = "ode",
         noise_level: Positive = 0.7,
-        sde: Literal["flow_sde", "cps"] = "flow_sde",
+        sde: Literal["flow_sde", "dance_sde", "cps"] = "flow_sde",
         log_prob: Literal["normal", "squared_error"] = "normal",
         clip: Positive = 1e-4,
         ratio_norm: bool = False,
         guidance_gradient: Literal["both", "conditional"] = "both",
         kl_beta: NonNegative = 0.04,
-        kl_includes_dt: bool = True,
+        kl_form: Literal["gaussian", "without_dt", "velocity"] = "gaussian",
         same_noise: bool = False,
         advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
         advantage_clip: Positive = 5.0,
@@ -79,7 +80,7 @@ class FlowGRPO(Policy[PictureActs]):
         self.window, self.first_window, self.window_within = window, window, window_within
         self.slide_every, self.roll_back, self.untrained_steps = slide_every, roll_back, untrained_steps
         self.noise_level, self.sde, self.log_prob, self.ratio_norm = noise_level, sde, log_prob, ratio_norm
-        self.clip, self.kl_beta, self.kl_includes_dt = clip, kl_beta, kl_includes_dt
+        self.clip, self.kl_beta, self.kl_form = clip, kl_beta, kl_form
         self.guidance_gradient, self.same_noise = guidance_gradient, same_noise
 
     @property
@@ -195,10 +196,17 @@ class FlowGRPO(Policy[PictureActs]):
         if self.kl_beta > 0:
             with torch.no_grad(), self.decoder.reference():
                 reference = self.replay(acts, rows, index, None)
-            kl = sde_kl(step.mean, reference.mean, step.std, include_dt=self.kl_includes_dt, dt=dt)
+            kl = self.kl(step, reference, dt)
             loss = loss + self.kl_beta * kl
             metrics["kl_reference"] = kl.detach().mean()
+            metrics["velocity_norm_ratio"] = norm_ratio(step.velocity, reference.velocity).mean()
         return loss, metrics
+
+    def kl(self, step: SDEStep, reference: SDEStep, dt: float) -> Tensor:
+        """[n] how far a step of length dt has gone from the reference's."""
+        if self.kl_form == "velocity":
+            return velocity_distance(step.velocity, reference.velocity)
+        return sde_kl(step.mean, reference.mean, step.std, include_dt=self.kl_form == "gaussian", dt=dt)
 
     def replay(self, acts: PictureActs, rows: Tensor, column: int, unguided: Tensor | None) -> SDEStep:
         """The trained step `column` again, under the policy as it is now; `unguided` [W, N, C, h, w] if still known."""

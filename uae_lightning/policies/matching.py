@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimality, policy_decay
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
+from uae_lightning.algorithms.velocity_drift import norm_ratio, velocity_distance
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.parallel.collectives import own_rows, ranks
@@ -149,6 +150,7 @@ class Matching(Policy[LatentActs]):
         if self.kl_beta > 0:
             with torch.no_grad(), self.decoder.reference():
                 reference = self.decoder.velocity(x, sigma, conditioning)
-            distance = (velocity - reference).square().mean((1, 2, 3))
+            distance = velocity_distance(velocity, reference)
             loss, metrics["distance_to_reference"] = loss + self.kl_beta * distance, distance.detach().mean()
+            metrics["velocity_norm_ratio"] = norm_ratio(velocity, reference).mean()
         return loss, metrics

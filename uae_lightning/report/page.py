@@ -31,6 +31,8 @@ MEANING = {  # what a training curve says, by the last part of its name
     "ratio_max": "The largest change of a probability since sampling.",
     "clip_fraction": "Share of terms whose ratio was clipped.",
     "kl_reference": "Distance from the policy the stage started from.",
+    "velocity_norm_ratio": "Size of the velocities against those of the start; where it grows, pictures get harsh.",
+    "gate": "What SAPO leaves of the gradients; 1 is on policy.",
     "entropy": "How undecided the policy is; a fall to 0 is a collapse.",
     "zero_variance_share": "Share of groups with equal rewards, which teach nothing.",
     "caption_tokens": "Mean caption length in the training batch.",

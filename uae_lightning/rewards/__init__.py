@@ -1,1 +1,2 @@
-"""How well a picture survived the round trip. Every reward is an `interfaces.Reward`; several make a `WeightedSum`."""
+"""How well a picture survived the round trip, and what its caption costs. Every reward is an `interfaces.Reward`;
+several make a `WeightedSum`."""

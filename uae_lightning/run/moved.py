@@ -32,6 +32,10 @@ def check_seeds(keys: Iterable[str], where: str = "") -> None:
             raise UsageError(f"{where}{key} is of version 0.1: set seed_everything, the seed of all (CHANGELOG.md)")
 
 
+OPTIONS = {
+    "kl_includes_dt": "kl_form: gaussian where it was true, without_dt where it was false",
+}
+
 LEARNING = r"""Option '(?:train|lora)\b[\w.]*' is not accepted|arguments: --(?:train|lora)\b"""
 
 
@@ -44,6 +48,9 @@ def of_version_1(message: str) -> str | None:
         if re.search(rf"Option '{name}\b[\w.]*' is not accepted", message):
             now = f"model.init_args.autoencoder.{name}"
             return f"model.init_args.{name} is of version 0.1: it is {now} now (CHANGELOG.md)"
+    for name, now in OPTIONS.items():
+        if f"Option '{name}' is not accepted" in message or f"arguments: --{name}" in message:
+            return f"{name} is of version 0.1: it is {now} now (CHANGELOG.md)"
     if (part := re.search(r'Parser key "(encoder|decoder)"', message)) and re.search(LEARNING, message):
         return (
             f"train and lora of the {part[1]} are of version 0.1: the stage says what learns now, "

@@ -36,7 +36,8 @@ class DecoderMatching(PictureStage):
         strength: of "nft", how far the compared policies lie on either side of the one that sampled; on policy it has
             no effect (DiffusionNFT: 1, and 0.1 for OCR).
         clip: of "awm", the ratio is clipped to [1 - clip, 1 + clip].
-        kl_beta: weight of the squared distance to the velocity with adapters off (DiffusionNFT: 1e-4).
+        kl_beta: weight of the squared distance to the velocity with adapters off (DiffusionNFT: 1e-4). Above 0 the
+            policy's `velocity_norm_ratio` is logged, as in DecoderRL.
         advantage_scale: "group_std", "batch_std" or "none".
         advantage_clip: advantages are clipped to this size.
         **parts: of `Stage`.

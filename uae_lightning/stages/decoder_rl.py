@@ -69,8 +69,9 @@ class DecoderRL(PictureStage):
         slide_every: batches after which the window moves on by one step (MixGRPO: 25); 0: it stays.
         roll_back: a window that slid to the end begins again (MixGRPO's script); else it stays there.
         untrained_steps: "ode", or "sde": stochastic as well (Flow-GRPO, whose last step is; Flow-GRPO-Fast: "ode").
-        noise_level: a of Flow-GRPO (0.7), or the noise level of CPS (0.8).
-        sde: "flow_sde", or "cps" (arXiv 2509.05952), which keeps the noise level of the ODE.
+        noise_level: a of Flow-GRPO (0.7), eta of DanceGRPO (0.3), or the noise level of CPS (0.8).
+        sde: "flow_sde"; "dance_sde" (DanceGRPO, arXiv 2505.07818), where all noise levels get as much noise, and the
+            last step is the ODE's; or "cps" (arXiv 2509.05952), which keeps the noise level of the ODE.
         log_prob: "normal" is the density; "squared_error" as published CPS code has it.
         clip: the ratio is clipped to [1 - clip, 1 + clip] (Flow-GRPO: 1e-4, because log-probabilities are means).
         ratio_norm: GRPO-Guard: ratios of the same spread at every step, whose losses are divided by |dt|.
@@ -78,8 +79,10 @@ class DecoderRL(PictureStage):
             velocity (Flow-GRPO since a482878 of 2025-08-19). "conditional" takes the unguided one as a constant (its
             code until then): another direction, but a trained step takes 3 passes of the decoder in place of 6 (back is
             2; with a KL 5 in place of 8) and half of the activations, as sampling has computed it on policy.
-        kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01).
-        kl_includes_dt: True is the KL of the paper, False that of its code.
+        kl_beta: weight of the KL to the decoder with adapters off (Flow-GRPO: 0.04 or 0.01). Above 0 the policy's
+            `velocity_norm_ratio` is logged, which RL inflates unseen (arXiv 2606.27771).
+        kl_form: "gaussian", of the two steps (Flow-GRPO's paper); "without_dt" (its code); or "velocity", the squared
+            distance of the velocities, which weighs all noise levels the same (UniGRPO, arXiv 2603.23500).
         same_noise: start a group from one noise (False: Flow-GRPO's code); what its pictures share is computed once
             where micro-batches are whole groups.
         advantage_scale: "group_std" (Flow-GRPO's paper), "batch_std" (its code) or "none".
@@ -101,13 +104,13 @@ class DecoderRL(PictureStage):
         roll_back: bool = False,
         untrained_steps: Literal["ode", "sde"] = "ode",
         noise_level: Positive = 0.7,
-        sde: Literal["flow_sde", "cps"] = "flow_sde",
+        sde: Literal["flow_sde", "dance_sde", "cps"] = "flow_sde",
         log_prob: Literal["normal", "squared_error"] = "normal",
         clip: Positive = 1e-4,
         ratio_norm: bool = False,
         guidance_gradient: Literal["both", "conditional"] = "both",
         kl_beta: NonNegative = 0.04,
-        kl_includes_dt: bool = True,
+        kl_form: Literal["gaussian", "without_dt", "velocity"] = "gaussian",
         same_noise: bool = False,
         advantage_scale: Literal["group_std", "batch_std", "none"] = "batch_std",
         advantage_clip: Positive = 5.0,
@@ -120,7 +123,7 @@ class DecoderRL(PictureStage):
             self.autoencoder, group_size=group_size, micro_batch=micro_batch, window=window,
             window_within=window_within, slide_every=slide_every, roll_back=roll_back, untrained_steps=untrained_steps,
             noise_level=noise_level, sde=sde, log_prob=log_prob, clip=clip, ratio_norm=ratio_norm,
-            guidance_gradient=guidance_gradient, kl_beta=kl_beta, kl_includes_dt=kl_includes_dt, same_noise=same_noise,
+            guidance_gradient=guidance_gradient, kl_beta=kl_beta, kl_form=kl_form, same_noise=same_noise,
             advantage_scale=advantage_scale, advantage_clip=advantage_clip,
         )  # fmt: skip
         self.policies = {"pictures": pictures}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.policies.captions import CaptionGRPO
+from uae_lightning.policies.token_objectives import TokenObjective
 from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Batch, RewardInput
@@ -19,15 +20,19 @@ from uae_lightning.types import Batch, RewardInput
 
 @checked
 class EncoderRL(PolicyStage):
-    """Token-level clipped GRPO (arXiv 2402.03300) with the reconstruction as reward.
+    """GRPO (arXiv 2402.03300) on the tokens of captions, with the reconstruction as reward.
 
     Args:
         group_size: captions per picture, G (paper: 4).
         micro_batch: captions per forward and backward pass; must divide P * G.
         updates_per_batch: optimiser steps on one rollout; 1 is on policy.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high], by token (PPO's objective).
+        objective: another one in its place, with numbers of its own: GSPO, CISPO or SAPO of
+            `policies.token_objectives`. On policy they are all the same.
+        entropy_bonus: weight of the policy's entropy in nats, which is raised; by token, as the loss is weighted.
         kl_beta: weight of the KL to the policy with adapters off (paper: 1e-6).
-        normalization: "grpo" mean over each caption, "dr_grpo" over a constant length, "dapo" over all tokens.
+        normalization: "grpo" mean over each caption, "dr_grpo" over a constant length, "dapo" over all tokens (TRL's
+            "bnpo" is this over the tokens of each micro-batch, on which nothing depends here).
         advantage_scale: "group_std", "batch_std" or "none".
         mask_cut_captions: captions that the limit on tokens cut do not train; in the comparison of their group they
             count (DAPO's overlong filtering, arXiv 2503.14476 section 3.4; TRL: mask_truncated_completions).
@@ -46,6 +51,8 @@ class EncoderRL(PolicyStage):
         updates_per_batch: Count = 1,
         clip_low: Positive = 0.2,
         clip_high: Positive = 0.2,
+        objective: TokenObjective | None = None,
+        entropy_bonus: NonNegative = 0.0,
         kl_beta: NonNegative = 1e-6,
         normalization: Literal["grpo", "dr_grpo", "dapo"] = "grpo",
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
@@ -56,8 +63,8 @@ class EncoderRL(PolicyStage):
         super().__init__(*args, updates_per_batch=updates_per_batch, **parts)
         captions = CaptionGRPO(
             self.autoencoder, group_size=group_size, micro_batch=micro_batch, clip_low=clip_low, clip_high=clip_high,
-            kl_beta=kl_beta, normalization=normalization, advantage_scale=advantage_scale,
-            mask_cut_captions=mask_cut_captions, cut_penalty=cut_penalty,
+            objective=objective, entropy_bonus=entropy_bonus, kl_beta=kl_beta, normalization=normalization,
+            advantage_scale=advantage_scale, mask_cut_captions=mask_cut_captions, cut_penalty=cut_penalty,
         )  # fmt: skip
         self.policies = {"captions": captions}
 

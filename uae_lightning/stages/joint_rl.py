@@ -47,7 +47,7 @@ class JointRL(PolicyStage):
 
     @staticmethod
     def check_training(options: Any) -> None:
-        CaptionGRPO.check(options)
+        CaptionGRPO.check(SimpleNamespace(**vars(options.captions.init_args), captioning=options.captioning))
         FlowGRPO.check(SimpleNamespace(**vars(options.pictures.init_args), sampling=options.sampling))
 
     @torch.no_grad()
