@@ -114,9 +114,10 @@ def measure(
     images = torch.rand(setting.pictures, 3, side, side, device=device)
     batch = Batch(images, [caption(length, row) for row in range(len(images))], [""] * len(images))
     result = {}
-    if not stage.automatic_optimization:
+    if stage.learns_from_reward:  # it writes captions
         stage.encoder.never_sampled.extend(stage.encoder.ends)
-        samples = stage.policies["captions"].group_size if "captions" in stage.policies else 1
+        policies = getattr(stage, "policies", {})
+        samples = policies["captions"].group_size if "captions" in policies else 1
         arguments = {"samples": samples, "seed": 0, **vars(stage.autoencoder.captioning)}
         generate, stage.encoder.generate = stage.encoder.generate, full_length
         step(stage, batch, optimizer, setting)  # the optimiser gets its state

@@ -75,6 +75,8 @@ class RewardCallback(L.Callback):
     def score(self, inputs: RewardInput) -> RewardOutput:
         """The reward of N reconstructions, for a stage's training step; it is logged when the step ends.
 
+        It has a gradient where the reconstructions have one and the reward gives one.
+
         Raises:
             ValueError: originals, reconstructions or captions differ in number or size, or what the reward gives is
                 not a `RewardOutput` of a value per picture.
@@ -85,8 +87,9 @@ class RewardCallback(L.Callback):
             if not self.skip_bad_rewards:
                 raise RaisedTogether(bad + REMEDY)
             rank_zero_warn(f"{bad}; their groups are skipped")
-        self.last = scores
-        self.image_ratios = compared(inputs.originals, inputs.reconstructions, lambda v: mean_over_ranks(v.mean()))
+        self.last = RewardOutput(scores.total.detach(), {name: part.detach() for name, part in scores.parts.items()})
+        drawn = inputs.reconstructions.detach()
+        self.image_ratios = compared(inputs.originals, drawn, lambda values: mean_over_ranks(values.mean()))
         return scores
 
     def on_train_batch_end(
@@ -163,7 +166,6 @@ class RewardCallback(L.Callback):
             append_row(path, row)
 
 
-@torch.no_grad()
 def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOutput:
     """`reward` of N pictures, `micro_batch` at a time; raises ValueError as `RewardCallback.score` says."""
     originals, reconstructions, captions = inputs.originals, inputs.reconstructions, inputs.captions
@@ -177,7 +179,8 @@ def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOut
     for start in range(0, len(captions), micro_batch):
         rows = slice(start, start + micro_batch)
         given = None if inputs.given is None else inputs.given[rows]
-        output = reward(RewardInput(originals[rows], reconstructions[rows], captions[rows], given))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and reconstructions.requires_grad):
+            output = reward(RewardInput(originals[rows], reconstructions[rows], captions[rows], given))
         if wrong := fault(output, len(captions[rows])):
             raise ValueError(
                 f"{type(reward).__name__} {wrong}; a reward's forward returns RewardOutput(total, parts) of "

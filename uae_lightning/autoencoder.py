@@ -97,9 +97,11 @@ class AutoEncoder(nn.Module):
         with whole(self.reader):  # ranks need not wait for each other's tokens
             return self.reader.generate(images, samples=samples, seed=seed, **vars(self.captioning))
 
-    def read(self, texts: list[str]) -> Conditioning:
-        """Captions, read and projected: N -> [N, L, D]. Gradients reach the projector only."""
-        states, mask = self.embed(texts)
+    def read(self, texts: list[str], *, into_encoder: bool = False) -> Conditioning:
+        """Captions, read and projected: N -> [N, L, D]. Gradients reach the projector, and where it is asked for what
+        the encoder is trained in: the states of the words are soft, the words themselves are given."""
+        with torch.set_grad_enabled(into_encoder and torch.is_grad_enabled()):
+            states, mask = self.embed(texts)
         return Conditioning(self.projector(states), mask)
 
     @torch.no_grad()
@@ -140,7 +142,6 @@ class AutoEncoder(nn.Module):
         """The decoder; a ValueError where it is none by flow matching."""
         return self.decoder.by_flow()
 
-    @torch.no_grad()
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Captions, read alone by the encoder: last-layer states [N, L, hidden_size] and mask [N, L]."""
         with self.reader.reference() if self.condition_on == "frozen" else nullcontext():

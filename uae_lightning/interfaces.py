@@ -222,10 +222,21 @@ class FlowDecoder(Decoder):
         """ODE (Euler)."""
         sigmas, x = self.schedule(sampling.steps), noise
         for sigma, after in zip(sigmas, sigmas[1:], strict=False):
-            unguided = self.unguided_velocity(x, sigma, unconditional, sampling.guidance)
-            velocity = self.guided_velocity(x, sigma, conditioning, unguided, sampling.guidance)
-            x = flow.euler_step(x, velocity, sigma, after)
+            x = self.ode_step(x, sigma, after, conditioning, unconditional, sampling.guidance)
         return x
+
+    def ode_step(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        after: Tensor,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None,
+        guidance: float,
+    ) -> Tensor:
+        """x [N, C, h, w] at sigma [] -> x at the level `after` []."""
+        unguided = self.unguided_velocity(x, sigma, unconditional, guidance)
+        return flow.euler_step(x, self.guided_velocity(x, sigma, conditioning, unguided, guidance), sigma, after)
 
     def guided_velocity(
         self, x: Tensor, sigma: Tensor, conditioning: Conditioning, unguided: Tensor | None, guidance: float
@@ -242,7 +253,10 @@ class FlowDecoder(Decoder):
 
 
 class Reward(nn.Module, ABC):
-    """How well pictures survived the round trip; frozen, in eval mode. Higher is better."""
+    """How well pictures survived the round trip; frozen, in eval mode. Higher is better.
+
+    Where its total has a gradient with respect to the reconstructions, `stages.cold_start` can learn by that too.
+    """
 
     @abstractmethod
     def forward(self, inputs: RewardInput) -> RewardOutput: ...

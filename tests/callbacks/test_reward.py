@@ -77,6 +77,22 @@ def test_originals_of_validation_are_embedded_once(tmp_path):
     assert judge.pictures == 8 + 3 * 8 + 16 and len(judge._remembered) == 2
 
 
+def test_a_reward_has_a_gradient_where_the_pictures_have_one():
+    # Red with no_grad on `evaluate` (a stage could not learn by it), without set_grad_enabled (a reward whose own
+    # weights are trained, or remembered embeddings, would keep a graph), or with the graph left in `last`.
+    given, callback = inputs(), RewardCallback(Pixels(), micro_batch=2)
+    assert not callback.score(given).total.requires_grad
+    drawn = given.reconstructions.clone().requires_grad_()
+    total = callback.score(RewardInput(given.originals, drawn, given.captions)).total
+    (found,) = torch.autograd.grad(total.sum(), drawn)
+    (wanted,) = torch.autograd.grad(Pixels()(RewardInput(given.originals, drawn, given.captions)).total.sum(), drawn)
+    torch.testing.assert_close(found, wanted)
+    kept = [callback.last.total, *callback.last.parts.values(), *callback.image_ratios.values()]
+    assert not any(tensor.requires_grad for tensor in kept)
+    with torch.no_grad():
+        assert not callback.score(RewardInput(given.originals, drawn, given.captions)).total.requires_grad
+
+
 def test_what_is_logged(tmp_path):
     # Red if the key "train/reward" or "val/reward" changes, or total.std(unbiased=False) becomes total.mean().
     stage, trainer = fit(tmp_path, RewardCallback(Closeness(), Closeness(2.0)), steps=2)

@@ -30,6 +30,7 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_pretrain", ["80gb", "decoder_pretrain_full"]),
     ("encoder_rl", []),
     ("encoder_rl", ["qwen7b", "sd35_large"]),
+    ("cold_start", []),
     ("decoder_rl", []),
     ("decoder_rl", ["qwen7b", "sd35_large", "decoder_rl_fast"]),
 ]

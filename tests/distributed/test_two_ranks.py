@@ -21,7 +21,12 @@ from uae_lightning.run.folder import read_rows
 from uae_lightning.run.spec import read_stage_yaml
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("decoder_pretrain", "encoder_rl", "decoder_rl")
+STAGES = ("decoder_pretrain", "encoder_rl", "decoder_rl", "cold_start")
+REPLAYS = {
+    "encoder_rl": ("EncoderReplay", 0.1),
+    "decoder_rl": ("DecoderReplay", 0.001),
+    "cold_start": ("DecoderReplay", 0.1),
+}
 LIMIT = 900  # seconds, on a busy machine; alone it takes a tenth of that
 
 
@@ -39,17 +44,20 @@ def stage_yaml(stage: str, parts: Path, folder: Path, fails_on_rank: int = -1) -
     }
     parts_of["captioning"] = {"temperature": 1.0, "max_new_tokens": 4}
     options["max_grad_norm"] = 0.1
-    if stage != "decoder_pretrain":
+    if stage in ("encoder_rl", "decoder_rl"):
         options |= {"group_size": 2, "micro_batch": 2, "kl_beta": 0.01}
-    if stage == "decoder_rl":  # gradients through both branches, and noise in steps that are not trained
+    if stage in ("decoder_rl", "cold_start"):  # gradients through both branches
         parts_of["sampling"] = {"steps": 3, "guidance": 2.0}
+    if stage == "cold_start":  # of three steps one without gradient, one that is computed again
+        options["gradient_steps"] = 2
+    if stage == "decoder_rl":  # noise in steps that are not trained
         options |= {"window": [0, 2], "untrained_steps": "sde"}
     if stage == "encoder_rl":
         options |= {"normalization": "dapo", "advantage_scale": "batch_std"}
     if stage == "decoder_pretrain":
         options["learning_rates"] = {"projector": 0.05}
     else:
-        replay = {"encoder_rl": ("EncoderReplay", 0.1), "decoder_rl": ("DecoderReplay", 0.001)}[stage]
+        replay = REPLAYS[stage]
         options["auxiliaries"] = [
             {"class_path": f"uae_lightning.stages.replay.{replay[0]}", "init_args": {"weight": replay[1]}}
         ]

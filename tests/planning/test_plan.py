@@ -38,6 +38,7 @@ from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.scenes.scene import IMAGE_SIZE
+from uae_lightning.stages.cold_start import ColdStart
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL
@@ -55,6 +56,11 @@ KINDS = {
         DecoderRL,
         Learn(decoder=LoRA()),
         {"group_size": 4, "micro_batch": 4, "window": (0, 2), "sampling": Sampling(2, guidance=2.0)},
+    ),
+    "cold_start": (
+        ColdStart,
+        Learn(encoder=LoRA(), projector="all", decoder=LoRA()),
+        {"gradient_steps": 2, "sampling": Sampling(3)},
     ),
     "joint_rl": (
         JointRL,

@@ -42,12 +42,12 @@ def fit_arguments(stage: str, parts: Path, folder: Path) -> list[str]:
                 for name in ("DecoderReplay", "EncoderReplay")
             ],
         }
-    elif stage != "decoder_pretrain":
+    elif stage not in ("decoder_pretrain", "cold_start"):
         options |= {"model.init_args.group_size": 4, "model.init_args.micro_batch": 8}
     return ["fit", *(f"--{name}={value}" for name, value in options.items())]
 
 
-@pytest.mark.parametrize("stage", ["decoder_pretrain", "encoder_rl", "decoder_rl", "joint_rl"])
+@pytest.mark.parametrize("stage", ["decoder_pretrain", "encoder_rl", "decoder_rl", "joint_rl", "cold_start"])
 def test_killed_and_resumed_is_the_same_as_never_stopped(stage: str, parts_folder: Path, tmp_path: Path):
     # red if data position, noise, optimiser or EMA is left out of the checkpoint
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"

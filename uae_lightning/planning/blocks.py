@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -90,20 +91,22 @@ class StandIn:
         return accumulates, off, torch.is_grad_enabled(), casts
 
     def measured(self, call: Call, needed: list[Tensor]) -> tuple[Cost, Backward]:
-        """Runs the block by itself; nothing of that stays, and FLOPs are counted when it stands in."""
-        meter, flops, alive = self.meter, self.meter.now.flops, self.meter.alive
+        """Runs the block by itself; nothing of that stays: bytes and FLOPs are counted when it stands in."""
+        meter, alive = self.meter, self.meter.alive
+        peak, flops = meter.now.peak, meter.now.flops
         gradients = [parameter.grad for parameter in self.trained]
-        cost, output = measured(meter, call.apart(), (self.run,), {})
-        given = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        backward = Backward(max(0, meter.alive - alive - sum(tensor.nbytes for tensor in given)))
-        if needed:
-            roots = [tensor for tensor in given if tensor.requires_grad]
-            along = [torch.empty_like(tensor) for tensor in roots]
-            cost_back, _ = measured(meter, torch.autograd.backward, (roots, along), {})
-            backward.peak, backward.flops = cost_back.peak, cost_back.flops
+        with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):  # not those of checkpointed code around it
+            cost, output = measured(meter, call.apart(), (self.run,), {})
+            given = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            backward = Backward(max(0, meter.alive - alive - sum(tensor.nbytes for tensor in given)))
+            if needed:
+                roots = [tensor for tensor in given if tensor.requires_grad]
+                along = [torch.empty_like(tensor) for tensor in roots]
+                cost_back, _ = measured(meter, torch.autograd.backward, (roots, along), {})
+                backward.peak, backward.flops = cost_back.peak, cost_back.flops
         for parameter, gradient in zip(self.trained, gradients, strict=True):
             parameter.grad = gradient
-        meter.now.flops = flops
+        meter.now.peak, meter.now.flops = peak, flops
         return cost, backward
 
 
@@ -112,15 +115,17 @@ class _Stand(torch.autograd.Function):
     def forward(ctx, meter: Meter, cost: Cost, backward: Backward, outputs: list[Shape], inputs: list, *needed: Tensor):
         meter.count(cost.peak, cost.flops, Counter())
         ctx.meter, ctx.cost = meter, backward
-        # what goes into a block stays until its backward pass, whether it is checkpointed or keeps activations
-        ctx.kept = (torch.empty(backward.kept, dtype=torch.uint8), inputs) if needed else None
+        # what goes into a block stays until its backward pass, whether it is checkpointed or keeps activations; not so
+        # where the code around it is checkpointed, which autograd knows of what is saved
+        if needed:
+            ctx.save_for_backward(torch.empty(backward.kept, dtype=torch.uint8), *inputs)
         ctx.shapes = [Shape.of(tensor) for tensor in needed]
         return tuple(output.fresh() for output in outputs)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor):
+        _ = ctx.saved_tensors  # what is checkpointed is computed again now
         ctx.meter.count(ctx.cost.peak, ctx.cost.flops, Counter())
-        ctx.kept = None
         return None, None, None, None, None, *(shape.fresh() for shape in ctx.shapes)
 
 

@@ -148,8 +148,9 @@ class Step:
             loss = self.stage.training_step(batch, 0)
             self.stage.manual_backward(loss)
         del loss
+        for phase in self.meter.phases:  # of the batches that an optimiser step is made of
+            self._multiply(phase, self.setting.accumulate)
         self.stage.optimizer_step_after_clipping()
-        self._multiply("update", self.setting.accumulate)
 
     def _validate(self, batch: Batch) -> None:
         with torch.no_grad(), autocast(self.setting.precision, gpu=self.setting.gpu):

@@ -263,7 +263,7 @@ def check_training(config: Namespace) -> None:
         raise UsageError(f"trainer.val_check_interval must be a number of steps, got {trainer.val_check_interval!r}")
     options = config.model.init_args
     parts = options.autoencoder.init_args  # a stage has the auto-encoder's settings as attributes of its own
-    options = Namespace(vars(options) | {one: parts.get(one) for one in ("captioning", "sampling")})
+    options = Namespace(vars(options) | {one: parts.get(one) for one in ("captioning", "sampling", "condition_on")})
     try:
         getattr(sys.modules[module], name).check_training(options)
     except ValueError as error:

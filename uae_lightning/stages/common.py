@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -60,6 +60,7 @@ class Stage(L.LightningModule):
 
     trained: tuple[str, ...] = ()  # components that can learn here, and whose weights this stage hands on
     trains_from_cache = False  # on `uae_lightning.data.cached.CachedData`
+    learns_from_reward = False  # and so needs callbacks.RewardCallback
     batches_seen: Tensor  # [] of the run so far, kept in checkpoints
 
     def __init__(
@@ -74,6 +75,7 @@ class Stage(L.LightningModule):
     ) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        self.learn = learn
         self._adapt(learn)
         self.optimizer, self.max_grad_norm, self.seed = optimizer, max_grad_norm, seed
         self.learning_rates, self.auxiliaries = learning_rates or {}, auxiliaries or []
@@ -114,6 +116,10 @@ class Stage(L.LightningModule):
     @property
     def sampling(self) -> Sampling:
         return self.autoencoder.sampling
+
+    @property
+    def condition_on(self) -> Literal["adapted", "frozen"]:
+        return self.autoencoder.condition_on
 
     @staticmethod
     def check_training(options: Any) -> None:
@@ -199,7 +205,7 @@ class Stage(L.LightningModule):
         return [torch.Generator().manual_seed(self.step_seed(purpose, first + row)) for row in range(size)]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.score is None and not self.automatic_optimization:
+        if self.score is None and self.learns_from_reward:
             raise ValueError("this stage learns from a reward: add callbacks.RewardCallback to trainer.callbacks")
         self.batches_seen += 1  # here, not at the end: checkpoints are written before a module's own end-of-batch hook
 

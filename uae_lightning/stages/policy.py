@@ -40,6 +40,7 @@ class PolicyStage(Stage):
         *args, **parts: of `Stage`.
     """
 
+    learns_from_reward = True
     policies: dict[str, Policy]  # by name, which is the prefix of what is logged of each where there are several
 
     def __init__(self, *args, updates_per_batch: Count, update_parts: Count = 1, **parts) -> None:
