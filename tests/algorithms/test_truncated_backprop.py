@@ -20,7 +20,9 @@ def step(weight: Tensor, bend: Tensor, x: Tensor, level: Tensor, after: Tensor) 
 def given() -> tuple[Tensor, Tensor, Tensor]:
     """Weight, bend and first state, in double precision."""
     generator = torch.Generator().manual_seed(0)
-    weight, bend, x = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in [(3, 3), (3,), (4, 3)])
+    weight, bend, x = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in [(3, 3), (3,), (4, 3)]
+    )
     return weight.requires_grad_(), bend.requires_grad_(), x
 
 
