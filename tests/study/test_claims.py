@@ -46,7 +46,7 @@ def items(score, small, tokens, hallucination, geneval=0.5):
 
 
 def test_a_planted_gain_is_reached_and_a_wrong_direction_is_not():
-    # red with `>=` 2 * before turned into `>= before`, with `>= at_least` into `> 0`, or `gain["low"]` into `gain["high"]`
+    # red with `2 * before` made `before`, `>= at_least` made `> 0`, or `gain["low"]` made `gain["high"]`
     found = figures(items(0.5, 0.3, 20, 0.1), [items(0.6, 0.5, 15, 0.2), items(0.7, 0.55, 16, 0.2)])
     claims = {claim["name"]: claim for claim in claimed(found)}
     unified = claims["unified_score"]

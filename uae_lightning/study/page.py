@@ -186,6 +186,8 @@ def bar_figures(study: Study, outcome: Outcome, folder: Path) -> str:
     for name, shown in study.shown.bars.items():
         keys = [key for key in shown["figures"] if key in outcome.figures]
         found = [(key.split("/")[1].replace("_", " "), outcome.figures[key]) for key in keys]
+        if not found:  # its suite was left out
+            continue
         svg = bars([(label, one.before, one.after) for label, one in found], shown["title"])
         links.append(saved(folder, f"{study.name}-{name}.svg", svg, shown["title"]))
     return "\n\n".join(links)
