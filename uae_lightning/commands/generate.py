@@ -32,7 +32,7 @@ Draws a picture from each text, as the decoder learned to draw from captions.
     uae generate "a ball" "two stars" --weights runs/demo --seed 3        several, side by side
     uae generate --prompts prompts.txt --config conf/scenes/decoder_rl.yaml
     uae generate "a ball" --weights runs/rewriting --rewrite              the encoder writes a complete caption first
-    uae generate "a ball" --weights runs/demo --candidates 4 --verifier verifier.yaml
+    uae generate "a ball" --weights runs/demo --candidates 4 --verifier conf/scenes/verifier.yaml
 
 Texts are drawn one at a time and from the same noise: a picture depends on its text, the seed and the weights, and not
 on what is drawn beside it. `uae export` writes a folder that draws the same picture without this package.

@@ -41,7 +41,7 @@ def add_options(parser: Parser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--verifier", type=Path, metavar="YAML",
-        help="of a reward, its class_path and init_args, as conf/scenes/unified_score.yaml is one",
+        help="of a reward, its class_path and init_args: conf/scenes/verifier.yaml reads picture and text",
     )  # fmt: skip
 
 
