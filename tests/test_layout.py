@@ -57,8 +57,8 @@ def test_models_rewards_data_and_callbacks_do_not_import_stages():
 # From the door down to what everybody uses: a module imports what stands in its own place or further down.
 ORDER = (
     "cli", "commands", "scenes", "study", "pipeline", "report", "exchange", "planning", "run", "evaluation", "prepare",
-    "stages", "policies", "autoencoder", "rewards", "models", "data", "parallel", "interfaces", "types", "algorithms",
-    "paths", "files", "ranges", "usage",
+    "stages", "policies", "refinement", "autoencoder", "rewards", "models", "data", "parallel", "interfaces", "types",
+    "algorithms", "paths", "files", "ranges", "usage",
 )  # fmt: skip
 PACKAGE = ROOT / "uae_lightning"
 
@@ -126,15 +126,15 @@ def test_only_scenes_and_commands_know_the_scenes():
 
 def test_policies_and_the_auto_encoder_do_not_know_lightning():
     # red with `import lightning` in a policy or autoencoder.py, or in anything they import of ours
-    for name in ("policies", "autoencoder", "interfaces", "types", "ranges", "algorithms"):
+    for name in ("policies", "refinement", "autoencoder", "interfaces", "types", "ranges", "algorithms"):
         files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else (PACKAGE / name).glob("*.py")
         for file in files:
             assert not {one for one in imported(file) if one.split(".")[0] == "lightning"}, file.name
 
 
 def test_the_house_stays_small():
-    # red with a twelfth file at the package's root, a folder three deep, or a function of 61 lines
-    assert len(list(PACKAGE.glob("*.py"))) <= 11
+    # red with a thirteenth file at the package's root, a folder three deep, or a function of 61 lines
+    assert len(list(PACKAGE.glob("*.py"))) <= 12
     for file in [*PACKAGE.rglob("*.py"), *(ROOT / "callbacks").rglob("*.py")]:
         assert len(file.relative_to(ROOT).parts) <= 4, file
         for node in ast.walk(ast.parse(file.read_text())):

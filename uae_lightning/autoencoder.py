@@ -97,6 +97,15 @@ class AutoEncoder(nn.Module):
         with whole(self.reader):  # ranks need not wait for each other's tokens
             return self.reader.generate(images, samples=samples, seed=seed, **vars(self.captioning))
 
+    def rewrite(self, texts: list[str], samples: int = 1, seed: int = 0, how: Captioning | None = None) -> Captions:
+        """`samples` complete captions of each of B terse prompts, to be drawn in their place.
+
+        Args:
+            how: they are sampled; None is as captions of pictures.
+        """
+        with whole(self.reader):
+            return self.reader.rewrite(texts, samples=samples, seed=seed, **vars(how or self.captioning))
+
     def read(self, texts: list[str], *, into_encoder: bool = False) -> Conditioning:
         """Captions, read and projected: N -> [N, L, D]. Gradients reach the projector, and where it is asked for what
         the encoder is trained in: the states of the words are soft, the words themselves are given."""
@@ -157,6 +166,12 @@ class AutoEncoder(nn.Module):
     def draw_latents(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
         """From noise to clean latents, both [N, C, h, w]."""
         return self.decoder.draw(conditioning, noise, self.sampling, self.unconditional(len(noise)))
+
+    @torch.no_grad()
+    def redraw_latents(self, latents: Tensor, level: float, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        """Clean latents [N, C, h, w] once more, from a noise level in (0, 1] on; 1 is `draw_latents`."""
+        unconditional = self.unconditional(len(noise))
+        return self.decoder.redraw(latents, level, conditioning, noise, self.sampling, unconditional)
 
     def noise(self, size: int, seed: int) -> Tensor:
         """[size, C, h, w] to draw from, the same on every device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,37 @@ class Encoder(Component):
     """Vision-language model: image -> caption, and caption -> hidden states."""
 
     hidden_size: int
-    control_texts: int = 0  # texts read by `embed` that held control tokens, which are text there
+    control_texts: int = 0  # texts read by `embed` or `ask` that held control tokens, which are text there
 
     def see(self, images: Tensor) -> Tensor | Any:
         """What is computed once of images [B, 3, H, W] and given to the next three methods in their place; can be
         indexed by rows. For a frozen vision tower its features; the images themselves where there is none."""
         return images
+
+    def ask(self, texts: list[str]) -> Any:
+        """Text-only chat turns, each of which asks for a complete caption of the picture that a terse prompt is about.
+        They are given to the same methods in place of images, and can be indexed by rows.
+
+        Raises:
+            ValueError: the encoder has no such turn.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not rewrite prompts: leave --rewrite (or `rewriting`) out, or give "
+            "model.autoencoder.encoder an encoder with `ask`, as uae_lightning.models.qwen_vl.QwenVLEncoder has it"
+        )
+
+    def rewrite(
+        self, texts: list[str], *, samples: int, temperature: float, max_new_tokens: int, seed: int
+    ) -> Captions:
+        """`samples` complete captions of each of B prompts (Think-Then-Generate, arXiv 2601.10332); N = B * samples.
+
+        The texts are what is to be drawn: without thoughts, and the prompt itself where nothing is left. The tokens
+        are all that were sampled.
+        """
+        options = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+        said = self.generate(self.ask(texts), **options)
+        prompts = [text for text in texts for _ in range(samples)]
+        return replace(said, texts=[after_thoughts(one) or own for one, own in zip(said.texts, prompts, strict=True)])
 
     def fingerprint(self, adapters: bool = True) -> dict[str, str]:
         return {
@@ -97,12 +123,19 @@ class Encoder(Component):
         return logprobs_and_entropy(self.token_logits(images, captions), captions.tokens, temperature=temperature)
 
     @abstractmethod
-    def tokenize(self, texts: list[str]) -> Captions:
-        """Texts as captions that `token_logits` can score: right-padded, without an end-of-text token."""
+    def tokenize(self, texts: list[str], *, ended: bool = False) -> Captions:
+        """Texts as captions that `token_logits` can score: right-padded, with an end-of-text token only where `ended`
+        asks for it."""
 
     @abstractmethod
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
+
+
+def after_thoughts(text: str) -> str:
+    """What stands behind the last `</think>`; "" where thoughts have no end."""
+    answer = text.rpartition("</think>")[2]
+    return "" if "<think>" in answer else answer.strip()
 
 
 class Projector(Component):
@@ -184,6 +217,26 @@ class Decoder(Component):
             unconditional: what the guidance branch reads; None is the decoder's own null input.
         """
 
+    def redraw(
+        self,
+        latents: Tensor,
+        level: float,
+        conditioning: Conditioning,
+        noise: Tensor,
+        sampling: Sampling,
+        unconditional: Conditioning | None = None,
+    ) -> Tensor:
+        """Clean latents [N, C, h, w] again, from what is left of them at a noise level in (0, 1].
+
+        Raises:
+            ValueError: the decoder starts from nothing but noise.
+        """
+        raise ValueError(f"{type(self).__name__} does not start from a noisy picture: set restart to 1 (drawn anew)")
+
+    def evaluations(self, sampling: Sampling, level: float = 1.0) -> int:
+        """Calls of the network for a picture that is drawn, or drawn again from a noise level."""
+        return sampling.steps * sampling.branches
+
 
 class FlowDecoder(Decoder):
     """A decoder by flow matching: what Flow-GRPO, DiffusionNFT and decoder pre-training ask for. sigma in (0, 1], 1 is
@@ -220,9 +273,36 @@ class FlowDecoder(Decoder):
         self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
     ) -> Tensor:
         """ODE (Euler)."""
-        sigmas, x = self.schedule(sampling.steps), noise
+        return self.integrate(noise, self.schedule(sampling.steps), conditioning, sampling.guidance, unconditional)
+
+    def redraw(
+        self,
+        latents: Tensor,
+        level: float,
+        conditioning: Conditioning,
+        noise: Tensor,
+        sampling: Sampling,
+        unconditional: Conditioning | None = None,
+    ) -> Tensor:
+        """The ODE from the level on, by the sigmas of the schedule below it (SDEdit, arXiv 2108.01073)."""
+        x, _ = flow.interpolate(latents, noise, level)
+        sigmas = self.schedule_from(level, sampling.steps)
+        return self.integrate(x, sigmas, conditioning, sampling.guidance, unconditional)
+
+    def evaluations(self, sampling: Sampling, level: float = 1.0) -> int:
+        return (len(self.schedule_from(level, sampling.steps)) - 1) * sampling.branches
+
+    def schedule_from(self, level: float, steps: int) -> Tensor:
+        """The level, and the sigmas of `schedule` below it."""
+        sigmas = self.schedule(steps)
+        return torch.cat([sigmas.new_tensor([level]), sigmas[sigmas < level]])
+
+    def integrate(
+        self, x: Tensor, sigmas: Tensor, conditioning: Conditioning, guidance: float, unconditional: Conditioning | None
+    ) -> Tensor:
+        """x [N, C, h, w] at the first of the sigmas [S + 1] -> x at the last, by Euler steps."""
         for sigma, after in zip(sigmas, sigmas[1:], strict=False):
-            x = self.ode_step(x, sigma, after, conditioning, unconditional, sampling.guidance)
+            x = self.ode_step(x, sigma, after, conditioning, unconditional, guidance)
         return x
 
     def ode_step(
@@ -257,6 +337,8 @@ class Reward(nn.Module, ABC):
 
     Where its total has a gradient with respect to the reconstructions, `stages.cold_start` can learn by that too.
     """
+
+    needs_originals: bool = True  # False: it judges pictures by their captions, and can where nothing is reconstructed
 
     @abstractmethod
     def forward(self, inputs: RewardInput) -> RewardOutput: ...

@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # what comes out
     Limit = float
     Share = float
     ShareBelow1 = float
+    ShareAbove0 = float
 else:
     Count = number("Count", int, f"a whole number from 1 to {MOST}", lambda n: 1 <= n <= MOST)
     CountOrEndless = number(
@@ -83,6 +84,7 @@ else:
     Limit = number("Limit", float, "a number above 0 (inf is no limit)", lambda x: x > 0)
     Share = number("Share", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     ShareBelow1 = number("ShareBelow1", float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
+    ShareAbove0 = number("ShareAbove0", float, "a number above 0 and at most 1", lambda x: 0 < x <= 1)
     ModeScale = number(
         "ModeScale", float, "a number from -1 to 1.75 (2 / (pi - 2))", lambda x: -1 <= x <= 2 / (math.pi - 2)
     )

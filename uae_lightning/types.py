@@ -24,6 +24,7 @@ class Batch:
     weights: Tensor | None = None  # [B, 1, H, W] how much each pixel counts in flow matching; None: all the same
     latents: Tensor | None = None  # [B, C, h, w] of the images, from a cache
     embedded: tuple[Tensor, Tensor] | None = None  # what `Encoder.embed` gives of the captions, from a cache
+    prompts: list[str] | None = None  # B terse prompts of which the captions are complete ones; None: there are none
 
     def given_captions(self, asking: str, way_out: str) -> list[str]:
         """Those of all pictures; a ValueError that says who was asking and what else can be done where one has none."""
@@ -128,10 +129,15 @@ class Sampling:
     steps: Count = 10
     guidance: NonNegative = 1.0
 
+    @property
+    def branches(self) -> int:
+        """Evaluations in a step: with guidance two."""
+        return 1 if self.guidance == 1 else 2
+
 
 @dataclass(frozen=True)
 class RewardInput:
-    originals: Tensor  # [N, 3, H, W] in [0, 1]
+    originals: Tensor  # [N, 3, H, W] in [0, 1]; [N, 3, 0, 0] where pictures are drawn from texts alone
     reconstructions: Tensor  # [N, 3, H, W] in [0, 1]
     captions: list[str]  # N
     given: Tensor | None = None  # [N] bool, the caption is the data's own; None: the encoder wrote all of them

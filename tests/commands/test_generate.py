@@ -1,9 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.cli import main
 from uae_lightning.commands import generate, pictures
 from uae_lightning.run import loading as stage_loading
@@ -51,10 +53,68 @@ def test_the_command_writes_one_row(model, tmp_path, monkeypatch, capsys):
     assert np.array_equal(ball, ball_again) and not np.array_equal(ball, star)
 
 
+def test_texts_are_rewritten_one_at_a_time_before_they_are_drawn(model, tmp_path, monkeypatch, capsys):
+    # red if the text itself is drawn, texts share a batch, or the seed does not reach the encoder
+    monkeypatch.setattr(generate, "load_chosen", lambda options: model)
+    model.captioning = Captioning(1.0, 8)
+    output = tmp_path / "row.png"
+    texts = ["a red ball", "a picture of two cats at the center"]
+    assert main(["generate", *texts, "--config=x.yaml", "--rewrite", "--seed=3", f"--output={output}"]) == 0
+    rewritten = [model.rewrite([text], seed=3).texts[0] for text in texts]
+    printed = capsys.readouterr().out
+    assert all(f"{text} -> {new}\n" in printed for text, new in zip(texts, rewritten, strict=True))
+    wanted = generate.side_by_side([model.generate([text], 3)[0] for text in rewritten])
+    assert np.array_equal(np.asarray(Image.open(output)), np.asarray(wanted))
+
+
+@pytest.fixture
+def verifier(tmp_path, monkeypatch):
+    """The YAML of a reward of one's own."""
+    (tmp_path / "darkness.py").write_text(DARKNESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "verifier.yaml").write_text("class_path: darkness.Darkness")
+    return tmp_path / "verifier.yaml"
+
+
+DARKNESS = """
+from uae_lightning.interfaces import Reward
+from uae_lightning.types import RewardOutput
+
+class Darkness(Reward):
+    needs_originals = False
+
+    def forward(self, inputs):
+        total = -inputs.reconstructions.mean((1, 2, 3))
+        return RewardOutput(total, {"darkness": total})
+"""
+
+
+def test_the_best_of_several_is_written_and_its_cost_told(model, verifier, tmp_path, monkeypatch, capsys):
+    # red if the first candidate is written, or guidance is left out of the cost
+    monkeypatch.setattr(generate, "load_chosen", lambda options: model)
+    model.sampling = Sampling(2, 1.5)
+    output = tmp_path / "row.png"
+    call = ["generate", "a red ball", "--config=x.yaml", f"--output={output}"]
+    assert main(call) == 0
+    assert "\n4 decoder calls a picture\n" in f"\n{capsys.readouterr().out}"
+    plain = np.asarray(Image.open(output))
+    assert main([*call, "--candidates=3", "--rounds=2", "--restart=0.5", f"--verifier={verifier}"]) == 0
+    printed = capsys.readouterr().out
+    assert "18 decoder calls a picture, as many as one drawing with --steps 9\n" in printed
+    before, after = (float(word) for word in re.findall(r"-0\.\d+", printed))
+    best = np.asarray(Image.open(output))
+    assert after > before and best.mean() < plain.mean() and after == pytest.approx(-best.mean() / 255, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         ([], ["in quotes", "--prompts"]),
+        (["a ball", "--config=a.yaml", "--candidates=2"], ["--candidates", "need --verifier"]),
+        (["a ball", "--config=a.yaml", "--restart=0"], ["--restart", "above 0"]),
+        (["a ball", "--config=a.yaml", "--verifier=none.yaml"], ["--verifier none.yaml does not exist"]),
+        (["a ball", "--config=a.yaml", "--verifier=stage.yaml"], ["stage.yaml is not the YAML of a reward"]),
+        (["a ball", "--config=a.yaml", "--verifier=pixels.yaml"], ["PixelSimilarity compares with an original"]),
         (["a ball"], ["--config", "--weights"]),
         (["a ball", "--weights=none"], ["none is not the folder of a run"]),
         (["a ball", "--config=none.yaml"], ["none.yaml does not exist"]),
@@ -69,6 +129,8 @@ def test_the_command_writes_one_row(model, tmp_path, monkeypatch, capsys):
 def test_mistakes_in_the_call(args, words, tmp_path, monkeypatch, capsys):
     # red without check_output, or without the try in read_lines
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "stage.yaml").write_text("model: 3")
+    (tmp_path / "pixels.yaml").write_text("class_path: uae_lightning.rewards.pixel_similarity.PixelSimilarity")
     (tmp_path / "latin.txt").write_bytes("käse".encode("latin-1"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "run.json").write_text('{"stages": ["see"]}')

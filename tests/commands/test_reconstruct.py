@@ -2,9 +2,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.commands import reconstruct
 from uae_lightning.data.images import as_tensor
+from uae_lightning.refinement import Refinement
+from uae_lightning.rewards.pixel_similarity import PixelSimilarity
+from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError
+
+
+def test_of_several_drawings_the_closest_is_kept(make_encoder, make_projector, make_decoder, images, capsys):
+    # red if originals do not reach the verifier, or other captions are drawn than are returned
+    parts = make_encoder(), make_projector(), make_decoder()
+    model = AutoEncoder(*parts, captioning=Captioning(1.0, 8), sampling=Sampling(2)).eval()
+    pictures = [Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()) for image in images]
+    originals, captions, plain = reconstruct.round_trip(model, pictures, 5)
+    refinement = Refinement(PixelSimilarity(), candidates=4)
+    _, again, best = reconstruct.round_trip(model, pictures, 5, refinement)
+    assert again == captions
+    error = lambda drawn: (drawn - originals).abs().mean((1, 2, 3))  # noqa: E731
+    assert (error(best) <= error(plain)).all() and error(best).mean() < error(plain).mean()
+    first, last = 1 - error(plain).mean(), 1 - error(best).mean()
+    assert f"PixelSimilarity: {first:.4f} of the first drawing, {last:.4f} of the best" in capsys.readouterr().out
 
 
 def test_pictures_are_read_as_they_are_seen(tmp_path):

@@ -25,10 +25,10 @@ def plans() -> dict[str, int]:
 
 
 def needed(run: Path, overlays: tuple[str, ...]) -> dict[str, int]:
-    """Bytes that each stage of a run needs, by its name."""
+    """Bytes that each stage of a run, or that one stage, needs, by its name."""
     quiet()
     result = {}
-    for stage in run_spec.read_run(run, overlays).stages:
+    for stage in run_spec.read_run_or_stage(run, overlays).stages:
         settings = parser().parse_args(run_spec.fit_args(stage, [], Path("unused"), {})[1:])
         key = json.dumps([settings.model.as_dict(), settings.data.as_dict(), str(settings.trainer)], default=str)
         if key not in plans():

@@ -28,6 +28,7 @@ from uae_lightning.usage import UsageError
 SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_pretrain", []),
     ("decoder_pretrain", ["80gb", "decoder_pretrain_full"]),
+    ("rewrite_sft", []),
     ("encoder_rl", []),
     ("encoder_rl", ["qwen7b", "sd35_large"]),
     ("cold_start", []),
@@ -76,11 +77,18 @@ def test_every_run_of_the_real_models_is_planned(overlays, planned):
     assert all(bytes_ < card for bytes_ in planned[overlays].result().values())
 
 
+def test_rewriting_is_planned(planned):
+    # red if the plan has no prompts for the batch, or the stage does not fit its card
+    assert planned["rewrite_sft"].result()["rewrite_sft"] < 24 * GB
+
+
 @pytest.fixture(scope="module")
 def planned():
     """All of them, on two cores: it takes minutes."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in PLANNED}
+        rewriting = pool.submit(planning_of_runs.needed, CONF / "real" / "rewrite_sft.yaml", ())
+        runs = {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in PLANNED}
+        yield runs | {"rewrite_sft": rewriting}
 
 
 def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
@@ -212,6 +220,8 @@ def small(tmp_path_factory) -> Path:
     save_models(folder)
     save_pictures(folder / "pictures", 6, seed=0)
     save_pictures(folder / "held_out", 2, seed=1)
+    pairs = [{"image": f"pictures/{i}.png", "prompt": "a ball", "caption": f"a large red ball {i}"} for i in range(6)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     return folder
 
 
@@ -242,6 +252,8 @@ def swapped(stage: str, small: Path) -> list[str]:
     }
     if stage == "decoder_rl":
         options["model.init_args.group_size"] = 8  # 24 take a minute
+    if stage == "rewrite_sft":
+        options["data.init_args.path"] = small / "pairs.jsonl"
     return [f"--{key}={value}" for key, value in options.items()]
 
 

@@ -1,12 +1,15 @@
 import json
-from itertools import islice
+from collections import Counter
+from itertools import islice, pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
+from uae_lightning.scenes.captions import COUNTS, SINGULARS
 from uae_lightning.scenes.data import ScenesData, caption_weights
+from uae_lightning.scenes.prompts import is_held_out
 from uae_lightning.scenes.scene import CLASSES, IMAGE_SIZE
 from uae_lightning.usage import UsageError
 
@@ -51,6 +54,29 @@ def test_caption_level_is_that_of_the_training_captions():
     batch = next(iter(ScenesData(batch_size=8, caption_level="tag").train_dataloader()))
     assert all(len(caption.split()) == 2 for caption in batch.captions)
     assert batch.images.shape == (8, 3, IMAGE_SIZE, IMAGE_SIZE) and 0 <= batch.images.min() < batch.images.max() <= 1
+
+
+def named(prompt: str) -> Counter:
+    """How many objects of each class a prompt names."""
+    found = Counter()
+    for before, word in pairwise(["", *prompt.split()]):
+        if word in SINGULARS:
+            found[SINGULARS[word]] += COUNTS.index(before) + 1 if before in COUNTS else 1
+    return found
+
+
+def test_each_scene_has_a_prompt_that_names_its_objects_and_that_training_may_see():
+    # red if a held-out prompt is given, an object left out, or the prompt is not of the scene's own numbers
+    data, of_tasks = ScenesData(batch_size=64), 0
+    for batch in islice(iter(data.train_dataloader()), 4):
+        for key, prompt in zip(batch.keys, batch.prompts, strict=True):
+            assert named(prompt) == Counter(item.name for item in data.scene(key).objects), prompt
+            assert not (prompt.startswith("a picture of") and is_held_out(prompt))
+            of_tasks += prompt.startswith("a picture of")
+    assert 128 < of_tasks < 256  # the others are telegraphic captions
+    assert sum(len(prompt) for prompt in batch.prompts) < 0.6 * sum(len(caption) for caption in batch.captions)
+    first = next(iter(ScenesData(batch_size=8).train_dataloader())).prompts
+    assert first == next(iter(ScenesData(batch_size=64).train_dataloader())).prompts[:8]
 
 
 def test_a_share_of_the_captions_are_prompts():

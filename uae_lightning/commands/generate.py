@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.commands.pictures import add_options, check_options, check_output, load_chosen, save_picture
+from uae_lightning.commands.pictures import (
+    add_options,
+    check_options,
+    check_output,
+    cost,
+    gains,
+    load_chosen,
+    load_refinement,
+    save_picture,
+)
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -13,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from uae_lightning.autoencoder import AutoEncoder
+    from uae_lightning.refinement import Refined, Refinement
 
 DESCRIPTION = """\
 Draws a picture from each text, as the decoder learned to draw from captions.
@@ -20,6 +31,8 @@ Draws a picture from each text, as the decoder learned to draw from captions.
     uae generate "a large red ball in the center" --weights runs/demo     with what a run has trained
     uae generate "a ball" "two stars" --weights runs/demo --seed 3        several, side by side
     uae generate --prompts prompts.txt --config conf/scenes/decoder_rl.yaml
+    uae generate "a ball" --weights runs/rewriting --rewrite              the encoder writes a complete caption first
+    uae generate "a ball" --weights runs/demo --candidates 4 --verifier conf/scenes/verifier.yaml
 
 Texts are drawn one at a time and from the same noise: a picture depends on its text, the seed and the weights, and not
 on what is drawn beside it. `uae export` writes a folder that draws the same picture without this package.
@@ -27,14 +40,22 @@ on what is drawn beside it. `uae export` writes a folder that draws the same pic
 
 
 def main(args: list[str]) -> None:
-    from tqdm import tqdm
-
     options = parse(args)
+    refinement = load_refinement(options, originals=False)
     model = load_chosen(options)
-    prompts = tqdm(options.texts, disable=None if len(options.texts) > 1 else True, unit="picture", leave=False)
-    save_picture(side_by_side([draw(model, prompt, options.seed) for prompt in prompts]), options.output)
+    texts = rewritten(model, options.texts, options.seed) if options.rewrite else options.texts
+    if refinement is None:
+        drawn = [draw(model, text, options.seed) for text in shown(texts)]
+    else:
+        pairs = shown(list(zip(texts, options.texts, strict=True)))
+        found = [refined(model, refinement, text, prompt, options.seed) for text, prompt in pairs]
+        drawn = [best.pictures[0] for best, _ in found]
+        verifier = type(refinement.verifier).__name__
+        print(gains([first for _, first in found], [best.scores for best, _ in found], verifier))
+    save_picture(side_by_side(drawn), options.output)
     if count := model.encoder.control_texts:
         print(f"{count} of the texts hold control tokens of the encoder, which were read as text")
+    print(cost(model, refinement))
     print(f"{len(options.texts)} picture{'s' * (len(options.texts) > 1)}: {options.output}")
 
 
@@ -43,6 +64,10 @@ def parse(args: list[str]):
     parser.add_argument("texts", nargs="*", metavar="TEXT")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="more texts, one a line")
     parser.add_argument("--output", type=Path, default=Path("generated.png"), help="default: %(default)s")
+    parser.add_argument(
+        "--rewrite", action="store_true",
+        help="draw the complete caption that the encoder makes of each text (stages.rewrite_sft teaches it)",
+    )  # fmt: skip
     add_options(parser)
     options = parser.parse(args)
     options.texts = [*options.texts, *(read_lines(options.prompts) if options.prompts else [])]
@@ -66,6 +91,28 @@ def read_lines(path: Path) -> list[str]:
 def draw(model: AutoEncoder, prompt: str, seed: int) -> Tensor:
     """The picture [3, H, W] in [0, 1] of one text."""
     return model.generate([prompt], seed)[0]
+
+
+def rewritten(model: AutoEncoder, prompts: list[str], seed: int) -> list[str]:
+    """What is drawn in the place of each text; it is printed. Texts are rewritten one at a time, too."""
+    texts = [model.rewrite([prompt], 1, seed).texts[0] for prompt in prompts]
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(f"{prompt} -> {text}")
+    return texts
+
+
+def refined(model: AutoEncoder, refinement: Refinement, text: str, prompt: str, seed: int) -> tuple[Refined, Tensor]:
+    """The best drawing of a text, as the verifier judges it by the prompt, and the score [1] of the first one."""
+    from uae_lightning.refinement import noises
+
+    return refinement.draw(model, [text], noises(model, 1, seed), prompts=[prompt])
+
+
+def shown(items: list) -> Iterable:
+    """With a progress bar where there are several."""
+    from tqdm import tqdm
+
+    return tqdm(items, disable=None if len(items) > 1 else True, unit="picture", leave=False)
 
 
 def side_by_side(pictures: list[Tensor]) -> Image.Image:

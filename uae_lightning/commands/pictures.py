@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uae_lightning.files import check_writable, replacing
-from uae_lightning.ranges import Count, NonNegative, Seed
+from uae_lightning.ranges import Count, NonNegative, Seed, ShareAbove0
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from uae_lightning.autoencoder import AutoEncoder
+    from uae_lightning.refinement import Refinement
 
 DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
+COST = """\
+Several drawings, of which a verifier keeps the best. A picture costs candidates x steps calls of the decoder, twice as
+many with guidance. A later round starts from the best picture so far at the noise level --restart: a candidate of it
+costs the steps below that level and one more.
+"""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -25,10 +32,23 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--steps", type=Count, help="of the sampler; default: the YAML's")
     parser.add_argument("--guidance", type=NonNegative, help="classifier-free guidance, 1 is none; default: the YAML's")
     parser.add_argument("--seed", type=Seed, default=0, help="of the noise to start from; default: %(default)s")
+    group = parser.add_argument_group("refinement", COST)
+    group.add_argument("--candidates", type=Count, default=1, metavar="N", help="drawings in a round; default: 1")
+    group.add_argument("--rounds", type=Count, default=1, metavar="N", help="default: 1, which is best-of-N")
+    group.add_argument(
+        "--restart", type=ShareAbove0, default=0.8, metavar="LEVEL",
+        help="from above 0 (the picture as it is) to 1 (drawn anew); default: %(default)s",
+    )  # fmt: skip
+    group.add_argument(
+        "--verifier", type=Path, metavar="YAML",
+        help="of a reward, its class_path and init_args: conf/scenes/verifier.yaml reads picture and text",
+    )  # fmt: skip
 
 
 def check_options(parser: Parser, options) -> None:
     """The scenes' YAML where neither `--config` nor `--weights` is given and it is at hand; else a UsageError."""
+    if (options.candidates > 1 or options.rounds > 1) and options.verifier is None:
+        parser.error("--candidates and --rounds need --verifier, the YAML of a reward that says which drawing is best")
     if options.config is None and options.weights is None:
         if not DEFAULT_CONFIG.is_file():
             parser.error("name a stage's YAML with --config, or a run's folder with --weights")
@@ -59,3 +79,40 @@ def load_chosen(options) -> AutoEncoder:
     given = {f"sampling.{name}": getattr(options, name) for name in ("steps", "guidance")}
     model = load_autoencoder(options.config, options.weights, {key: v for key, v in given.items() if v is not None})
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_refinement(options, *, originals: bool) -> Refinement | None:
+    """What the options of the group "refinement" say; None: each text is drawn once.
+
+    Args:
+        originals: there are some that the verifier can compare with.
+    """
+    if options.verifier is None:
+        return None
+    import torch
+
+    from uae_lightning.refinement import Refinement
+    from uae_lightning.run.loading import load_reward
+
+    verifier = load_reward(options.verifier, "--verifier").to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    refinement = Refinement(verifier, options.rounds, options.candidates, options.restart)
+    refinement.check(originals=originals)
+    return refinement
+
+
+def cost(model: AutoEncoder, refinement: Refinement | None) -> str:
+    """How often the decoder is called for a picture, to compare with other settings at equal calls."""
+    sampling = model.sampling
+    once = model.decoder.evaluations(sampling)
+    calls = once if refinement is None else refinement.calls(model)
+    steps = -(-calls // sampling.branches)
+    as_much = f", as many as one drawing with --steps {steps}" if calls > once else ""
+    return f"{calls} decoder calls a picture{as_much}"
+
+
+def gains(first: list[Tensor], best: list[Tensor], verifier: str) -> str:
+    """What the verifier says of the first drawings and of the best ones, [N] scores each."""
+    import torch
+
+    before, after = (torch.cat(scores).float().mean().item() for scores in (first, best))
+    return f"{verifier}: {before:.4f} of the first drawing, {after:.4f} of the best"

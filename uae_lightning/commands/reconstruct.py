@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from uae_lightning.commands.pictures import add_options, check_options, check_output, load_chosen, save_picture
+from uae_lightning.commands.pictures import (
+    add_options,
+    check_options,
+    check_output,
+    cost,
+    gains,
+    load_chosen,
+    load_refinement,
+    save_picture,
+)
 from uae_lightning.data.images import BadFile, as_tensor, read_picture
 from uae_lightning.usage import Parser, UsageError
+
+if TYPE_CHECKING:
+    from uae_lightning.refinement import Refinement
 
 DESCRIPTION = """\
 Captions each picture, draws it again from the caption alone, and writes both side by side.
@@ -16,17 +29,20 @@ Captions each picture, draws it again from the caption alone, and writes both si
     uae reconstruct scene.png                                     with the shipped weights, untrained by any stage
     uae reconstruct scene.png --weights runs/demo                 with what a run has trained
     uae reconstruct cat.png --config conf/scenes/encoder_rl.yaml  with the weights the YAML names
+    uae reconstruct cat.png --candidates 4 --verifier conf/scenes/unified_score.yaml   of four drawings the closest
 """
 
 
 def main(args: list[str]) -> None:
     options = parse(args)
     pictures = [open_picture(path) for path in options.images]  # before the models are loaded
+    refinement = load_refinement(options, originals=True)
     model = load_chosen(options)
-    originals, captions, reconstructions = round_trip(model, pictures, options.seed)
+    originals, captions, reconstructions = round_trip(model, pictures, options.seed, refinement)
     for path, caption in zip(options.images, captions, strict=True):
         print(f"{path}: {caption}")
     save_picture(side_by_side(originals, reconstructions), options.output)
+    print(cost(model, refinement))
     print(f"original | reconstruction: {options.output}")
 
 
@@ -51,13 +67,20 @@ def open_picture(path: Path) -> Image.Image:
         raise UsageError(f"{path} cannot be read as a picture ({error}): name a PNG or JPEG file") from error
 
 
-def round_trip(model, pictures: list[Image.Image], seed: int):
+def round_trip(model, pictures: list[Image.Image], seed: int, refinement: Refinement | None = None):
     """(originals [B, 3, H, W], captions, reconstructions [B, 3, H, W]) at the decoder's picture size."""
     import torch
 
+    from uae_lightning.refinement import noises
+
     originals = torch.stack([as_tensor(picture, model.image_size) for picture in pictures]).to(model.device)
-    captions, reconstructions = model.reconstruct(originals, seed)
-    return originals, captions.texts, reconstructions
+    if refinement is None:
+        captions, reconstructions = model.reconstruct(originals, seed)
+        return originals, captions.texts, reconstructions
+    texts = model.write(originals, 1, seed).texts
+    best, first = refinement.draw(model, texts, noises(model, len(texts), seed), originals)
+    print(gains([first], [best.scores], type(refinement.verifier).__name__))
+    return originals, texts, best.pictures
 
 
 def side_by_side(originals, reconstructions) -> Image.Image:

@@ -22,6 +22,7 @@ from uae_lightning.ranges import Count, Limit, Natural, Seed, Share, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
+Read = tuple[str, Tensor, str, str | None]  # key, [3, S, S] uint8, caption, prompt
 MAX_CAPTION_WORDS = 1000  # some 1,400 tokens; the paper's captions have over 250 words
 
 
@@ -58,6 +59,8 @@ class ImageTextData(StreamedData):
             words makes it run out of memory. In Chinese and Japanese each character is a word (`data.words`).
         max_skipped: share of unusable files above which the run stops.
         image_column, caption_column: names in a JSONL, a `datasets` data set or the .json of shards.
+        prompt_column: the same for terse prompts, of which the captions are complete ones: for RewriteSFT. Pictures
+            without a prompt or without a caption are then skipped in training. None: no prompts are read.
         num_workers: processes that decode, per device; 0 decodes in the training loop.
         seed: of the order, and of random crops.
 
@@ -83,6 +86,7 @@ class ImageTextData(StreamedData):
         max_skipped: Share = 0.05,
         image_column: str = "image",
         caption_column: str = "caption",
+        prompt_column: str | None = None,
         num_workers: Natural = 4,
         seed: Seed = 0,
     ) -> None:
@@ -92,10 +96,11 @@ class ImageTextData(StreamedData):
         if max_aspect_ratio < 1:
             raise UsageError(f"data.init_args.max_aspect_ratio must be at least 1, got {max_aspect_ratio}")
         self.path, self.validation_path = path, validation_path
-        self.columns = Columns(image_column, caption_column, require_captions)
+        captions_needed = require_captions or prompt_column is not None
+        self.columns = Columns(image_column, caption_column, captions_needed, prompt_column)
         self.preparation = Preparation(
-            resolution, max_source_pixels, require_captions, random_crop, max_caption_words,
-            min_source_side, max_aspect_ratio,
+            resolution, max_source_pixels, captions_needed, random_crop, max_caption_words,
+            min_source_side, max_aspect_ratio, prompts_needed=prompt_column is not None,
         )  # fmt: skip
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self._source: Source | None = None
@@ -123,7 +128,7 @@ class ImageTextData(StreamedData):
             samples, _ = held_out.chosen(self.source, self.validation_pictures, picture)  # training counts the bad ones
             held_out.leaves_some(self.source, len(samples))
         else:
-            columns = replace(self.columns, captions_needed=False)
+            columns = replace(self.columns, captions_needed=False, prompt=None)
             source = open_source(self.validation_path, columns, "validation_path")
             samples, self._held_out_tally = held_out.chosen(source, self.validation_pictures, picture)
         return samples
@@ -157,6 +162,7 @@ class Preparation:
     max_words: int = MAX_CAPTION_WORDS  # of a caption
     min_side: int = MIN_SIDE
     max_aspect: float = MAX_ASPECT
+    prompts_needed: bool = False
 
     def __call__(self, sample: Sample, data: bytes, across: float = 0.5) -> tuple[Tensor, str, tuple[str, ...]]:
         """([3, S, S] uint8, caption, what was converted or left out); raises BadFile."""
@@ -169,6 +175,15 @@ class Preparation:
         picture = read_picture(data, at_least=self.resolution, **limits)
         pixels = np.array(square(picture.image, self.resolution, across))
         return torch.from_numpy(pixels).permute(2, 0, 1), picture.converted
+
+    def prompt(self, sample: Sample) -> str | None:
+        """None where none is needed; raises BadFile."""
+        if not self.prompts_needed:
+            return None
+        try:
+            return read_caption(sample.prompt, self.max_words)
+        except BadFile as error:
+            raise BadFile(error.reason.replace("caption", "prompt"), error.detail) from error
 
     def caption(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
         """(caption, what the sample goes without); raises BadFile."""
@@ -189,22 +204,23 @@ class PictureReader:
     preparation: Preparation
     held_out: frozenset[bytes]  # digests
 
-    def __call__(self, sample: Sample, seed: list[int], tally: Tally) -> tuple[str, Tensor, str] | None:
+    def __call__(self, sample: Sample, seed: list[int], tally: Tally) -> Read | None:
         across = np.random.default_rng(seed).random() if self.preparation.random_crop else 0.5
         try:
             data = image_bytes(sample)
             if digest(data) in self.held_out:
                 tally.held_out += 1
                 return None
+            prompt = self.preparation.prompt(sample)
             pixels, caption, converted = self.preparation(sample, data, across)
         except BadFile as error:
             tally.skip(self.source, sample.key, error)
             return None
         tally.kept += 1
         tally.converted.update(converted)
-        return sample.key, pixels, caption
+        return sample.key, pixels, caption, prompt
 
-    def batch(self, read: list[tuple[str, Tensor, str]]) -> Batch:
+    def batch(self, read: list[Read]) -> Batch:
         return as_batch(read)
 
 
@@ -214,9 +230,9 @@ class HeldOutPictures:
     def __init__(self, preparation: Preparation) -> None:
         self.preparation = replace(preparation, captions_needed=False)
 
-    def __call__(self, sample: Sample) -> tuple[str, Tensor, str]:
+    def __call__(self, sample: Sample) -> Read:
         pixels, caption, _ = self.preparation(sample, image_bytes(sample))
-        return sample.key, pixels, caption
+        return sample.key, pixels, caption, None
 
     def batch(self, samples: list[Sample]) -> Batch:
         return as_batch([self(sample) for sample in samples])
@@ -251,6 +267,7 @@ def digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def as_batch(pictures: list[tuple[str, Tensor, str]]) -> Batch:
-    keys, images, captions = zip(*pictures, strict=True)
-    return Batch(torch.stack(images).float() / 255, list(captions), list(keys))
+def as_batch(pictures: list[Read]) -> Batch:
+    keys, images, captions, prompts = zip(*pictures, strict=True)
+    images = torch.stack(images).float() / 255
+    return Batch(images, list(captions), list(keys), prompts=None if None in prompts else list(prompts))

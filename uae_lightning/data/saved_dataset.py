@@ -11,7 +11,8 @@ from uae_lightning.usage import UsageError
 
 IMAGE, PARTS = "PIL.Image.Image", {"bytes", "path"}  # what `datasets` calls pictures, and stores them as
 STRINGS = ("string", "large_string", "string_view")
-READABLE = {"image": (*STRINGS, "binary", "large_binary", "binary_view"), "caption": (*STRINGS, "null")}
+TEXTS = (*STRINGS, "null")
+READABLE = {"image": (*STRINGS, "binary", "large_binary", "binary_view"), "caption": TEXTS, "prompt": TEXTS}
 
 
 class SavedDataset(Indexed):
@@ -39,14 +40,14 @@ class SavedDataset(Indexed):
         if not len(self.rows):
             raise UsageError(f"{folder} has no rows: save a data set with pictures, or correct data.init_args.path")
         self.columns, names = columns, self.rows.column_names
-        needed = ["image", "caption"] if columns.captions_needed else ["image"]
+        needed = ["image", *["caption"] * columns.captions_needed, *["prompt"] * (columns.prompt is not None)]
         for kind in needed:
             if (name := getattr(columns, kind)) not in names:
                 raise UsageError(
                     f"{folder} has no column {name!r}, only {', '.join(map(repr, names))}: name the right one with "
                     f"data.init_args.{kind}_column"
                 )
-        kept = {kind: name for kind in ("image", "caption") if (name := getattr(columns, kind)) in names}
+        kept = {kind: name for kind in READABLE if (name := getattr(columns, kind)) in names}
         for kind, name in kept.items():
             self._check(kind, name)
         self.rows = self.rows.select_columns(list(kept.values()))
@@ -81,4 +82,5 @@ class SavedDataset(Indexed):
             image = image["path"] if image["bytes"] is None else image["bytes"]
         if image is None:
             image = BadFile("no picture", "the row is empty")
-        return Sample(key, Path(image) if isinstance(image, str) else image, row.get(self.columns.caption))
+        image = Path(image) if isinstance(image, str) else image
+        return Sample(key, image, row.get(self.columns.caption), prompt=self.columns.prompt_in(row))

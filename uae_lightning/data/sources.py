@@ -37,15 +37,23 @@ class Sample:
     image: bytes | Path | BadFile  # BadFile: the source itself is damaged there
     caption: bytes | str | BadFile | None
     others: int = 0  # pictures of the same name that are left out
+    prompt: str | None = None  # a terse one, of which the caption is the complete one
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of what a row of a JSONL or of a `datasets` data set holds, and whether it must hold a caption."""
+    """Names of what a row of a JSONL or of a `datasets` data set holds, and whether it must hold a caption. Prompts are
+    read where their column is named."""
 
     image: str = "image"
     caption: str = "caption"
     captions_needed: bool = False
+    prompt: str | None = None
+
+    def prompt_in(self, row: dict[str, Any]) -> str | None:
+        """None where it is not read, not there, or no text."""
+        value = row.get(self.prompt) if self.prompt is not None else None
+        return value if isinstance(value, str) else None
 
 
 class Source(ABC):
@@ -104,6 +112,11 @@ class Folder(Indexed):
         self.left_out = Counter(_suffix(file) for file in others if _suffix(file) != "txt")
         if not self.paths:
             raise UsageError(f"{folder} has no pictures: a picture's name ends in one of {', '.join(sorted(SUFFIXES))}")
+        if columns.prompt is not None:
+            raise UsageError(
+                f"{folder}: a folder of pictures has no prompts: write a JSONL with {columns.image}, {columns.caption} "
+                f"and {columns.prompt}, or leave data.init_args.prompt_column out"
+            )
         if columns.captions_needed and not captions:
             raise UsageError(
                 f"no picture in {folder} has a caption: put a .txt of the same name beside each, or, for the RL "
@@ -137,12 +150,14 @@ class JsonLines(Indexed):
         super().__init__(str(file))
         self.file, self.columns = file, columns
         self.offsets = array("q")
-        with_caption = 0
+        with_caption = with_prompt = 0
         with file.open("rb") as lines:
             offset = 0
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    with_caption += columns.caption in self._row(line, number)
+                    row = self._row(line, number)
+                    with_caption += columns.caption in row
+                    with_prompt += columns.prompt in row
                     self.offsets.append(offset)
                 offset += len(line)
         if not self.offsets:
@@ -152,6 +167,11 @@ class JsonLines(Indexed):
                 f"{file}, line 1: no {columns.caption!r}, nor in any later line; name the column that holds captions "
                 "with data.init_args.caption_column, or, for the RL stages, which need no captions, set "
                 "data.init_args.require_captions to false"
+            )
+        if columns.prompt is not None and not with_prompt:
+            raise UsageError(
+                f"{file}, line 1: no {columns.prompt!r}, nor in any later line; name the column that holds prompts "
+                "with data.init_args.prompt_column"
             )
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
@@ -195,7 +215,7 @@ class JsonLines(Indexed):
         image = path = self.file.parent / row[self.columns.image]
         if row.keys() >= RANGE:
             image = _read_range(path, row["offset"], row["bytes"])
-        return Sample(self._key(row), image, row.get(self.columns.caption))
+        return Sample(self._key(row), image, row.get(self.columns.caption), prompt=self.columns.prompt_in(row))
 
 
 class Shards(Source):
@@ -229,7 +249,7 @@ class Shards(Source):
         done = 0
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                for sample in itertools.islice(_read_tar(url, self.columns.caption), done, None):
+                for sample in itertools.islice(_read_tar(url, self.columns), done, None):
                     yield replace(sample, key=f"{name}/{sample.key}")
                     done += 1
                 if not done:
@@ -288,7 +308,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _read_tar(url: str, caption_column: str) -> Iterator[Sample]:
+def _read_tar(url: str, columns: Columns) -> Iterator[Sample]:
     import fsspec  # comes with torch and lightning
 
     with fsspec.open(url, "rb") as file:
@@ -296,7 +316,8 @@ def _read_tar(url: str, caption_column: str) -> Iterator[Sample]:
             image = next((content for suffix, content in files.items() if suffix in SUFFIXES), None)
             if image is None:
                 image = BadFile("no picture", f"only {', '.join(files)}")
-            yield Sample(stem, image, _caption(files, caption_column), others)
+            caption, prompt = _texts(files, columns)
+            yield Sample(stem, image, caption, others, prompt)
 
 
 def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
@@ -308,16 +329,17 @@ def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
         return error
 
 
-def _caption(files: dict[str, bytes | BadFile], column: str) -> bytes | str | BadFile | None:
-    """From the .txt, or else from the .json, of a sample."""
-    if "txt" in files:
-        return files["txt"]
-    record = files.get("json", b"{}")
-    if isinstance(record, BadFile):
-        return record
+def _texts(files: dict[str, bytes | BadFile], columns: Columns) -> tuple[bytes | str | BadFile | None, str | None]:
+    """(caption, prompt) of a sample: the caption from the .txt, or else from the .json, in which the prompt is too."""
+    if "txt" in files and columns.prompt is None:
+        return files["txt"], None
+    row: Any = files.get("json", b"{}")
     try:
-        row = json.loads(record)
+        row = row if isinstance(row, BadFile) else json.loads(row)
     except (ValueError, RecursionError) as error:
-        return BadFile("damaged caption", f"not JSON in UTF-8: {error}")
-    value = row.get(column) if isinstance(row, dict) else None
-    return value if isinstance(value, str) else None
+        row = BadFile("damaged caption", f"not JSON in UTF-8: {error}")
+    if isinstance(row, BadFile):
+        return files.get("txt", row), None
+    row = row if isinstance(row, dict) else {}
+    value = row.get(columns.caption)
+    return files.get("txt", value if isinstance(value, str) else None), columns.prompt_in(row)

@@ -7,6 +7,7 @@ One scorer for GenEval's own 553 prompts (`read_prompts`) and any others; the de
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.object_detectors import Box, DetectedObject, ObjectDetector
 from uae_lightning.evaluation.statistics import Figures, Items
 from uae_lightning.evaluation.suite import Group, Row, Subject, Suite, sampled_as
+from uae_lightning.refinement import Refinement, seed_of
 from uae_lightning.types import Sampling
 
 TASKS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
@@ -57,14 +59,29 @@ class GenEval(Suite):
         prompts: GenEval's evaluation_metadata.jsonl. As many drawings as the evaluation has: its 553 prompts four times
             are 2212.
         sampling: how pictures are drawn here; None is as everywhere in the evaluation.
+        rewriting: how prompts are rewritten before they are drawn; at temperature 0 a rewriting depends on its prompt
+            alone. None: they are drawn as they are.
+        refinement: of several drawings the best is judged; its verifier judges by the prompts, and must not be the
+            detector. None: each prompt is drawn once.
     """
 
     about = "prompt -> picture: GenEval's six tasks, read by an object detector"
     of_tasks = True
 
-    def __init__(self, detector: ObjectDetector, prompts: str, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self,
+        detector: ObjectDetector,
+        prompts: str,
+        sampling: Sampling | None = None,
+        rewriting: Captioning | None = None,
+        refinement: Refinement | None = None,
+    ) -> None:
         super().__init__()
-        self.detector, self.path, self.sampling = detector, prompts, sampling
+        self.detector, self.path = detector, prompts
+        self.sampling, self.rewriting, self.refinement = sampling, rewriting, refinement
+        if refinement is not None:
+            refinement.check(originals=False)
+            self.verifier = refinement.verifier
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         """A prompt for each drawing."""
@@ -73,7 +90,10 @@ class GenEval(Suite):
     def measure(self, subject: Subject) -> Items:
         wanted = self.prompts(subject.drawings, subject.seed)
         with sampled_as(subject.model, self.sampling):
-            return geneval(subject.model, wanted, self.detector, seed=subject.seed, batch=subject.batch_size)
+            return geneval(
+                subject.model, wanted, self.detector, seed=subject.seed, batch=subject.batch_size,
+                rewriting=self.rewriting, refinement=self.refinement,
+            )  # fmt: skip
 
     def instrument(self, name: str) -> str:
         return f"geneval/{name}"
@@ -81,13 +101,30 @@ class GenEval(Suite):
     def groups(self, figures: Figures) -> list[Group]:
         rows = (Row(OVERALL, "overall"), *(Row(task, task.replace("_", " ")) for task in TASKS))
         text = "GenEval's six tasks, from prompts never seen in training: share of pictures that are right"
+        return [Group("Drawing", "; ".join([text, *self.settings()]), rows)]
+
+    def settings(self) -> list[str]:
+        """How pictures are drawn here and not elsewhere, in words."""
+        found = []
         if self.sampling is not None:
-            text += f"; {self.sampling.steps} steps with guidance {self.sampling.guidance:g}"
-        return [Group("Drawing", text, rows)]
+            found.append(f"{self.sampling.steps} steps with guidance {self.sampling.guidance:g}")
+        if self.rewriting is not None:
+            found.append("prompts rewritten by the encoder")
+        if (refinement := self.refinement) is not None:
+            best = f"the best of {refinement.candidates} by {type(refinement.verifier).__name__}"
+            found.append(f"{best}, {refinement.rounds} rounds" if refinement.rounds > 1 else best)
+        return found
 
 
 def geneval(
-    model: AutoEncoder, wanted: Sequence[Prompt], detector: ObjectDetector, *, seed: int = 0, batch: int = 32
+    model: AutoEncoder,
+    wanted: Sequence[Prompt],
+    detector: ObjectDetector,
+    *,
+    seed: int = 0,
+    batch: int = 32,
+    rewriting: Captioning | None = None,
+    refinement: Refinement | None = None,
 ) -> Items:
     """Task -> 1 where the picture drawn for a prompt fulfils it, else 0; in the order of the prompts.
 
@@ -97,7 +134,7 @@ def geneval(
     check(detector, wanted)
     values: Items = {task: [] for task in TASKS if any(prompt.task == task for prompt in wanted)}
     first = 0
-    for images in _batches(model, wanted, seed, batch):
+    for images in _batches(model, wanted, seed, batch, rewriting, refinement):
         part = wanted[first : first + len(images)]
         for prompt, fulfilled in zip(part, judge(detector, part, images), strict=True):
             values[prompt.task].append(float(fulfilled))
@@ -235,15 +272,33 @@ def draw(model: AutoEncoder, wanted: Sequence[Prompt], seed: int = 0, batch: int
 
 
 @torch.no_grad()
-def _batches(model: AutoEncoder, wanted: Sequence[Prompt], seed: int, batch: int) -> Iterator[Tensor]:
+def _batches(
+    model: AutoEncoder,
+    wanted: Sequence[Prompt],
+    seed: int,
+    batch: int,
+    rewriting: Captioning | None = None,
+    refinement: Refinement | None = None,
+) -> Iterator[Tensor]:
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     for first in range(0, len(wanted), batch):
-        texts = [prompt.text for prompt in wanted[first : first + batch]]
-        noise = torch.stack([_noise(model, seed, first + place) for place in range(len(texts))])
-        yield model.draw(model.read(texts), noise.to(model.device))
+        prompts = [prompt.text for prompt in wanted[first : first + batch]]
+        texts = prompts if rewriting is None else model.rewrite(prompts, 1, _seed(seed, first), rewriting).texts
+        noise = functools.partial(_noise, model, [_seed(seed, first + place) for place in range(len(texts))])
+        if refinement is None:
+            yield model.draw(model.read(texts), noise(0))
+        else:
+            best, _ = refinement.draw(model, texts, noise, prompts=prompts)
+            yield best.pictures
 
 
-def _noise(model: AutoEncoder, seed: int, item: int) -> Tensor:
-    entropy = int(np.random.SeedSequence([seed, item]).generate_state(1)[0])
-    return torch.randn(*model.decoder.latent_shape, generator=torch.Generator().manual_seed(entropy))
+def _seed(seed: int, item: int) -> int:
+    return int(np.random.SeedSequence([seed, item]).generate_state(1)[0])
+
+
+def _noise(model: AutoEncoder, seeds: list[int], number: int) -> Tensor:
+    """[N, C, h, w] of the drawing with that number of each item."""
+    generators = [torch.Generator().manual_seed(seed_of(seed, number)) for seed in seeds]
+    shape = model.decoder.latent_shape
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]).to(model.device)

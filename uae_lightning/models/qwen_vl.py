@@ -12,6 +12,7 @@ import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
@@ -41,6 +42,11 @@ CAPTION_PROMPT = (
     "transcribe it inside double quotes. Now, carefully analyze the input image and output the full description."
 )
 GENERATE_SYSTEM = "You are a helpful assistant."
+REWRITE_PROMPT = (  # ours
+    "A picture is to be drawn from the short prompt below. Describe that picture in full: each object that the prompt "
+    "asks for with its color, size and place, then the background and the light. Leave out no object of the prompt and "
+    "bring in no other. Answer with the description alone."
+)
 PLACE = "\N{OBJECT REPLACEMENT CHARACTER}"  # of the text in the "generate" template
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # that are wanted of a model on the hub
@@ -62,6 +68,35 @@ class Seen:
         return Seen(self.features[rows], self.grid)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Chat turns that ask for what B prompts leave open."""
+
+    tokens: Tensor  # [B, L], padded on the right
+    mask: Tensor  # [B, L] bool
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows) -> Asked:
+        return Asked(self.tokens[rows], self.mask[rows])
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands before the captions of B pictures or prompts, read once."""
+
+    reader: PromptReader  # keys and values
+    last: Tensor  # [B, D] states that predict the first token
+    position: Tensor  # [B] of the first token
+    mask: Tensor | None  # [B, L] bool, False at padding; None where there is none
+
+    def repeat(self, copies: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(last, position, mask), `copies` of each row next to each other."""
+        mask = None if self.mask is None else self.mask.repeat_interleave(copies, 0)
+        return self.last.repeat_interleave(copies, 0), self.position.repeat_interleave(copies, 0), mask
+
+
 @checked
 class QwenVLEncoder(Encoder):
     """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template.
@@ -73,6 +108,8 @@ class QwenVLEncoder(Encoder):
         attention: "sdpa", "eager", or "flash_attention_2", which needs the flash-attn package.
         checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
         caption_system, caption_prompt: what the encoder is asked for a caption; an empty system line is left out.
+        rewrite_prompt: what it is asked, after the same system line, to make a complete caption of the prompt that
+            follows. An answer may open with thoughts: all up to a `</think>` is cut off.
         generate_system: system line of the "generate" template in which the decoder's captions are read.
         max_pixels: larger pictures are scaled down to this area (released UAE: 65,536).
 
@@ -91,6 +128,7 @@ class QwenVLEncoder(Encoder):
         caption_system: str = CAPTION_SYSTEM,
         caption_prompt: str = CAPTION_PROMPT,
         generate_system: str = GENERATE_SYSTEM,
+        rewrite_prompt: str = REWRITE_PROMPT,
         max_pixels: Count = 65_536,
     ) -> None:
         super().__init__()
@@ -115,20 +153,18 @@ class QwenVLEncoder(Encoder):
         self.never_sampled = [
             config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id
         ]  # fmt: skip
+        self.generate_system, self.caption_system, self.rewrite_prompt = generate_system, caption_system, rewrite_prompt
         if not weightless():
-            self._load_text(folder, caption_system, caption_prompt, generate_system)
+            self._load_text(folder, caption_prompt)
 
-    def _load_text(self, folder: Path, caption_system: str, caption_prompt: str, generate_system: str) -> None:
+    def _load_text(self, folder: Path, caption_prompt: str) -> None:
         with reading("tokenizer or preprocessor", folder):
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.foreign_text = ForeignText(self.tokenizer)
-        self.generate_system = generate_system
-        system = [{"role": "system", "content": caption_system}] if caption_system else []
-        content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
-        messages = [*system, {"role": "user", "content": content}]
         with reading("chat template", folder):
-            self.prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
+            self.prompt = self.chat(self.caption_system, "user", content)
             around = self.generate_prompt(PLACE).split(PLACE)
         self._check_text(folder, around)
         self.pad = self.tokenizer.pad_token_id
@@ -169,25 +205,29 @@ class QwenVLEncoder(Encoder):
     def fingerprint(self, adapters: bool = True) -> dict[str, str]:
         return super().fingerprint(adapters) | {"caption template": self.generate_prompt("CAPTION")}
 
-    # ----------------------------------------------------------------- image -> caption
+    # ----------------------------------------------------------------- image, or prompt -> caption
 
     @torch.no_grad()
     def generate(
-        self, images: Tensor | Seen, *, samples: int, temperature: float, max_new_tokens: int, seed: int
+        self, images: Tensor | Seen | Asked, *, samples: int, temperature: float, max_new_tokens: int, seed: int
     ) -> Captions:
         copies = samples if temperature > 0 else 1
-        prompt, states, position = self.read_prompt(images)  # once per picture, whatever the group's size
-        cache = prompt.for_generation(copies)
+        prefix = self.read_prompt(images)  # once per picture, whatever the group's size
+        cache = prefix.reader.for_generation(copies)
+        states, position, mask = prefix.repeat(copies)
 
         def logits_after(chosen: Tensor | None, rows: Tensor | None, index: int) -> Tensor:
             """[rows, V] once `chosen` [rows] were read as token `index`; `rows` are those of the last call to keep."""
+            nonlocal position, mask
             if chosen is None:
-                return self.head(states.repeat_interleave(copies, 0))
+                return self.head(states)
             if rows is not None:
                 cache.batch_select_indices(rows)
+                position, mask = position[rows], None if mask is None else mask[rows]
             output = self.model.model.language_model(
                 input_ids=chosen[:, None],
-                position_ids=chosen.new_full((3, len(chosen), 1), position + index),
+                attention_mask=None if mask is None else F.pad(mask, (0, index + 1), value=True).long(),
+                position_ids=(position + index).expand(3, -1).unsqueeze(-1),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -202,12 +242,14 @@ class QwenVLEncoder(Encoder):
         # all greedy captions of a picture are the same
         tokens, logp = (values.repeat_interleave(samples // copies, 0) for values in (tokens, logp))
         end = is_end(tokens, self.ends)
-        mask = end.cumsum(1) - end.long() == 0  # up to the first end, which is part of the caption
-        texts = self.tokenizer.batch_decode(tokens.where(mask, self.pad), skip_special_tokens=True)
-        return Captions([text.strip() for text in texts], tokens, mask, logp, cut=~end.any(1))
+        kept = end.cumsum(1) - end.long() == 0  # up to the first end, which is part of the caption
+        texts = self.tokenizer.batch_decode(tokens.where(kept, self.pad), skip_special_tokens=True)
+        return Captions([text.strip() for text in texts], tokens, kept, logp, cut=~end.any(1))
 
-    def read_prompt(self, images: Tensor | Seen) -> tuple[PromptReader, Tensor, int]:
-        """The caption prompt with each picture, read once: keys and values, last states [B, D], the next position."""
+    def read_prompt(self, images: Tensor | Seen | Asked) -> Prefix:
+        """The caption prompt with each picture, or what asks for a caption of each prompt, read once."""
+        if isinstance(images, Asked):
+            return self._read_asked(images)
         seen, model = self.see(images) if isinstance(images, Tensor) else images, self.model.model
         input_ids, kinds, grid = self.prompt_of(seen.grid, seen.features.device)
         embeddings = model.get_input_embeddings()(input_ids).expand(len(seen), -1, -1)
@@ -219,24 +261,42 @@ class QwenVLEncoder(Encoder):
         states = model.language_model(
             inputs_embeds=embeddings, position_ids=positions.expand(3, len(seen), -1), past_key_values=reader
         ).last_hidden_state
-        return reader, states[:, -1], int(positions.max()) + 1
+        return Prefix(reader, states[:, -1], (positions.max() + 1).expand(len(seen)), None)
 
-    def caption_states(self, images: Tensor | Seen, captions: Captions) -> Tensor:
+    def _read_asked(self, asked: Asked) -> Prefix:
+        reader, rows, length = PromptReader(), *asked.tokens.shape
+        states = self.model.model.language_model(
+            input_ids=asked.tokens,
+            attention_mask=asked.mask.long(),
+            position_ids=torch.arange(length, device=asked.tokens.device).expand(3, rows, -1),
+            past_key_values=reader,
+        ).last_hidden_state
+        lengths = asked.mask.sum(1)
+        last = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
+        return Prefix(reader, last, lengths, asked.mask)
+
+    def ask(self, texts: list[str]) -> Asked:
+        self.control_texts += self.foreign_text.with_control(texts)
+        before, after = self.chat(self.caption_system, "user", f"{self.rewrite_prompt}\n{PLACE}").split(PLACE)
+        return Asked(*self.padded(self.foreign_text.encode(texts, before, after)))
+
+    def caption_states(self, images: Tensor | Seen | Asked, captions: Captions) -> Tensor:
         """[N, T, D], the states that predict each token of the captions; the prompt is read once per picture."""
-        reader, last, position = self.read_prompt(images)
         copies, rest = divmod(len(captions.tokens), len(images))
         if rest:
             raise ValueError(f"{len(captions.tokens)} captions cannot be shared out among {len(images)} pictures")
+        prefix = self.read_prompt(images)
+        last, position, mask = prefix.repeat(copies)
         length = captions.tokens.shape[1]
         # one pass at least, also for captions of a single token: sharded models count on as many passes on every rank
-        states, tokens = last.repeat_interleave(copies, 0).unsqueeze(1), captions.tokens[:, : max(length - 1, 1)]
-        places = torch.arange(position, position + tokens.shape[1], device=tokens.device)
+        tokens = captions.tokens[:, : max(length - 1, 1)]
         output = self.model.model.language_model(
             input_ids=tokens,  # padding comes last, where nothing attends to it
-            position_ids=places.expand(3, *tokens.shape),
-            past_key_values=FixedPrefix(reader, copies),
+            attention_mask=None if mask is None else F.pad(mask, (0, tokens.shape[1]), value=True).long(),
+            position_ids=(position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).expand(3, -1, -1),
+            past_key_values=FixedPrefix(prefix.reader, copies),
         )
-        return torch.cat([states, output.last_hidden_state], 1)[:, :length]
+        return torch.cat([last.unsqueeze(1), output.last_hidden_state], 1)[:, :length]
 
     def head(self, states: Tensor) -> Tensor:
         """[.., D] -> logits [.., V], what must not be sampled at the least number there is."""
@@ -244,10 +304,12 @@ class QwenVLEncoder(Encoder):
         never = torch.tensor(self.never_sampled, device=logits.device)
         return logits.index_fill(-1, never, torch.finfo(logits.dtype).min)
 
-    def token_logits(self, images: Tensor | Seen, captions: Captions) -> Tensor:
+    def token_logits(self, images: Tensor | Seen | Asked, captions: Captions) -> Tensor:
         return self.head(self.caption_states(images, captions))
 
-    def token_logprobs(self, images: Tensor | Seen, captions: Captions, *, temperature: float) -> tuple[Tensor, Tensor]:
+    def token_logprobs(
+        self, images: Tensor | Seen | Asked, captions: Captions, *, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         states, tokens = self.caption_states(images, captions).flatten(0, 1), captions.tokens.flatten()
         rows = max(1, LOGITS // self.model.config.text_config.vocab_size)
         score = functools.partial(self._score, temperature=temperature)
@@ -261,8 +323,9 @@ class QwenVLEncoder(Encoder):
         """Log-probability and entropy [n] at states [n, D]."""
         return logprobs_and_entropy(self.head(states), tokens, temperature=temperature)
 
-    def tokenize(self, texts: list[str]) -> Captions:
-        return Captions(texts, *self.padded(self.foreign_text.encode(texts)))
+    def tokenize(self, texts: list[str], *, ended: bool = False) -> Captions:
+        end = [self.tokenizer.eos_token_id] if ended else []
+        return Captions(texts, *self.padded([[*ids, *end] for ids in self.foreign_text.encode(texts)]))
 
     def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [N, T], filled up on the right, and where they are [N, T] bool."""
@@ -338,8 +401,12 @@ class QwenVLEncoder(Encoder):
         return states, mask
 
     def generate_prompt(self, text: str) -> str:
-        system = [{"role": "system", "content": self.generate_system}] if self.generate_system else []
-        messages = [*system, {"role": "generate", "content": text}]
+        return self.chat(self.generate_system, "generate", text)
+
+    def chat(self, system: str, role: str, content: str | list[dict[str, str]]) -> str:
+        """A turn of that role up to where the answer begins; an empty system line is left out."""
+        line = [{"role": "system", "content": system}] if system else []
+        messages = [*line, {"role": role, "content": content}]
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     # ----------------------------------------------------------------- adapters and files

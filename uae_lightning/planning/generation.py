@@ -41,27 +41,27 @@ class Generation:
         return Captions(texts, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.empty(tokens.shape))
 
     def generate(self, images: Tensor, copies: int, new_tokens: int) -> None:
-        reader, states, position = self.encoder.read_prompt(images)
-        cache, rows = reader.for_generation(copies), len(images) * copies
-        scores = self.encoder.head(states.repeat_interleave(copies, 0))
+        prefix = self.encoder.read_prompt(images)
+        cache, rows = prefix.reader.for_generation(copies), len(images) * copies
+        scores = self.encoder.head(prefix.last.repeat_interleave(copies, 0))
         self.meter.note(SCORES * 4 * scores.numel())
-        del scores, states
+        del scores
         steps = new_tokens - 1  # the prompt gave the first token
         if not steps:
             return
         with merged_while(self.encoder.model):
-            first = self.decoding_step(cache, rows, position)
+            first = self.decoding_step(cache, rows)
             self.grow(cache, cache.get_seq_length() - 1 + new_tokens - 2)
-            last = self.decoding_step(cache, rows, position)
+            last = self.decoding_step(cache, rows)
         self.cache_bytes = max(self.cache_bytes, size_of(cache))
         self.meter.now.flops += (first + last) * (steps - 2) // 2
 
-    def decoding_step(self, cache: Cache, rows: int, position: int) -> int:
+    def decoding_step(self, cache: Cache, rows: int) -> int:
         """One token for each row; returns its FLOPs."""
         before = self.meter.now.flops
         output = self.encoder.model.model.language_model(
             input_ids=torch.ones(rows, 1, dtype=torch.long),
-            position_ids=torch.full((3, rows, 1), position),
+            position_ids=torch.full((3, rows, 1), cache.get_seq_length()),
             past_key_values=cache,
             use_cache=True,
         )

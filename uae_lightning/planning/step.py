@@ -27,6 +27,7 @@ from uae_lightning.stages.common import Stage
 from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Batch
 
+PROMPT = 24  # tokens of a terse prompt, estimated; those of GenEval have about ten
 PHASES = {"rollout": "pictures", "score": "reward", "update": "update"}  # verb of `Stage.timed` -> phase
 
 
@@ -135,7 +136,8 @@ class Step:
 
     def _batch(self, pictures: int, side: int) -> Batch:
         texts = [caption(self.stage.captioning.max_new_tokens, row) for row in range(pictures)]
-        return Batch(torch.empty(pictures, 3, side, side), texts, [str(index) for index in range(pictures)])
+        keys, prompts = [str(index) for index in range(pictures)], [caption(PROMPT, row) for row in range(pictures)]
+        return Batch(torch.empty(pictures, 3, side, side), texts, keys, prompts=prompts)
 
     def _manual(self, batch: Batch) -> None:
         with autocast(self.setting.precision, gpu=self.setting.gpu):

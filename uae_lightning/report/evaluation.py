@@ -23,7 +23,8 @@ def evaluation_section(evaluation: dict[str, Any]) -> str:
             if rows:
                 ends = [figures[row["figure"]]["high"] for row in rows for figures in moments[:2]]
                 top = group["high"] or 1.05 * max(ends)
-                heading = f"<b>{escape(group['title'])}</b> <small>{escape(group['text'])}</small>"
+                about_it = ": ".join(filter(None, (suite, group["text"])))
+                heading = f"<b>{escape(group['title'])}</b> <small>{escape(about_it)}</small>"
                 shown.append(f'<tr class="group"><td colspan="5">{heading}</td></tr>')
                 for row in rows:
                     figure, better = row["figure"], about["statistics"].get(row["figure"], {}).get("better", 0)

@@ -21,6 +21,7 @@ class CaptionPenalty(Reward):
     """Base: minus the `penalty` of each caption, which is from 0 to 1."""
 
     name: str  # of its only part
+    needs_originals = False
 
     @abstractmethod
     def penalty(self, text: str) -> float: ...

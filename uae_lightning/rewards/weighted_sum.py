@@ -35,6 +35,7 @@ class WeightedSum(Reward):
         self.judges_held_out = judges_held_out
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights)
+        self.needs_originals = any(reward.needs_originals for reward in rewards.values())
 
     def forward(self, inputs: RewardInput) -> RewardOutput:
         outputs = {name: reward(inputs) for name, reward in self.rewards.items()}

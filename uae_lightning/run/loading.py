@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.interfaces import Reward
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import build
-from uae_lightning.run.spec import read_stage_yaml
+from uae_lightning.run.spec import read_stage_yaml, read_yaml
 from uae_lightning.run.stage_cli import quiet
 from uae_lightning.usage import UsageError
 
@@ -96,3 +97,21 @@ def read_autoencoder(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
             f"{config} has no model.init_args.autoencoder: it is not the YAML of a stage, or it is of version 0.1 "
             "(CHANGELOG.md)"
         ) from error
+
+
+def load_reward(path: Path, option: str) -> Reward:
+    """The reward that a YAML of class_path and init_args describes.
+
+    Raises:
+        UsageError: it is none; the option that names the YAML is named.
+    """
+    if not path.is_file():
+        raise UsageError(f"{option} {path} does not exist: name the YAML of a reward (class_path, init_args)")
+    content = read_yaml(path, "a reward")
+    if not isinstance(content, dict) or "class_path" not in content:
+        raise UsageError(f"{option} {path} is not the YAML of a reward: it has no class_path")
+    quiet()
+    try:
+        return build(Reward, content).requires_grad_(False)
+    except UsageError as error:
+        raise UsageError(f"{option} {path}: {error}") from error

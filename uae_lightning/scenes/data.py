@@ -20,6 +20,7 @@ from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
 HELD_OUT_SPLITS = ("validation", "test")
+OF_PROMPTS = 1  # their random numbers are not those of the captions
 
 
 def scene_batch(
@@ -33,7 +34,7 @@ def scene_batch(
     object_weight: float = 1.0,
     glyphs: Path | None = None,
 ) -> Batch:
-    """Render the scenes with these indices; the caption of a scene depends on (split, seed, index) alone as well.
+    """Render the scenes with these indices; caption and prompt of a scene depend on (split, seed, index) alone as well.
 
     Prompts (`scenes.prompts`) take the place of a share of the captions, where the scene has one.
     """
@@ -45,7 +46,17 @@ def scene_batch(
         prompt = training_prompt(scene, rng) if rng.random() < prompt_share else None
         captions.append(prompt or write_caption(scene, rng, level=level))
     weights = caption_weights(captions, object_weight)
-    return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices], weights)
+    prompts = [
+        terse_prompt(scene, np.random.default_rng([seed, index, OF_PROMPTS]))
+        for scene, index in zip(scenes, indices, strict=True)
+    ]
+    return Batch(images, captions, [f"{split}-{seed}-{index}" for index in indices], weights, prompts=prompts)
+
+
+def terse_prompt(scene: Scene, rng: np.random.Generator) -> str:
+    """One that names every object of the scene and is not held out, of which a caption is the complete one; for scenes
+    that no task has a prompt for, a telegraphic caption that leaves facts out."""
+    return training_prompt(scene, rng) or write_caption(scene, rng, level="short", detail=0.5)
 
 
 def caption_weights(captions: list[str], object_weight: float) -> Tensor:

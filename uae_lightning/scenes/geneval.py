@@ -11,7 +11,6 @@ from uae_lightning.scenes.faults import faulty_scenes
 from uae_lightning.scenes.object_detector import cell_box
 from uae_lightning.scenes.prompts import prompts
 from uae_lightning.scenes.scene import BACKGROUNDS, CLASSES, COLORS, SIZES, Scene, SceneObject, pictures
-from uae_lightning.types import Sampling
 
 
 class SceneGenEval(GenEval):
@@ -19,11 +18,11 @@ class SceneGenEval(GenEval):
 
     Args:
         detector: of scene objects.
-        sampling: how pictures are drawn here; None is as everywhere in the evaluation.
+        **drawing: sampling, rewriting and refinement, as in GenEval.
     """
 
-    def __init__(self, detector: ObjectDetector, sampling: Sampling | None = None) -> None:
-        super().__init__(detector, prompts="", sampling=sampling)
+    def __init__(self, detector: ObjectDetector, **drawing) -> None:
+        super().__init__(detector, prompts="", **drawing)
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
         return scene_prompts(count, seed)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uae_lightning.algorithms.digest import digest_of
 from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.statistics import Figures, Items, Statistic
 from uae_lightning.evaluation.suite import Group, Subject, Suite
@@ -55,10 +56,12 @@ class Instruments(Suite):
         captions = [write_caption(scene, rng) for scene, rng in zip(scenes, writers, strict=True)]
         items = {"parser": perception(captions, scenes)[OVERALL]}
         originals = torch.cat([batch.images for batch in batches])
-        for suite in subject.suites.values():
-            if isinstance(suite, SceneGenEval):
-                right = instrument_accuracy(suite.detector, subject.drawings, subject.seed)
-                items |= {f"geneval/{task}": values for task, values in right.items()}
+        suites = subject.suites.values()
+        detectors = {digest_of(one.detector): one.detector for one in suites if isinstance(one, SceneGenEval)}
+        for detector in detectors.values():  # several suites may have the same one
+            right = instrument_accuracy(detector, subject.drawings, subject.seed)
+            items |= {f"geneval/{task}": values for task, values in right.items()}
+        for suite in suites:
             if isinstance(suite, UnifiedBench):
                 for name, backbone in suite.backbones.items():
                     ranked = fault_ranking(backbone, count=FAULTY_SCENES, seed=subject.seed)

@@ -33,6 +33,8 @@ class StatedObjects(FrozenReward):
         path: folder of a SceneDetector, "shipped:NAME" or an ordinary path.
     """
 
+    needs_originals = False
+
     def __init__(self, path: str | Path = "shipped:scenes/verifier") -> None:
         super().__init__()
         self.detector = SceneDetector.from_folder(resolve(path))

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
-from uae_lightning.parallel.collectives import mean_over_ranks
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.auxiliary import Auxiliary
 from uae_lightning.stages.common import Stage
 from uae_lightning.stages.decoder_pretrain import flow_matching
+from uae_lightning.stages.rewrite_sft import cross_entropy
 from uae_lightning.types import Batch
 
 
@@ -64,9 +64,6 @@ class EncoderReplay(Auxiliary):
         texts, encoder = self.captions_of(batch), stage.autoencoder.reader
         if not batch.images.numel():
             raise ValueError("EncoderReplay looks at pictures, and a cache has none: give data with pictures")
-        captions = encoder.tokenize(texts)
         with torch.no_grad():
             seen = encoder.see(batch.images)  # the vision tower is frozen
-        logp, _ = encoder.token_logprobs(seen, captions, temperature=1.0)
-        tokens = mean_over_ranks(captions.mask.sum().float())
-        return -logp.masked_fill(~captions.mask, 0.0).sum() / tokens
+        return cross_entropy(encoder, seen, encoder.tokenize(texts))
