@@ -40,7 +40,7 @@ class WeightedSum(Reward):
     def forward(self, inputs: RewardInput) -> RewardOutput:
         outputs = {name: reward(inputs) for name, reward in self.rewards.items()}
         total = sum(self.weights[name] * output.total for name, output in outputs.items())
-        return RewardOutput(total, _parts(outputs))
+        return RewardOutput(total, _parts(outputs), dict(self.weights))
 
     def held_out(self) -> Reward:
         return self if self.judges_held_out is None else self.rewards[self.judges_held_out].held_out()

@@ -48,8 +48,8 @@ class DecoderReplay(Auxiliary):
 
 @checked
 class EncoderReplay(Auxiliary):
-    """Cross-entropy in nats per token of the batch's captions, given their pictures: the encoder still writes like
-    them. Where they end is not learnt: `Encoder.tokenize` gives no end-of-text.
+    """Cross-entropy in nats per token, end-of-text included, of the batch's captions, given their pictures: the encoder
+    still writes like them.
 
     Args:
         weight: what the loss is multiplied by.
@@ -66,4 +66,4 @@ class EncoderReplay(Auxiliary):
             raise ValueError("EncoderReplay looks at pictures, and a cache has none: give data with pictures")
         with torch.no_grad():
             seen = encoder.see(batch.images)  # the vision tower is frozen
-        return cross_entropy(encoder, seen, encoder.tokenize(texts))
+        return cross_entropy(encoder, seen, encoder.tokenize(texts, ended=True))
