@@ -92,9 +92,9 @@ def differences(stage: DecoderRL, plain: PlainFlowGRPO, batch: Batch, captions: 
         "log-probabilities": difference(path.logp, samples.log_probs),
         "pictures": difference(rollout.reward_input.reconstructions, samples.images),
     }
-    rewards = PixelSimilarity()(rollout.reward_input).total
+    rewards = PixelSimilarity()(rollout.reward_input)
     (advantages,) = stage.credit(rollout, rewards)
-    same["advantages"] = difference(advantages, plain.advantages(rewards))
+    same["advantages"] = difference(advantages, plain.advantages(rewards.total))
     same["gradients on policy"], _ = apart(stage, plain, rollout, samples, advantages)
     disturb(stage, 0.01)
     acts = replace(rollout.acts[0], trajectory=replace(path, unguided=None))  # of another policy by now

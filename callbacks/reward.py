@@ -185,7 +185,7 @@ def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOut
         outputs.append(output)
     total = torch.cat([output.total for output in outputs]).float()
     parts = {name: torch.cat([output.parts[name] for output in outputs]).float() for name in outputs[0].parts}
-    return RewardOutput(total, parts)
+    return RewardOutput(total, parts, outputs[0].weights)
 
 
 def fault(output: Any, size: int) -> str:
@@ -198,6 +198,8 @@ def fault(output: Any, size: int) -> str:
             return f"gave {type(values).__name__} as {name!r}"
         if values.shape != (size,):
             return f"must give one value per picture: {name!r} has shape {tuple(values.shape)} for {size}"
+    if unknown := [name for name in output.weights or {} if name not in parts]:
+        return f"weighs {unknown[0]!r}, which is none of its parts"
     return "" if parts else "named no parts (a reward that has none is one, itself)"
 
 

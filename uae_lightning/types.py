@@ -13,6 +13,8 @@ from torch import Tensor
 
 from uae_lightning.ranges import Count, NonNegative, checked
 
+TOTAL = "total"  # of a reward, where parts are called by name
+
 
 @dataclass  # not frozen: Lightning rebuilds it field by field to move it or to change its precision
 class Batch:
@@ -132,6 +134,22 @@ class RewardInput:
 class RewardOutput:
     total: Tensor  # [N] float32
     parts: dict[str, Tensor]  # name -> [N] float32; a single reward has one part, itself
+    weights: dict[str, float] | None = None  # of the parts whose weighted sum is the total; None: it is no such sum
+
+    def terms(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Parts and weights that sum to the total: itself where it is not told what it is the sum of."""
+        if self.weights is None:
+            return {TOTAL: self.total}, {TOTAL: 1.0}
+        return {name: self.parts[name] for name in self.weights}, self.weights
+
+    def plus(self, name: str, values: Tensor, weight: float) -> RewardOutput:
+        """With one more term, `values` [N]."""
+        parts, weights = self.terms()
+        return RewardOutput(self.total + weight * values, self.parts | parts | {name: values}, weights | {name: weight})
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> RewardOutput:
+        """All values [N] changed alike, such as to the means of groups."""
+        return RewardOutput(change(self.total), {n: change(part) for n, part in self.parts.items()}, self.weights)
 
 
 @dataclass(frozen=True)

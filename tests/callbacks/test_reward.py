@@ -159,6 +159,7 @@ def test_wrong_shapes_are_refused():
         (lambda n: RewardOutput([0.5] * n, {"a": torch.rand(n)}), "gave list as 'total'"),
         (lambda n: RewardOutput(torch.rand(n), {}), "named no parts"),
         (lambda n: RewardOutput(torch.rand(n), None), "named no parts"),
+        (lambda n: RewardOutput(torch.rand(n), {"a": torch.rand(n)}, {"b": 1.0}), "weighs 'b', which is none"),
     ],
 )
 def test_what_is_no_reward_is_refused_by_name(given, said):

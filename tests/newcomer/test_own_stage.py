@@ -32,7 +32,8 @@ class Both(PolicyStage):
         return Rollout(batch, said.captions, [said, drawn], RewardInput(images, drawn.pictures, texts))
 
     def credit(self, rollout, scores):
-        of_captions = scores.view(-1, self.policies["pictures"].group_size).amax(1)  # the best of its drawings
+        size = self.policies["pictures"].group_size
+        of_captions = scores.each(lambda values: values.view(-1, size).amax(1))  # the best of its drawings
         return [self.compared("captions", of_captions), self.compared("pictures", scores)]
 """
 

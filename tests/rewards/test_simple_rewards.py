@@ -39,6 +39,20 @@ def test_weighted_sum_and_its_parts():
         "facts/color": 0.25,
         "facts/size": 0.75,
     }
+    parts, weights = output.terms()  # red if the parts of parts are weighed as well, or nothing is
+    assert weights == {"pixels": 2.0, "facts": -1.0} and list(parts) == ["pixels", "facts"]
+    torch.testing.assert_close(sum(weights[name] * part for name, part in parts.items()), output.total)
+
+
+def test_a_reward_as_terms():
+    # red if `plus` forgets what the total was made of, or `each` the weights
+    alone = RewardOutput(torch.tensor([1.0, 2.0]), {"a": torch.tensor([0.5, 0.5])})
+    assert alone.terms()[1] == {"total": 1.0} and alone.terms()[0]["total"] is alone.total
+    docked = alone.plus("cut", torch.tensor([0.0, 1.0]), -0.25)
+    assert docked.total.tolist() == [1.0, 1.75] and docked.weights == {"total": 1.0, "cut": -0.25}
+    parts, weights = docked.each(lambda values: 2 * values).terms()
+    assert {name: values.tolist() for name, values in parts.items()} == {"total": [2.0, 4.0], "cut": [0.0, 2.0]}
+    assert weights == docked.weights
 
 
 def test_weighted_sum_wants_a_weight_for_every_reward():

@@ -20,7 +20,7 @@ from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.stages.encoder_rl import EncoderRL
 from uae_lightning.stages.joint_rl import JointRL
 from uae_lightning.stages.policy import Rollout
-from uae_lightning.types import Captions, Learn, Sampling
+from uae_lightning.types import Captions, Learn, RewardOutput, Sampling
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +64,10 @@ def test_both_parts_move_and_the_ratio_is_one(make_joint):
         assert row["captions/ratio_mean"] == pytest.approx(1, abs=1e-12) == row["pictures/ratio_mean"]
 
 
+def scored(total: torch.Tensor, **parts: torch.Tensor) -> RewardOutput:
+    return RewardOutput(total, parts or {"test": total})
+
+
 def test_a_caption_is_worth_the_mean_of_its_drawings(make_joint):
     # red if the mean is over captions, captions get the scores of their first drawings, or drawings of two captions
     # are compared with each other
@@ -71,17 +75,31 @@ def test_a_caption_is_worth_the_mean_of_its_drawings(make_joint):
     stage = make_joint(unscaled | {"cut_penalty": 0.5}, unscaled | {"advantage_clip": 1.5})
     captions = Captions(["", ""], torch.zeros(2, 1).long(), torch.ones(2, 1).bool(), cut=torch.tensor([False, True]))
     rollout = Rollout(None, captions, [CaptionActs(None, captions), None], None)
-    of_captions, of_pictures = stage.credit(rollout, torch.tensor([1.0, 3.0, 5.0, 9.0]))
+    of_captions, of_pictures = stage.credit(rollout, scored(torch.tensor([1.0, 3.0, 5.0, 9.0])))
     assert of_captions.tolist() == [-2.25, 2.25]  # of 2 and 7 - 0.5
     assert of_pictures.tolist() == [-1.0, 1.0, -1.5, 1.5]  # the last two are clipped
     assert stage.health["captions/skipped_groups"] == stage.health["pictures/skipped_groups"] == 0
+
+
+def test_each_side_learns_from_its_part_of_the_reward(make_joint):
+    # red if the two options are exchanged, or the total is taken
+    unscaled = {"advantage_scale": "none", "group_size": 2}
+    stage = make_joint(unscaled, unscaled, caption_reward="semantic", picture_reward="detail")
+    captions = Captions(["", ""], torch.zeros(2, 1).long(), torch.ones(2, 1).bool())
+    rollout = Rollout(None, captions, [CaptionActs(None, captions), None], None)
+    parts = {"semantic": torch.tensor([0.0, 2.0, 2.0, 4.0]), "detail": torch.tensor([1.0, 2.0, 4.0, 3.0])}
+    of_captions, of_pictures = stage.credit(rollout, scored(torch.zeros(4), **parts))
+    assert of_captions.tolist() == [-1.0, 1.0] and of_pictures.tolist() == [-0.5, 0.5, 0.5, -0.5]
+    stage.caption_reward = "meaning"
+    with pytest.raises(ValueError, match="caption_reward: .* no part 'meaning'; name one of semantic, detail, or tot"):
+        stage.credit(rollout, scored(torch.zeros(4), **parts))
 
 
 def test_a_drawing_without_a_reward_costs_its_caption_s_group_only(make_joint):
     # red if the mean leaves NaN out: a caption would be judged by fewer drawings than the others
     stage = make_joint({"group_size": 2}, {"group_size": 2})
     captions = Captions([""] * 4, torch.zeros(4, 1).long(), torch.ones(4, 1).bool())
-    scores = torch.arange(8.0).index_fill(0, torch.tensor([1]), torch.nan)
+    scores = scored(torch.arange(8.0).index_fill(0, torch.tensor([1]), torch.nan))
     of_captions, of_pictures = stage.credit(Rollout(None, captions, [CaptionActs(None, captions), None], None), scores)
     assert (of_captions != 0).tolist() == [False, False, True, True]
     assert (of_pictures != 0).tolist() == [False, False, *[True] * 6]

@@ -98,6 +98,10 @@ def with_captions(rollout: Rollout, captions: Captions) -> Rollout:
     return replace(rollout, acts=[replace(rollout.acts[0], captions=captions)], captions=captions)
 
 
+def scored(total: Tensor) -> RewardOutput:
+    return RewardOutput(total, {"test": total})
+
+
 def cut_captions(stage: Stage):
     """A rollout of 8 captions of which the limit cuts the second; the fourth ends just there."""
     rollout = stage.rollout(next(iter(ScenesData(batch_size=2).train_dataloader())))
@@ -111,11 +115,11 @@ def cut_captions(stage: Stage):
 def test_cut_captions_are_paid_masked_or_docked(make_stage):
     # red if `~` goes from token_weights, or `-` from rewards; the share of cut captions is told in any case
     plain = make_stage(EncoderRL, normalization="dapo")
-    rollout, scores = cut_captions(plain), torch.ones(8)
+    rollout, scores = cut_captions(plain), scored(torch.ones(8))
     weights = plain.policy.token_weights(rollout.captions)
-    assert torch.equal(plain.policy.rewards(rollout.acts[0], scores), scores) and (weights[1] > 0).all()
+    assert torch.equal(plain.policy.rewards(rollout.acts[0], scores).total, scores.total) and (weights[1] > 0).all()
     stage = make_stage(EncoderRL, normalization="dapo", mask_cut_captions=True, cut_penalty=0.25)
-    assert stage.policy.rewards(rollout.acts[0], scores).tolist() == [1.0, 0.75] + [1.0] * 6
+    assert stage.policy.rewards(rollout.acts[0], scores).total.tolist() == [1.0, 0.75] + [1.0] * 6
     masked = stage.policy.token_weights(rollout.captions)
     assert not masked[1].any() and masked[3].all() and masked.sum() == pytest.approx(1.0)
     assert health_of_update(stage, rollout, torch.linspace(-1, 1, 8))["cut_captions"] == 1 / 8
@@ -138,10 +142,10 @@ def test_the_encoder_says_which_captions_were_cut(make_stage, images):
 def test_a_group_with_a_reward_that_is_no_number_is_skipped_and_counted(make_stage, bad, scale):
     # red if the deviation of "batch_std" is taken over the skipped group as well, or only the bad sample is left out
     stage, rewards = make_stage(EncoderRL), torch.tensor([1.0, 2.0, bad, 0.0, 3.0, 5.0, 4.0, 4.0])
-    advantages = stage.advantages(rewards, 4, scale)
+    advantages = stage.advantages(scored(rewards), 4, scale)
     assert torch.equal(advantages[4:], group_advantages(rewards[4:], 4, scale=scale)) and not advantages[:4].any()
     assert stage.health == {"zero_variance_share": 0.0, "skipped_groups": 1.0}
-    assert not stage.advantages(torch.full((8,), bad), 4, scale).any() and stage.health["skipped_groups"] == 2.0
+    assert not stage.advantages(scored(torch.full((8,), bad)), 4, scale).any() and stage.health["skipped_groups"] == 2.0
 
 
 class BrokenOnce(Reward):

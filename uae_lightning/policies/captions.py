@@ -18,7 +18,7 @@ from uae_lightning.interfaces import Encoder
 from uae_lightning.parallel.collectives import mean_over_ranks
 from uae_lightning.policies.policy import Policy, Randomness
 from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
-from uae_lightning.types import Captions
+from uae_lightning.types import Captions, RewardOutput
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class CaptionGRPO(Policy[CaptionActs]):
         seed = randomness.step_seed(0, randomness.global_rank)
         return CaptionActs(seen, self.autoencoder.write(seen, self.group_size, seed))
 
-    def rewards(self, acts: CaptionActs, scores: Tensor) -> Tensor:
-        return scores - self.cut_penalty * self.cut(acts.captions)
+    def rewards(self, acts: CaptionActs, scores: RewardOutput) -> RewardOutput:
+        return scores.plus("cut_captions", self.cut(acts.captions).float(), -self.cut_penalty)
 
     def cut(self, captions: Captions) -> Tensor:
         """[N] bool, the captions that end at the limit on tokens."""

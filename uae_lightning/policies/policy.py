@@ -15,6 +15,7 @@ from torch import Tensor
 from uae_lightning.algorithms.advantages import AdvantageScale
 from uae_lightning.algorithms.policy_loss import disjoint_parts
 from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.types import RewardOutput
 
 Acts = TypeVar("Acts")
 
@@ -62,8 +63,8 @@ class Policy(ABC, Generic[Acts]):
     def act(self, context: Any, randomness: Randomness) -> Acts:
         """G acts for each of P prompts."""
 
-    def rewards(self, acts: Acts, scores: Tensor) -> Tensor:
-        """What is compared within the groups: the scores [N], or what a policy makes of them."""
+    def rewards(self, acts: Acts, scores: RewardOutput) -> RewardOutput:
+        """What is compared within the groups: the scores of N acts, or what a policy makes of them."""
         return scores
 
     def passes(self, acts: Acts) -> int:

@@ -32,7 +32,7 @@ class WeightedSum(Reward):
     def forward(self, inputs: RewardInput) -> RewardOutput:
         outputs = {name: reward(inputs) for name, reward in self.rewards.items()}
         total = sum(self.weights[name] * output.total for name, output in outputs.items())
-        return RewardOutput(total, _parts(outputs))
+        return RewardOutput(total, _parts(outputs), dict(self.weights))
 
     def title(self) -> str:
         return " + ".join(reward.title() for reward in self.rewards.values())

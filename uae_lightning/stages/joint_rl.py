@@ -17,7 +17,7 @@ from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.ranges import Count, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import Batch, RewardInput
+from uae_lightning.types import TOTAL, Batch, RewardInput, RewardOutput
 
 
 @checked
@@ -28,6 +28,8 @@ class JointRL(PolicyStage):
     Args:
         captions: of the encoder, by the options of EncoderRL; its group_size is G.
         pictures: of the decoder, by the options of DecoderRL; its group_size is K.
+        caption_reward, picture_reward: the part of the reward that each side learns from, such as a level of
+            LayeredSimilarity; "total" is all of it.
         updates_per_batch: optimiser steps on one rollout; 1 is on policy.
         **parts: of `Stage`.
     """
@@ -39,10 +41,13 @@ class JointRL(PolicyStage):
         *args,
         captions: Callable[[AutoEncoder], CaptionGRPO],
         pictures: Callable[[AutoEncoder], FlowGRPO],
+        caption_reward: str = TOTAL,
+        picture_reward: str = TOTAL,
         updates_per_batch: Count = 1,
         **parts,
     ) -> None:
         super().__init__(*args, updates_per_batch=updates_per_batch, **parts)
+        self.caption_reward, self.picture_reward = caption_reward, picture_reward
         self.policies = {"captions": captions(self.autoencoder), "pictures": pictures(self.autoencoder)}
 
     @staticmethod
@@ -59,7 +64,21 @@ class JointRL(PolicyStage):
         images = batch.images.repeat_interleave(captions.group_size * pictures.group_size, 0)
         return Rollout(batch, said.captions, [said, drawn], RewardInput(images, drawn.pictures, texts))
 
-    def credit(self, rollout: Rollout, scores: Tensor) -> list[Tensor]:
+    def credit(self, rollout: Rollout, scores: RewardOutput) -> list[Tensor]:
         (captions, pictures), said = self.policies.values(), rollout.acts[0]
-        of_captions = captions.rewards(said, scores.view(-1, pictures.group_size).mean(1))  # [P * G]
-        return [self.compared("captions", of_captions), self.compared("pictures", scores)]
+        of_pictures = part_of(scores, self.picture_reward, "picture_reward")
+        of_drawings = part_of(scores, self.caption_reward, "caption_reward")
+        of_captions = of_drawings.each(lambda values: values.view(-1, pictures.group_size).mean(1))  # P * G
+        return [self.compared("captions", captions.rewards(said, of_captions)), self.compared("pictures", of_pictures)]
+
+
+def part_of(scores: RewardOutput, name: str, option: str) -> RewardOutput:
+    """One part in place of the total; a ValueError where the reward has no such part."""
+    if name == TOTAL:
+        return scores
+    if name not in scores.parts:
+        raise ValueError(
+            f"model.init_args.{option}: the reward has no part {name!r}; name one of {', '.join(scores.parts)}, or "
+            f"{TOTAL} for all of it"
+        )
+    return RewardOutput(scores.parts[name], {name: scores.parts[name]})

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
+from uae_lightning.algorithms.balance import decoupled_advantages
 from uae_lightning.parallel.collectives import gathered, own_rows
 from uae_lightning.policies.policy import Policy
 from uae_lightning.ranges import Count, checked
 from uae_lightning.stages.common import Stage
-from uae_lightning.types import Batch, Captions, RewardInput
+from uae_lightning.types import TOTAL, Batch, Captions, RewardInput, RewardOutput
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,27 @@ class PolicyStage(Stage):
     Args:
         updates_per_batch: passes over one rollout; 1, with update_parts 1, is on policy.
         update_parts: disjoint parts of a rollout, drawn anew for each pass, with an optimiser step on each.
+        reward_balance: of a reward that is a weighted sum (WeightedSum, LayeredSimilarity), "sum" compares the sums
+            within groups; "decoupled" compares each part and adds the advantages (GDPO, arXiv 2601.05242): a weight is
+            then of influence, whatever the part's scale, and a policy's advantage_scale is not asked. A penalty of a
+            policy's own is one more part.
         *args, **parts: of `Stage`.
     """
 
     policies: dict[str, Policy]  # by name, which is the prefix of what is logged of each where there are several
 
-    def __init__(self, *args, updates_per_batch: Count, update_parts: Count = 1, **parts) -> None:
+    def __init__(
+        self,
+        *args,
+        updates_per_batch: Count,
+        update_parts: Count = 1,
+        reward_balance: Literal["sum", "decoupled"] = "sum",
+        **parts,
+    ) -> None:
         super().__init__(*args, **parts)
         self.automatic_optimization = False
         self.updates_per_batch, self.update_parts = updates_per_batch, update_parts
+        self.reward_balance = reward_balance
 
     @property
     def policy(self) -> Any:
@@ -64,7 +77,7 @@ class PolicyStage(Stage):
         with self.timed("rollout"):
             rollout = self.rollout(batch)
         with self.timed("score"):
-            scores = self.score(rollout.reward_input).total
+            scores = self.score(rollout.reward_input)
             advantages = self.credit(rollout, scores)
         with self.timed("update"):
             self.update(rollout, *advantages)
@@ -83,7 +96,7 @@ class PolicyStage(Stage):
         """What the policies do with a batch."""
         raise NotImplementedError
 
-    def credit(self, rollout: Rollout, scores: Tensor) -> list[Tensor]:
+    def credit(self, rollout: Rollout, scores: RewardOutput) -> list[Tensor]:
         """For each policy the advantages of its acts, [N]."""
         ((name, policy),) = self.policies.items()
         return [self.compared(name, policy.rewards(rollout.acts[0], scores))]
@@ -120,24 +133,31 @@ class PolicyStage(Stage):
 
     # ------------------------------------------------------------------------------------------------ their details
 
-    def compared(self, name: str, rewards: Tensor) -> Tensor:
-        """Advantages [N] of a policy's acts by their rewards [N], clipped to its liking."""
+    def compared(self, name: str, rewards: RewardOutput) -> Tensor:
+        """Advantages [N] of a policy's acts by their rewards, clipped to its liking."""
         policy = self.policies[name]
         found = self.advantages(rewards, policy.group_size, policy.advantage_scale, self.prefix(name))
         return found.clamp(-policy.advantage_clip, policy.advantage_clip)
 
-    def advantages(self, rewards: Tensor, group_size: int, scale: AdvantageScale, prefix: str = "") -> Tensor:
-        """[N] of this rank's rewards [N]; "batch_std" is the std of the global batch. Groups never span ranks.
+    def advantages(self, rewards: RewardOutput, group_size: int, scale: AdvantageScale, prefix: str = "") -> Tensor:
+        """[N] of this rank's rewards; "batch_std", and what is decoupled, is of the global batch. Groups never span
+        ranks.
 
         Advantages are 0 in a group with a reward that is NaN or infinite, which the other groups do not see.
         """
-        everyone = gathered(rewards)
-        sound = everyone.view(-1, group_size).isfinite().all(1).repeat_interleave(group_size)  # [R * N]
-        advantages = torch.zeros_like(everyone, dtype=torch.float32)
+        decoupled = self.reward_balance == "decoupled"
+        terms, weights = rewards.terms() if decoupled else ({TOTAL: rewards.total}, {})
+        everyone = gathered(torch.stack(list(terms.values()), 1))  # [R * N, terms]
+        sound = everyone.isfinite().all(1).view(-1, group_size).all(1).repeat_interleave(group_size)  # [R * N]
+        advantages = torch.zeros(len(everyone), device=everyone.device)
         same = 1.0
         if sound.any():
-            advantages[sound] = group_advantages(everyone[sound], group_size, scale=scale)
-            same = zero_variance_share(everyone[sound], group_size).item()
+            kept = dict(zip(terms, everyone[sound].unbind(1), strict=True))
+            if decoupled:
+                advantages[sound] = decoupled_advantages(kept, weights, group_size)
+            else:
+                advantages[sound] = group_advantages(kept[TOTAL], group_size, scale=scale)
+            same = zero_variance_share(advantages[sound], group_size).item()
         self.health[f"{prefix}zero_variance_share"] = same
         self.health[f"{prefix}skipped_groups"] = int((~sound).sum()) / group_size
         return own_rows(advantages)
