@@ -39,7 +39,7 @@ def test_it_is_the_mean_cosine_over_cells_and_stages():
     a, b = pictures([sample_scene("test", 0, i) for i in range(2)]).split(1)
     cosines = []
     with torch.no_grad():
-        maps = [reward.network.feature_maps(F.interpolate(x, (128, 128), mode="bilinear")) for x in (a, b)]
+        maps = [reward.network.network.feature_maps(F.interpolate(x, (128, 128), mode="bilinear")) for x in (a, b)]
     for stage_a, stage_b in zip(*maps, strict=True):
         half = stage_a.shape[-1] // 2
         for rows in (slice(0, half), slice(half, None)):

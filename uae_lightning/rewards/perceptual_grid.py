@@ -16,17 +16,13 @@ smears is paid for leaving things out. Noise of 0.1 drowns the faint half: both 
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from uae_lightning.ranges import Count, NonNegative, checked
-from uae_lightning.rewards.efficientnet_lite import STRIDE, EfficientNetLite0
-from uae_lightning.rewards.vision_features import EmbeddingSimilarity
+from uae_lightning.rewards.feature_maps import EfficientNetMaps
+from uae_lightning.rewards.layered_similarity import LayeredSimilarity, Level
 
 
 @checked
-class PerceptualGrid(EmbeddingSimilarity):
+class PerceptualGrid(LayeredSimilarity):
     """Mean cosine of EfficientNet-Lite0 features over cells x cells places, 7 stages and the head.
 
     Args:
@@ -37,8 +33,6 @@ class PerceptualGrid(EmbeddingSimilarity):
         dither: standard deviation of the noise, the same on every picture; 0 is none.
     """
 
-    name = "perceptual_grid"
-
     def __init__(
         self,
         cells: Count = 3,
@@ -47,35 +41,13 @@ class PerceptualGrid(EmbeddingSimilarity):
         detail: Count = 32,
         dither: NonNegative = 0.1,
     ) -> None:
-        super().__init__(micro_batch)
-        if image_size % STRIDE or cells > image_size // STRIDE:
-            raise ValueError(
-                f"image_size must be a multiple of {STRIDE} and cells 1 to image_size / {STRIDE}, the width of the "
-                f"smallest feature map; got image_size {image_size} and cells {cells}"
-            )
-        if detail > image_size:
-            raise ValueError(f"detail must be at most image_size {image_size} px, got {detail}")
-        self.cells, self.image_size, self.detail = cells, image_size, detail
-        noise = torch.randn(3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("noise", dither * noise, persistent=False)
-        self.network = EfficientNetLite0.pretrained()
-        self.freeze()
-
-    def embed(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, E]: the unit vectors of all places and stages behind each other, scaled to length 1, so
-        that one inner product is the mean of all the cosines."""
-        images = images.float()
-        for side in (self.detail, self.image_size):
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        vectors = []
-        for features in self.network.feature_maps(images.to(self.noise.dtype) + self.noise):
-            places = F.adaptive_avg_pool2d(features.float(), self.cells).flatten(2)  # [N, C_s, cells^2]
-            vectors.append(F.normalize(places, dim=1).flatten(1))
-        return torch.cat(vectors, dim=1) / (len(vectors) * self.cells**2) ** 0.5
+        network = EfficientNetMaps(image_size, detail, dither)
+        levels = {"perceptual_grid": Level(list(range(len(network.widths))))}
+        super().__init__(network, levels, cells, micro_batch)
 
 
 @checked
-class PooledEfficientNet(PerceptualGrid):
+class PooledEfficientNet(LayeredSimilarity):
     """Cosine of EfficientNet-Lite0's pooled head, the 1280 features its ImageNet classes are read from.
 
     The network is that of the reward PerceptualGrid, which compares all its stages by place: as a judge of a run with
@@ -83,15 +55,6 @@ class PooledEfficientNet(PerceptualGrid):
     scored below 95 in 100 crisp scenes with a wrong object (ours, 96 scenes), and with it above 85 in 100.
     """
 
-    name = "efficientnet_lite0"
-
     def __init__(self, image_size: Count = 128, micro_batch: Count = 32) -> None:
-        super().__init__(cells=1, image_size=image_size, micro_batch=micro_batch)
-
-    def embed(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] -> [N, 1280]."""
-        images = images.float()
-        for side in (self.detail, self.image_size):
-            images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
-        head = self.network.feature_maps(images + self.noise)[-1]
-        return F.normalize(head.mean((2, 3)), dim=-1)
+        levels = {"efficientnet_lite0": Level([-1])}
+        super().__init__(EfficientNetMaps(image_size), levels, cells=1, micro_batch=micro_batch)

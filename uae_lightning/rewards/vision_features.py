@@ -51,13 +51,17 @@ class EmbeddingSimilarity(FrozenReward):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """[N, 3, H, W] in [0, 1] -> [N, E] fp32, each of length 1."""
+        """[N, 3, H, W] in [0, 1] -> [N, E] fp32, each of length 1 where `compare` is the plain cosine."""
 
     def forward(self, inputs: RewardInput) -> RewardOutput:
         # The G reconstructions of a picture stand side by side: embed the picture once, not G times.
         originals, index = torch.unique_consecutive(inputs.originals.detach(), return_inverse=True, dim=0)
         a = self._of_originals(originals)[index]
         b = self._in_micro_batches(inputs.reconstructions)
+        return self.compare(a, b)
+
+    def compare(self, a: Tensor, b: Tensor) -> RewardOutput:
+        """Of the embeddings [N, E] of originals and reconstructions."""
         total = (a * b).sum(-1)
         return RewardOutput(total, {self.name: total})
 
