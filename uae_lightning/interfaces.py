@@ -100,8 +100,9 @@ class Encoder(Component):
         return gather_logprobs(logits, captions.tokens, temperature=temperature), entropies
 
     @abstractmethod
-    def tokenize(self, texts: list[str]) -> Captions:
-        """Texts as captions that `token_logits` can score: right-padded, without an end-of-text token."""
+    def tokenize(self, texts: list[str], *, ended: bool = False) -> Captions:
+        """Texts as captions that `token_logits` can score: right-padded, with an end-of-text token only where `ended`
+        asks for it."""
 
     @abstractmethod
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:

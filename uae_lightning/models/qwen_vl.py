@@ -264,8 +264,9 @@ class QwenVLEncoder(Encoder):
             entropies = entropy(logits, temperature=temperature)
         return gather_logprobs(logits, tokens, temperature=temperature), entropies
 
-    def tokenize(self, texts: list[str]) -> Captions:
-        return Captions(texts, *self.padded(self.foreign_text.encode(texts)))
+    def tokenize(self, texts: list[str], *, ended: bool = False) -> Captions:
+        end = [self.tokenizer.eos_token_id] if ended else []
+        return Captions(texts, *self.padded([[*ids, *end] for ids in self.foreign_text.encode(texts)]))
 
     def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Token ids [N, T], filled up on the right, and where they are [N, T] bool."""

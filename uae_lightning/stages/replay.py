@@ -48,8 +48,8 @@ class DecoderReplay(Auxiliary):
 
 @checked
 class EncoderReplay(Auxiliary):
-    """Cross-entropy in nats per token of the batch's captions, given their pictures: the encoder still writes like
-    them. Where they end is not learnt: `Encoder.tokenize` gives no end-of-text.
+    """Cross-entropy in nats per token, end-of-text included, of the batch's captions, given their pictures: the encoder
+    still writes like them.
 
     Args:
         weight: what the loss is multiplied by.
@@ -64,7 +64,7 @@ class EncoderReplay(Auxiliary):
         texts, encoder = self.captions_of(batch), stage.autoencoder.reader
         if not batch.images.numel():
             raise ValueError("EncoderReplay looks at pictures, and a cache has none: give data with pictures")
-        captions = encoder.tokenize(texts)
+        captions = encoder.tokenize(texts, ended=True)
         with torch.no_grad():
             seen = encoder.see(batch.images)  # the vision tower is frozen
         logp, _ = encoder.token_logprobs(seen, captions, temperature=1.0)
