@@ -53,6 +53,10 @@ def stage_yaml(stage: str, parts: Path, folder: Path, fails_on_rank: int = -1) -
         options["auxiliaries"] = [
             {"class_path": f"uae_lightning.stages.replay.{replay[0]}", "init_args": {"weight": replay[1]}}
         ]
+    if stage == "encoder_rl":  # what is remembered is shared out among the ranks
+        data = {"class_path": "uae_lightning.scenes.data.ScenesData", "init_args": {"batch_size": 4, "prompt_share": 1}}
+        memory = {"weight": 0.1, "data": data, "batches": 2, "micro_batch": 1}
+        options["auxiliaries"].append({"class_path": "uae_lightning.stages.memory_replay.Replay", "init_args": memory})
     config["data"]["init_args"] |= {"validation_pictures": 4, "validation_batch_size": 2}
     words = {"class_path": "tests.distributed.standins.Words", "init_args": {"fails_on_rank": fails_on_rank}}
     reward = {"class_path": "callbacks.RewardCallback", "init_args": {"reward": words}}

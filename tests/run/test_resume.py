@@ -37,9 +37,20 @@ def fit_arguments(stage: str, parts: Path, folder: Path) -> list[str]:
             "model.init_args.captions.init_args.micro_batch": 8,
             "model.init_args.pictures.init_args.micro_batch": 16,
             "model.init_args.learning_rates": {"encoder": 1e-3, "decoder": 3e-3},
+            "model.init_args.reward_balance": "decoupled",
             "model.init_args.auxiliaries": [
-                {"class_path": f"uae_lightning.stages.replay.{name}", "init_args": {"weight": 0.1}}
-                for name in ("DecoderReplay", "EncoderReplay")
+                *(
+                    {"class_path": f"uae_lightning.stages.replay.{name}", "init_args": {"weight": 0.1}}
+                    for name in ("DecoderReplay", "EncoderReplay")
+                ),
+                {
+                    "class_path": "uae_lightning.stages.memory_replay.Replay",
+                    "init_args": {
+                        "weight": 0.1,
+                        "data": {"class_path": "uae_lightning.scenes.data.ScenesData", "init_args": {"batch_size": 2}},
+                        "batches": 3,  # the memory is made again, of captions without the adapters by then trained
+                    },
+                },
             ],
         }
     elif stage != "decoder_pretrain":

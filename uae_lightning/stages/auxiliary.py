@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,14 @@ class Auxiliary(ABC):
     @abstractmethod
     def loss(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Tensor:
         """[] of a rank's batch; `generator` is the same on all ranks, and another at each step."""
+
+    def losses(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        """The loss in micro-batches that add up to it: where the stage steps by hand, each one is gone before the next
+        is computed."""
+        yield self.loss(stage, batch, generator)
+
+    def begin(self, stage: Stage) -> None:  # noqa: B027  most have nothing to begin with
+        """Before the first step, and again where a run is resumed; the parts are on their device."""
 
     def check(self, stage: Stage) -> None:
         """Raises ValueError where it has no gradients for what the stage trains."""

@@ -125,15 +125,19 @@ class Stage(L.LightningModule):
     def on_fit_start(self) -> None:
         self.check_training(self)
 
-    def auxiliary_losses(self, batch: Batch, number: int = 0) -> list[Tensor]:
-        """Those of the optimiser step `number` on a batch, times their weights."""
-        losses = []
+    def on_train_start(self) -> None:
+        for auxiliary in self.auxiliaries:
+            auxiliary.begin(self)
+
+    def auxiliary_losses(self, batch: Batch, number: int = 0) -> Iterator[Tensor]:
+        """Those of the optimiser step `number` on a batch, times their weights, in micro-batches."""
         for place, auxiliary in enumerate(self.auxiliaries):
             generator = torch.Generator().manual_seed(self.step_seed(OF_AUXILIARIES + number, place))
-            loss = auxiliary.loss(self, batch, generator)
-            self.log(f"train/{auxiliary.name}", loss.detach(), sync_dist=True)
-            losses.append(auxiliary.weight * loss)
-        return losses
+            total = torch.zeros((), device=self.device)
+            for loss in auxiliary.losses(self, batch, generator):
+                total += loss.detach()
+                yield auxiliary.weight * loss
+            self.log(f"train/{auxiliary.name}", total, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
