@@ -11,6 +11,7 @@ PHASES = {
     "pictures": "rollout: sampling, VAE decoding",
     "reward": "reward",
     "update": "update: forward, backward",
+    "auxiliaries": "update: auxiliary losses",
     "optimizer": "update: clipping, optimizer",
     "validation": "validation",
 }

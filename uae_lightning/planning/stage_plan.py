@@ -129,6 +129,8 @@ def plan_built(
             for judge in judging:
                 judge.eval().requires_grad_(False)
         give_text(stage.encoder, prompts)
+        for reader in {inner for judge in judging for inner in judge.modules() if isinstance(inner, QwenVLEncoder)}:
+            give_text(reader, {})
         step = Step(stage, judges, meter, setting)
         step.run()
     del meter.phases["loading"]
@@ -200,7 +202,7 @@ def on_device(phase: Phase, name: str, share: Shares, gradients: int, devices: D
     return Phase(phase.peak + share.of(name) - saved, phase.flops, phase.calls)
 
 
-WITH_GRADIENTS = ("update", "optimizer")
+WITH_GRADIENTS = ("update", "auxiliaries", "optimizer")
 
 
 def parts_of(stage: Stage, judging: list[nn.Module]) -> list[Part]:

@@ -24,6 +24,7 @@ from uae_lightning.planning.shortcuts import Shortcut
 from uae_lightning.planning.text import caption
 from uae_lightning.policies.flow_grpo import FlowGRPO, PictureActs
 from uae_lightning.stages.common import Stage
+from uae_lightning.stages.memory_replay import Replay
 from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Batch
 
@@ -112,6 +113,7 @@ class Step:
         if self.setting.average:
             self._weigh("average", self._make_average)
         side = self._side()
+        self._weigh("memory", lambda: self._remember(side))
         batch = self._batch(self.setting.pictures, side)
         with self.meter.phase("update" if self.stage.automatic_optimization else "pictures"):
             self._automatic(batch) if self.stage.automatic_optimization else self._manual(batch)
@@ -129,6 +131,19 @@ class Step:
 
     def _make_average(self) -> None:
         self.average = [torch.empty_like(parameter, dtype=torch.float32) for parameter in self.trained]
+
+    def _remember(self, side: int) -> None:
+        """A batch of a replay's memory stands for all: what is kept of them is a few megabytes. It is made once, so
+        that no step is charged for it."""
+        for replay in self.stage.auxiliaries:
+            if isinstance(replay, Replay):
+                pictures = getattr(replay.data, "batch_size", self.setting.pictures)
+                replay.pictures = lambda pictures=pictures: [self._batch(pictures, side)]
+                with self.meter.phase("memory"):
+                    replay.begin(self.stage)
+        for phase in ("memory", "captions"):
+            self.meter.phases.pop(phase, None)
+        self.generation.cache_bytes = 0
 
     def _side(self) -> int:
         return self.stage.decoder.image_size
@@ -168,20 +183,32 @@ class Step:
                 self.kept["latents"] = sum(states.nbytes for states in kept)
         if len(self.policies) > 1:
             return update(rollout, *advantages)
+        if self.stage.auxiliaries:
+            self._auxiliaries(rollout.batch)
         (policy,), (acts,), size = self.policies, rollout.acts, len(advantages[0])
         micro_batches, passes = policy.micro_batches, -(-size // policy.micro_batch) * policy.passes(acts)
         if passes > 1:
             self._make_gradients()
         first = {"micro_batches": lambda rows: micro_batches(rows)[:1], "passes": lambda acts: 1}
-        with replaced(policy, first), replaced(self.stage, {"updates_per_batch": 1, "update_parts": 1}):
+        once = {"updates_per_batch": 1, "update_parts": 1, "auxiliaries": []}
+        with replaced(policy, first), replaced(self.stage, once):
             update(rollout, *advantages)
         self._multiply("update", passes * self.stage.updates_per_batch)
         return None
 
+    def _auxiliaries(self, batch: Batch) -> None:
+        """Their passes, which meet the gradients of the policy's."""
+        self._make_gradients()
+        with self.meter.phase("auxiliaries"):
+            for number in range(self.stage.updates_per_batch * self.stage.update_parts):
+                for loss in self.stage.auxiliary_losses(batch, number):
+                    self.stage.backward_of_micro_batch(loss)
+        self.stage.zero_grad()
+
     @property
     def resting(self) -> int:
         """Bytes alive between two steps."""
-        return self.kept["weights"] + self.kept["optimizer"] + self.kept.get("average", 0)
+        return sum(self.kept.get(name, 0) for name in ("weights", "optimizer", "average", "memory"))
 
     def _make_gradients(self) -> None:
         for parameter in self.trained:
