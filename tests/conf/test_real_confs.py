@@ -30,8 +30,11 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_pretrain", ["80gb", "decoder_pretrain_full"]),
     ("encoder_rl", []),
     ("encoder_rl", ["qwen7b", "sd35_large"]),
+    ("encoder_rl", ["encoder_rl_replay"]),
+    ("encoder_rl", ["encoder_rl_levels"]),
     ("decoder_rl", []),
     ("decoder_rl", ["qwen7b", "sd35_large", "decoder_rl_fast"]),
+    ("decoder_rl", ["decoder_rl_cycle"]),
 ]
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -39,7 +42,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
-PLANNED = [*PRODUCT, ("cached", "24gb"), ("fast", "24gb")]
+PLANNED = [*PRODUCT, *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle"))]
 CHOSEN = [*PLANNED, ("cached", "no_encoder")]
 
 
@@ -83,15 +86,23 @@ def planned():
 
 
 def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
-    """Of a run's YAML or of a stage's; none of an overlay, of `uae study` or of `uae evaluate`."""
+    """Of a run's YAML or of a stage's, and the stage STAGE.yaml that STAGE_MORE.yaml lies over; none of other overlays,
+    of `uae study` or of `uae evaluate`."""
     keys = keys_of(file)
     if "stages" in keys:
         return run_spec.read_run(file, overlays).stages
-    return [StageSpec(file.stem, file, {})] if "class_path" in keys.get("model", {}) else []
+    below = [other for other in FILES if other.parent == file.parent and file.stem.startswith(f"{other.stem}_")]
+    if lays_over(keys) and (below := [other for other in below if is_stage(keys_of(other))]):
+        return [StageSpec(file.stem, below[0], {}, (file,))]
+    return [StageSpec(file.stem, file, {})] if is_stage(keys) else []
+
+
+def is_stage(keys: dict) -> bool:
+    return "class_path" in keys.get("model", {})
 
 
 def lays_over(keys: dict) -> bool:
-    return "suites" not in keys and bool({"model", "data"} & {*keys})
+    return "suites" not in keys and bool({"model", "data"} & {*keys}) and not is_stage(keys)
 
 
 def keys_of(file: Path) -> dict:
@@ -127,8 +138,7 @@ def test_every_overlay_is_used():
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
     assert list(itertools.product(*choices[:3])) == PRODUCT
     used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
-    overlays = {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
-    assert used == {file for file in overlays if not stages_of(file)}
+    assert used == {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
 
 
 def test_later_configs_count_and_options_count_more(tmp_path):
@@ -214,10 +224,30 @@ def small(tmp_path_factory) -> Path:
     return folder
 
 
-def swapped(stage: str, small: Path) -> list[str]:
+SWAPS = {  # in the text of callbacks and auxiliaries
+    "openai/clip-vit-large-patch14": "{small}/clip",
+    "facebook/dinov2-large": "{small}/dino",
+    "Qwen/Qwen2.5-VL-3B-Instruct": "{small}/qwen",
+    '"dtype": "bfloat16"': '"dtype": "float32"',
+    "[5, 6, 7]": "[0]",  # of DINOv2's layers the small one has three
+    "[22, 23, 24]": "[1, 2]",
+    '"cells": 4': '"cells": 2',
+    "data/replay": "{small}/pictures",
+    "data/held_out": "{small}/held_out",
+    '"resolution": 512': '"resolution": 64, "validation_pictures": 2',
+    '"batches": 32': '"batches": 2',
+}
+
+
+def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
     """The YAML's models become small ones of the same classes, on pictures of 64 pixels; all else is the YAML's."""
-    trainer = run_spec.read_stage_yaml(CONF / "real" / f"{stage}.yaml")["trainer"]
-    callbacks = json.dumps(trainer["callbacks"]).replace("openai/clip-vit-large-patch14", str(small / "clip"))
+    files = (run_spec.read_stage_yaml(CONF / "real" / f"{name}.yaml") for name in (stage, *overlays))
+    config = functools.reduce(run_spec.overlaid, files)
+    trainer, more = config["trainer"], config["model"]["init_args"].get("auxiliaries")
+    callbacks, auxiliaries = json.dumps(trainer["callbacks"]), json.dumps(more)
+    for large, little in SWAPS.items():
+        little = little.replace("{small}", str(small))
+        callbacks, auxiliaries = callbacks.replace(large, little), auxiliaries.replace(large, little)
     options = {
         "model.autoencoder.encoder.path": small / "qwen",
         "model.autoencoder.encoder.dtype": "float32",  # without AVX512-BF16 bf16 is emulated, 60 times slower
@@ -237,7 +267,8 @@ def swapped(stage: str, small: Path) -> list[str]:
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 2 * trainer.get("accumulate_grad_batches", 1),
-        "trainer.callbacks": callbacks.replace("facebook/dinov2-large", str(small / "dino")),
+        "trainer.callbacks": callbacks,
+        "model.init_args.auxiliaries": auxiliaries,
     }
     if stage == "decoder_rl":
         options["model.init_args.group_size"] = 8  # 24 take a minute
@@ -255,7 +286,8 @@ def test_two_steps_with_small_models(stage, overlays, small, tmp_path):
     Red where a YAML asks for what a part cannot do, such as `group_size: 24` with `micro_batch: 5`.
     """
     configs = [f"--config={CONF / 'real' / name}.yaml" for name in (stage, *overlays)]
-    module = run_stage(["fit", *configs, *swapped(stage, small), f"--trainer.default_root_dir={tmp_path}"]).model
+    place = f"--trainer.default_root_dir={tmp_path}"
+    module = run_stage(["fit", *configs, *swapped(stage, overlays, small), place]).model
     rows = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 2]
     assert {path.name for path in (tmp_path / "weights").iterdir()} == set(module.trained)
