@@ -91,8 +91,9 @@ class Encoder(Component):
         The texts are what is to be drawn: without thoughts, and the prompt itself where nothing is left. The tokens
         are all that were sampled.
         """
-        options = {"samples": samples, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
-        said = self.generate(self.ask(texts), **options)
+        said = self.generate(
+            self.ask(texts), samples=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+        )
         prompts = [text for text in texts for _ in range(samples)]
         return replace(said, texts=[after_thoughts(one) or own for one, own in zip(said.texts, prompts, strict=True)])
 

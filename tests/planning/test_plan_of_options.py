@@ -1,0 +1,47 @@
+"""`uae plan` of auxiliary losses with a memory, and of a reward that reads."""
+
+from __future__ import annotations
+
+import test_plan as plans
+from test_plan import PROMPTS, SETTING
+
+from callbacks import RewardCallback
+from uae_lightning.planning.report import table
+from uae_lightning.planning.stage_plan import StagePlan, plan_built
+from uae_lightning.rewards.caption_likelihood import CaptionLikelihood
+from uae_lightning.rewards.pixel_similarity import PixelSimilarity
+from uae_lightning.scenes.data import ScenesData
+from uae_lightning.stages.memory_replay import Replay
+
+make_stage = plans.make_stage
+
+
+def planned(stage, reward=None) -> StagePlan:
+    return plan_built("plan", stage, RewardCallback(reward or PixelSimilarity()), SETTING, PROMPTS)
+
+
+def test_a_replay_is_counted_once_and_its_memory_never(make_stage):
+    # red if it is multiplied by the passes of the policy, the captions of the memory are charged to a step, or data are
+    # read: a plan is made before there are any
+    def replay(**options) -> Replay:
+        data = ScenesData(batch_size=4)
+        data.train_dataloader = None
+        return Replay(0.1, data, batches=3, **options)
+
+    plain = planned(make_stage("encoder_rl"))
+    replayed = planned(make_stage("encoder_rl", auxiliaries=[replay(micro_batch=1)]))
+    assert replayed.phases.keys() - plain.phases.keys() == {"auxiliaries"}
+    for name, phase in plain.phases.items():
+        assert (replayed.phases[name].flops, replayed.phases[name].calls) == (phase.flops, phase.calls), name
+    own = replayed.phases["auxiliaries"]
+    assert own.flops > 0 and own.calls["texts read"] == 4 * 2 * 2  # a caption and a text of the data; twice each
+    assert replayed.kv_cache == plain.kv_cache and "auxiliary losses" in table(replayed)
+    together = planned(make_stage("encoder_rl", auxiliaries=[replay(micro_batch=4)])).phases["auxiliaries"]
+    assert own.peak < together.peak and own.flops <= together.flops * 1.01  # padding
+
+
+def test_a_reward_that_reads_is_planned(make_stage, make_encoder):
+    # red if the reader of a reward is left without its texts
+    plan = planned(make_stage("decoder_rl"), CaptionLikelihood(make_encoder()))
+    assert plan.phases["reward"].flops > 2 * planned(make_stage("decoder_rl")).phases["reward"].flops
+    assert plan.parts[-1].name == "reward" and plan.parts[-1].parameters > 10**6
