@@ -388,7 +388,7 @@ def test_gains_over_one_seed_are_those_of_the_pair(kind):
     rng = np.random.default_rng(3)
     before, after = ({"a": rng.uniform(1, 2, 30).tolist(), "b": rng.uniform(0.2, 1, 30).tolist()} for _ in range(2))
     statistic = Statistic(("a",) if kind in ("mean", "exp") else ("a", "b"), kind)
-    pair, seeds = statistic.gain(before, after), statistic.gain_over_seeds(before, [after, after])
+    pair, seeds = statistic.gain(before, after), statistic.gain_over_seeds([before], [after, after])
     assert seeds["mean"] == pytest.approx(pair["mean"]) and seeds["n"] == pair["n"] and seeds["seeds"] == 2
     assert seeds["low"] == pytest.approx(pair["low"], abs=0.1) and seeds["high"] == pytest.approx(pair["high"], abs=0.1)
 
