@@ -137,7 +137,7 @@ def study_yaml(random: Random, place: Path) -> Case:
     content = yaml.safe_load((CONF / "reproduce.yaml").read_text())
     content["evaluation"] |= {name: str(CONF / content["evaluation"][name]) for name in ("config", "judges")}
     content["shows"] = str(CONF / content["shows"])
-    for stage in content["arms"][0]["stages"]:
+    for stage in (stage for arm in content["arms"] for stage in arm["stages"]):
         stage["config"] = str(CONF / stage["config"])
     Path("conf/study.yaml").write_text(yaml.safe_dump(content))
     args = ["study", "--config=conf/study.yaml", "--dry-run"]

@@ -48,18 +48,16 @@ def test_pictures_do_not_depend_on_the_micro_batch(make_stage, kind, options):
 
 @pytest.mark.parametrize("kind", [DecoderRL, DecoderMatching])
 def test_pictures_are_drawn_from_their_own_captions_too(make_stage, kind):
-    # red if the encoder's texts stand in front, or rounding becomes int(): half of 3 is 2
+    # red if the encoder's texts stand in front, or `given` does not follow them
     stage = make_stage(kind, own_captions=0.5, captioning=Captioning(0.0, 4))
-    batch = next(iter(ScenesData(batch_size=3).train_dataloader()))
+    batch, size = next(iter(ScenesData(batch_size=3).train_dataloader())), stage.policy.group_size
     rollout = stage.rollout(batch)
     written = stage.autoencoder.write(batch.images, 1).texts
-    expected = [*batch.captions[:2], written[2]]
-    assert rollout.captions.texts == expected != [*written[:2], batch.captions[2]]
-    assert rollout.reward_input.captions == [text for text in expected for _ in range(stage.policy.group_size)]
-    assert (
-        rollout.reward_input.given.tolist() == [True] * 2 * stage.policy.group_size + [False] * stage.policy.group_size
-    )
-    assert torch.equal(rollout.acts[0].conditioning.mask[:: stage.policy.group_size].sum(1), lengths(stage, expected))
+    expected = [written[0], batch.captions[1], written[2]]
+    assert rollout.captions.texts == expected != written
+    assert rollout.reward_input.captions == [text for text in expected for _ in range(size)]
+    assert rollout.reward_input.given.tolist() == [False] * size + [True] * size + [False] * size
+    assert torch.equal(rollout.acts[0].conditioning.mask[::size].sum(1), lengths(stage, expected))
 
     stage.own_captions, stage.autoencoder.encoder.generate = 1.0, None  # nobody has to write
     assert stage.rollout(batch).captions.texts == batch.captions

@@ -32,23 +32,29 @@ class PictureStage(PolicyStage):
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:
-        own = round(self.own_captions * len(batch.keys))
+        own = self.drawn_from_their_own(len(batch.keys))
         captions = self.captions_of(batch, own)
         acts = self.policy.act(self.autoencoder.read(captions.texts), self)
         images = batch.images.repeat_interleave(self.policy.group_size, 0)
         texts = [text for text in captions.texts for _ in range(self.policy.group_size)]
-        given = torch.arange(len(texts), device=images.device) < own * self.policy.group_size
+        given = torch.tensor(own, device=images.device).repeat_interleave(self.policy.group_size)
         return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given))
 
-    def captions_of(self, batch: Batch, own: int) -> Captions:
-        """One of each picture, the first `own` of the data."""
-        seed = self.step_seed(0, self.global_rank)
-        if not own:
+    def drawn_from_their_own(self, count: int) -> list[bool]:
+        """Which of a rank's pictures: evenly spread over the global batch, whatever the number of ranks."""
+        places = range(self.global_rank * count, (self.global_rank + 1) * count)
+        return [int((place + 1) * self.own_captions) > int(place * self.own_captions) for place in places]
+
+    def captions_of(self, batch: Batch, own: list[bool]) -> Captions:
+        """One of each picture, that of the data where it is drawn from its own."""
+        others, seed = [row for row, given in enumerate(own) if not given], self.step_seed(0, self.global_rank)
+        if len(others) == len(own):
             return self.autoencoder.write(batch.images, 1, seed)
-        texts = batch.given_captions(type(self).__name__, "set model.init_args.own_captions to 0")[:own]
-        if own < len(batch.keys):
-            texts = texts + self.autoencoder.write(batch.images[own:], 1, seed).texts
-        return self.autoencoder.reader.tokenize(texts)
+        texts = batch.given_captions(type(self).__name__, "set model.init_args.own_captions to 0")
+        written = iter(self.autoencoder.write(batch.images[others], 1, seed).texts if others else ())
+        return self.autoencoder.reader.tokenize(
+            [t if given else next(written) for t, given in zip(texts, own, strict=True)]
+        )
 
 
 @checked

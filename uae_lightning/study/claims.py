@@ -128,6 +128,8 @@ def read_claim(entry: Any, where: str) -> Claim:
     `paper` where it is known, and `over` where an arm is compared with another."""
     required = ("name", "title", "figure", "goal")
     check_keys(entry, required=required, allowed=(*required, "paper", "over"), where=where)
+    if wrong := [key for key, value in entry.items() if key != "goal" and not isinstance(value, str)]:
+        raise UsageError(f"{wrong[0]} of {where} must be a text, got {entry[wrong[0]]!r}")
     return Claim(**entry | {"goal": read_goal(entry["goal"], where)})
 
 
