@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.interfaces import Reward
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput, Sampling, ValidationOutput
@@ -44,6 +44,7 @@ class TinyAutoEncoder(AutoEncoder):
     ) -> None:
         nn.Module.__init__(self)
         self.encoder, self.projector, self.decoder, self.sampling = encoder, projector, decoder, sampling
+        self.captioning = Captioning()
 
     def round_trip(self, images: Tensor) -> Tensor:
         return images * self.encoder.value * self.projector.value * self.decoder.value
@@ -63,7 +64,7 @@ class TinyStage(Stage):
         L.LightningModule.__init__(self)
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         self.autoencoder = autoencoder
-        self.trained, self.fails_at = tuple(learns), fails_at
+        self.trained, self.fails_at, self.auxiliaries = tuple(learns), fails_at, []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.global_step == self.fails_at:
