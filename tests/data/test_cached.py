@@ -302,7 +302,8 @@ def trained(stage, batches: list[Batch]) -> list[float]:
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def test_training_from_the_cache_is_training_without_it(make_stage, batches, tmp_path: Path):
     # red if `drop` or the mask is left out of the cached path, or latents are scaled again; rounding is another where
-    # captions were read in other batches, so losses agree to 1e-5 and not to the bit
+    # captions were read in other batches, so losses agree to 1e-5 and not to the bit; AdamW makes more of the rounding of
+    # gradients near 0, weights agree to a tenth of a step
     torch.manual_seed(0)
     stage = make_stage(condition_dropout=0.4)
     folder = cache_of(stage, batches, tmp_path)
@@ -317,7 +318,7 @@ def test_training_from_the_cache_is_training_without_it(make_stage, batches, tmp
     assert losses == pytest.approx(from_cache, rel=1e-5) and len(set(losses)) == 4
     mine, theirs = dict(stage.named_parameters()), dict(other.named_parameters())
     moved = [name for name, parameter in theirs.items() if parameter.requires_grad]
-    assert moved and all(torch.allclose(mine[name], theirs[name], atol=1e-5) for name in moved)
+    assert moved and all(torch.allclose(mine[name], theirs[name], atol=1e-4) for name in moved)
 
 
 class Closeness(Reward):
