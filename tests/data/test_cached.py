@@ -302,8 +302,8 @@ def trained(stage, batches: list[Batch]) -> list[float]:
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def test_training_from_the_cache_is_training_without_it(make_stage, batches, tmp_path: Path):
     # red if `drop` or the mask is left out of the cached path, or latents are scaled again; rounding is another where
-    # captions were read in other batches, so losses agree to 1e-5 and not to the bit; AdamW makes more of the rounding of
-    # gradients near 0, weights agree to a tenth of a step
+    # captions were read in other batches, so losses agree to 1e-5 and not to the bit; AdamW makes more of it where
+    # gradients are near 0: weights agree to a tenth of a step
     torch.manual_seed(0)
     stage = make_stage(condition_dropout=0.4)
     folder = cache_of(stage, batches, tmp_path)

@@ -71,7 +71,11 @@ def test_numbers_of_stages_callbacks_rewards_and_trainer():
         config = {key: value for key, value in cli.config.fit.as_dict().items() if key != "config"}
         for path, owner in numbers(config):
             option = owner, path[-1], path[0]
-            if option not in seen and "weights" not in path and (path[-1] == "lr" or not owner.startswith(JUDGED_ELSEWHERE)):
+            if (
+                option not in seen
+                and "weights" not in path
+                and (path[-1] == "lr" or not owner.startswith(JUDGED_ELSEWHERE))
+            ):
                 wrong += accepted(cli._parser("fit"), check_fit, config, path)
             seen.add(option)
     assert not wrong and len(seen) > 60, "\n".join(map(str, wrong))
