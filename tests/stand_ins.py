@@ -30,6 +30,9 @@ class Part(nn.Module):
     def save(self, folder: Path) -> None:
         (folder / "value.json").write_text(json.dumps(self.value.item()))
 
+    def evaluations(self, sampling: Sampling) -> int:
+        return sampling.steps
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         return latents
 

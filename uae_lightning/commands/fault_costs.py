@@ -32,6 +32,7 @@ of `uae fit`.
 def main(args: list[str]) -> None:
     options, fit_options = parse(args)
     reward, data = load(fit_options)
+    reward = reward.held_out()
 
     from uae_lightning.evaluation.fault_costs import costs_markdown, fault_costs
     from uae_lightning.evaluation.photograph_faults import photograph_cases
