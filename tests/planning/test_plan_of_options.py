@@ -37,7 +37,7 @@ def test_a_replay_is_counted_once_and_its_memory_never(make_stage):
     assert own.flops > 0 and own.calls["texts read"] == 4 * 2 * 2  # a caption and a text of the data; twice each
     assert replayed.kv_cache == plain.kv_cache and "auxiliary losses" in table(replayed)
     together = planned(make_stage("encoder_rl", auxiliaries=[replay(micro_batch=4)])).phases["auxiliaries"]
-    assert own.peak < together.peak and own.flops <= together.flops * 1.01  # padding
+    assert own.peak < together.peak
 
 
 def test_a_reward_that_reads_is_planned(make_stage, make_encoder):
