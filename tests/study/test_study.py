@@ -144,7 +144,7 @@ def again(args, tiny, tmp_path, capsys):
 
     # another study adds its section, and leaves claims and arms of this one; red with `part["arms"]` in merged()
     content = yaml.safe_load(tiny.read_text())
-    del content["claims"]
+    del content["claims"], content["compared"]
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(content | {"name": "other", "title": "Another study", "arms": content["arms"][:1]}))
     shutil.copytree(tmp_path / "runs" / "tiny", tmp_path / "runs" / "other")
