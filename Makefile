@@ -61,7 +61,7 @@ smoke: .venv/.installed ## two optimiser steps of every stage, to see that all t
 	$(BIN)/uae run --config conf/smoke.yaml $(ARGS)
 
 test: .venv/.installed ## the tests: no network, no GPU, about 15 minutes on 2 cores
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.installed ## ruff, its formatting, and the types of what [tool.mypy] names
 	$(BIN)/ruff check . $(ARGS)
