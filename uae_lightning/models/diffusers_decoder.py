@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import AbstractContextManager
 from inspect import Parameter, signature
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -23,7 +24,7 @@ from uae_lightning.models.attention import use_backend
 from uae_lightning.models.codecs import DiffusersCodec, codec_of
 from uae_lightning.models.loading import load
 from uae_lightning.models.quantization import Quantization, quantize_linears
-from uae_lightning.models.schedules import Spacing, load_scheduler, schedule
+from uae_lightning.models.schedules import STATIC, Spacing, linear_in_tokens, load_scheduler, schedule
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve
 from uae_lightning.ranges import Count, checked
@@ -63,10 +64,11 @@ class DiffusersDecoder(FlowDecoder):
     kind: ClassVar[type[ModelMixin]]
     pipeline_class: ClassVar[str]  # of diffusers, which holds the same parts
     spacing: ClassVar[Spacing] = "even"  # of that pipeline
-    targets: ClassVar[str | list[str]]  # of a LoRA, by name
+    targets: str | list[str]  # of a LoRA, by name
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     width: ClassVar[str] = "joint_attention_dim"  # key of the transformer's config: of the states it reads
     files: ClassVar[list[str]] = FILES
+    obeyed: ClassVar[set[str]] = STATIC  # settings of the scheduler
 
     def __init__(
         self,
@@ -93,7 +95,7 @@ class DiffusersDecoder(FlowDecoder):
             for block in self.blocks():  # graphs serve all blocks that are alike; a whole transformer takes minutes
                 block.compile()
         self.codec = codec_of(self.folder, dtype) if codec is None else codec
-        self.scheduler = load_scheduler(self.folder)
+        self.scheduler = load_scheduler(self.folder, self.obeyed)
         self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing or self.spacing
         self.image_size, self.conditioning_size = resolution, self.transformer.config[self.width]
         self.prepare()
@@ -183,7 +185,8 @@ class DiffusersDecoder(FlowDecoder):
 
     def shift(self, tokens: int, steps: int) -> float:
         """Of the noise levels, for pictures of that many tokens of the transformer."""
-        return self.scheduler.config.shift
+        config = self.scheduler.config
+        return exp(linear_in_tokens(tokens, config)) if config.use_dynamic_shifting else config.shift
 
     def reference(self) -> AbstractContextManager[None]:
         return adapters_off(self.transformer)
