@@ -45,6 +45,7 @@ RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
 PLANNED = [*PRODUCT, *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle"))]
+DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
 CHOSEN = [*PLANNED, ("cached", "no_encoder")]
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import diffusers
 import pytest
-import small_decoders
 import torch
-from small_decoders import WIDTH
 from torch import Tensor
 
-from uae_lightning.models.diffusers_decoder import DiffusersDecoder
-from uae_lightning.models.flux2 import Flux2Decoder
-from uae_lightning.models.qwen_image import QwenImageDecoder
-from uae_lightning.models.sana import SanaDecoder
-from uae_lightning.models.z_image import ZImageDecoder
-from uae_lightning.types import Conditioning, LoRA, Sampling
+sys.path.append(str(Path(__file__).parents[1] / "conf"))
+import small_decoders  # noqa: E402
+from small_decoders import WIDTH  # noqa: E402
+
+from uae_lightning.models.diffusers_decoder import DiffusersDecoder  # noqa: E402
+from uae_lightning.models.flux2 import Flux2Decoder  # noqa: E402
+from uae_lightning.models.qwen_image import QwenImageDecoder  # noqa: E402
+from uae_lightning.models.sana import SanaDecoder  # noqa: E402
+from uae_lightning.models.z_image import ZImageDecoder  # noqa: E402
+from uae_lightning.types import Conditioning, LoRA, Sampling  # noqa: E402
 
 SIDE, STEPS, GUIDANCE = 64, 3, 2.5
 FAMILIES = {
