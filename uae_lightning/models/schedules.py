@@ -73,7 +73,7 @@ def schedule(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, spacing: Sp
     last = scheduler.config.shift_terminal
     if last and steps > 1:
         levels = 1 - (1 - levels) * ((1 - last) / (1 - levels[-1]))
-    return torch.cat([levels, torch.zeros(1)])
+    return torch.cat([levels.clamp(max=1.0), torch.zeros(1)])  # rounding may leave the first above 1
 
 
 def linear_in_tokens(tokens: int, config: Any) -> float:
