@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import diffusers
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import AutoModel, CLIPTextModelWithProjection
 from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
@@ -13,6 +14,9 @@ from uae_lightning.paths import resolve
 
 MEDIUM, LARGE = "stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-diffusion-3.5-large"
 
+SANA, FLUX2 = "Efficient-Large-Model/Sana_1600M_512px_diffusers", "black-forest-labs/FLUX.2-klein-base-4B"
+Z_IMAGE, QWEN_IMAGE = "Tongyi-MAI/Z-Image", "Qwen/Qwen-Image"
+
 
 @pytest.mark.parametrize(
     ("name", "kind", "subfolder", "parameters"),
@@ -21,6 +25,14 @@ MEDIUM, LARGE = "stabilityai/stable-diffusion-3.5-medium", "stabilityai/stable-d
         ("Qwen/Qwen2.5-VL-7B-Instruct", Qwen, "", 8_292_166_656),  # 8.29 B
         (MEDIUM, SD3Transformer2DModel, "transformer", 2_243_171_520 + 384 * 384 * 1536),  # 2.5 B
         (LARGE, SD3Transformer2DModel, "transformer", 8_056_627_520 + 192 * 192 * 2432),  # 8.1 B
+        (SANA, diffusers.SanaTransformer2DModel, "transformer", 1_604_462_752),  # 1,604 M
+        (SANA, diffusers.AutoencoderDC, "vae", 312_250_275),  # 312 M
+        (FLUX2, diffusers.Flux2Transformer2DModel, "transformer", 3_875_544_576),  # 7.75 GB in bf16
+        (FLUX2, diffusers.AutoencoderKLFlux2, "vae", 84_046_115),  # 84 M
+        (Z_IMAGE, diffusers.ZImageTransformer2DModel, "transformer", 6_154_908_736),  # 6.15 B
+        (Z_IMAGE, AutoencoderKL, "vae", 83_819_683),
+        (QWEN_IMAGE, diffusers.QwenImageTransformer2DModel, "transformer", 20_430_401_088),  # 20.4 B
+        (QWEN_IMAGE, diffusers.AutoencoderKLQwenImage, "vae", 126_892_531),  # 127 M
         (MEDIUM, AutoencoderKL, "vae", 83_819_683),  # 84 M
         (LARGE, AutoencoderKL, "vae", 83_819_683),
         (MEDIUM, CLIPTextModelWithProjection, "text_encoder", 123_650_304),  # 124 M

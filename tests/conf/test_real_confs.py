@@ -11,6 +11,7 @@ from pathlib import Path
 
 import planning_of_runs
 import pytest
+import small_decoders
 import torch
 import yaml
 from jsonargparse import Namespace
@@ -37,6 +38,18 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_rl", []),
     ("decoder_rl", ["qwen7b", "sd35_large", "decoder_rl_fast"]),
     ("decoder_rl", ["decoder_rl_cycle"]),
+    ("decoder_pretrain", ["sana"]),
+    ("encoder_rl", ["sana"]),
+    ("decoder_rl", ["sana"]),
+    ("decoder_pretrain", ["flux2"]),
+    ("encoder_rl", ["flux2"]),
+    ("decoder_rl", ["flux2"]),
+    ("decoder_pretrain", ["z_image"]),
+    ("encoder_rl", ["z_image"]),
+    ("decoder_rl", ["z_image"]),
+    ("decoder_pretrain", ["qwen_image"]),
+    ("encoder_rl", ["qwen_image"]),
+    ("decoder_rl", ["qwen_image"]),
 ]
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -44,7 +57,8 @@ FILES = sorted(CONF.rglob("*.yaml"))
 RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
-PLANNED = [*PRODUCT, *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle"))]
+DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
+PLANNED = [*PRODUCT, *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle", *DECODERS))]
 CHOSEN = [*PLANNED, ("cached", "no_encoder")]
 
 
@@ -145,7 +159,9 @@ def test_every_overlay_is_used():
     # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
     choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
-    assert list(itertools.product(*choices[:3])) == PRODUCT
+    encoders, (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
+    assert list(itertools.product(encoders, sd3, cards)) == PRODUCT
+    assert [sana, flux2, z_image, qwen_image] == DECODERS
     used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
     assert used == {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
 
@@ -228,6 +244,8 @@ def test_config_is_a_yaml_or_a_list_of_them(config, tmp_path):
 def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     save_models(folder)
+    for name in DECODERS:
+        getattr(small_decoders, f"save_{name}")(folder / name)
     save_pictures(folder / "pictures", 6, seed=0)
     save_pictures(folder / "held_out", 2, seed=1)
     pairs = [{"image": f"pictures/{i}.png", "prompt": "a ball", "caption": f"a large red ball {i}"} for i in range(6)]
@@ -264,7 +282,7 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
         "model.autoencoder.encoder.dtype": "float32",  # without AVX512-BF16 bf16 is emulated, 60 times slower
         "model.autoencoder.projector.input_size": HIDDEN,
         "model.autoencoder.projector.output_size": TEXT,
-        "model.autoencoder.decoder.path": small / "sd3",
+        "model.autoencoder.decoder.path": small / next((name for name in overlays if name in DECODERS), "sd3"),
         "model.autoencoder.decoder.dtype": "float32",
         "model.autoencoder.decoder.resolution": 64,
         "model.autoencoder.captioning.max_new_tokens": 8,
@@ -283,6 +301,9 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
     }
     if stage == "decoder_rl":
         options["model.init_args.group_size"] = 8  # 24 take a minute
+    if stage == "decoder_rl" and {*overlays} & {*DECODERS}:
+        options |= {"model.init_args.group_size": 2, "model.autoencoder.sampling.steps": 3}
+        options["model.init_args.window"] = "[0, 2]"
     if stage == "rewrite_sft":
         options["data.init_args.path"] = small / "pairs.jsonl"
     return [f"--{key}={value}" for key, value in options.items()]

@@ -1,10 +1,10 @@
-"""Joint attention of SD3 with what diffusers' processor lacks: a mask for text padding."""
+"""Attention backends of diffusers, and joint attention of SD3 with what its processor lacks: a mask for text padding."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import SD3Transformer2DModel
+from diffusers import ModelMixin, SD3Transformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
@@ -13,13 +13,22 @@ def use_masked_attention(transformer: SD3Transformer2DModel, backend: str, *, ma
     """Gives every attention layer a `MaskedJointAttention` with that backend of diffusers.
 
     Raises:
+        ValueError: as `use_backend`.
+    """
+    transformer.set_attn_processor(MaskedJointAttention())
+    use_backend(transformer, backend, masked=masked)
+
+
+def use_backend(transformer: ModelMixin, backend: str, *, masked: bool) -> None:
+    """A backend of diffusers for every attention layer.
+
+    Raises:
         ValueError: the backend is unknown, its package is not installed, or it takes no mask and one is needed.
     """
     if masked and "flash" in backend and "varlen" not in backend and backend != "_native_flash":
         raise ValueError(
             f"attention: {backend} takes no mask for text padding: choose flash_varlen, or set mask_padding: false"
         )
-    transformer.set_attn_processor(MaskedJointAttention())
     if backend == "native":
         return
     try:
