@@ -50,7 +50,8 @@ def test_a_perfect_round_trip_finds_all_and_a_blind_one_nothing(scenes):
 def test_the_number_of_originals_is_fixed(scenes):
     # red if the pool is what made the round trip: fewer samples would look like a better model
     few = 3
-    noisy = (scenes[:few] + 0.3 * torch.randn(scenes[:few].shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    noise = torch.randn(scenes[:few].shape, generator=torch.Generator().manual_seed(0))
+    noisy = (scenes[:few] + 0.3 * noise).clamp(0, 1)
     parts = [Retrieval({"pixels": Pixels()}, among=N).measure(subject(*pair)) for pair in
              [(scenes, torch.cat([noisy, scenes[few:]])), (scenes[:few], noisy)]]  # fmt: skip
     assert parts[0]["mrr_pixels"][:few] == parts[1]["mrr_pixels"] and len(parts[1]["pixels"]) == few

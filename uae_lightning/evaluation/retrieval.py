@@ -21,8 +21,8 @@ MRR = "mrr_"  # before the name of a backbone
 
 @checked
 class Retrieval(Suite):
-    """By each backbone, of each reconstruction: 1 where its source is the nearest of the originals, else 0 (their mean is
-    R@1, under the name of the backbone); and one over the rank of its source (`mrr_NAME`).
+    """By each backbone, of each reconstruction: 1 where its source is the nearest of the originals, else 0 (their mean
+    is R@1, under the name of the backbone); and one over the rank of its source (`mrr_NAME`).
 
     Args:
         backbones: by whose embeddings pictures are compared; a run's own reward is no judge.
@@ -54,7 +54,7 @@ class Retrieval(Suite):
     def groups(self, figures: Figures) -> list[Group]:
         ways = {"": "R@1", MRR: "mean reciprocal rank"}
         rows = [Row(before + name, f"{way}, {name}") for name in self.backbones for before, way in ways.items()]
-        text = f"the source is nearest to its reconstruction among {self.among} pictures; by chance {1 / self.among:.3f}"
+        text = f"is the source nearest to its reconstruction, of {self.among} pictures? By chance {1 / self.among:.3f}"
         return [Group("Retrieval", text, tuple(row for row in rows if row.figure in figures))]
 
 
