@@ -105,6 +105,14 @@ class Encoder(Component):
             "tokenizer": str(self.tokenize([PROBE]).tokens[0].tolist()),
         }
 
+    def by_codes(self) -> CodeEncoder:
+        """The encoder, for who needs one whose language is a codebook; a ValueError where it is none."""
+        raise ValueError(
+            f"{type(self).__name__} has no codebook: give model.autoencoder.encoder a subclass of "
+            "uae_lightning.interfaces.CodeEncoder, such as uae_lightning.models.vision_codes.VisionCodes, or take "
+            "another stage"
+        )
+
     @abstractmethod
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
         """`samples` captions of each image [B, 3, H, W]; N = B * samples. Temperature 0 is greedy.
@@ -131,6 +139,28 @@ class Encoder(Component):
     @abstractmethod
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
+
+
+class CodeEncoder(Encoder):
+    """An encoder whose language is a codebook that can be trained."""
+
+    codes: int  # V
+
+    def by_codes(self) -> CodeEncoder:
+        return self
+
+    @abstractmethod
+    def quantize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images [B, 3, H, W] -> codes [B, K], states [B, K, hidden_size] with gradients into the codebook, their mask
+        [B, K], and a loss [] of the codebook. The states are what `embed` gives of the codes' words."""
+
+    @abstractmethod
+    def seed(self, images: Tensor, use: Tensor) -> None:
+        """Codes that nothing is near to may move to what is seen in images [B, 3, H, W]: of all ranks, on all alike.
+
+        Args:
+            use: [V] how often each code was used of late, brought up to date in place; all zero at first.
+        """
 
 
 def after_thoughts(text: str) -> str:

@@ -189,7 +189,12 @@ class QwenVLEncoder(Encoder):
             )
 
     def blocks(self) -> list[nn.Module]:
-        return [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
+        language = self.model.model.language_model
+        return [*self.model.model.visual.blocks, *(language.layers if language is not None else [])]
+
+    def drop_language(self) -> None:
+        """What remains can `see`, and nothing else."""
+        self.model.model.language_model = self.model.lm_head = None
 
     def adapt(self, learning: Learning) -> None:
         """A LoRA on the linear layers of the text decoder where its `targets` name nothing else; the vision tower stays

@@ -214,7 +214,14 @@ def seeded(stage: StageSpec, seed: int) -> StageSpec:
 
 # Seconds of one core for each decoder forward, all else that the stage does included (2 cores of an EPYC with AVX2,
 # fp32). They only order the jobs and feed the estimates; a study corrects them by what its own jobs take.
-SECONDS_PER_FORWARD = {"DecoderPretrain": 0.017, "EncoderRL": 0.072, "DecoderRL": 0.018, "DecoderMatching": 0.012}
+SECONDS_PER_FORWARD = {
+    "DecoderPretrain": 0.017,
+    "CodebookPretrain": 0.017,
+    "BridgePretrain": 0.02,
+    "EncoderRL": 0.072,
+    "DecoderRL": 0.018,
+    "DecoderMatching": 0.012,
+}
 SECONDS_PER_SAMPLE = 0.15  # of an evaluation: pictures and drawings
 
 
@@ -254,7 +261,7 @@ def forwards_of(name: str, settings: dict[str, Any]) -> int:
     steps, pictures = int(settings["trainer"]["max_steps"]), int(settings["data"]["init_args"]["batch_size"])
     if kind not in SECONDS_PER_FORWARD:
         raise UsageError(f"stage {name}: decoder_forwards cannot count {kind}, add its arithmetic there")
-    if kind == "DecoderPretrain":
+    if kind.endswith("Pretrain"):
         return 3 * pictures * steps
     sampling = args["autoencoder"]["sampling"]
     branches = 1 if sampling["guidance"] == 1 else 2
