@@ -67,8 +67,7 @@ class SimVQ(Quantizer):
 
     def build(self, width: int) -> None:
         self.input_size = self.output_size = width
-        generator = torch.Generator().manual_seed(0)
-        self.codebook = nn.Parameter(torch.randn(self.size, width, generator=generator) / width**0.5)
+        self.codebook = nn.Parameter(torch.randn(self.size, width) / width**0.5)
         self.transform = nn.Linear(width, width, bias=False)
         nn.init.eye_(self.transform.weight)
 
@@ -90,16 +89,19 @@ class SimVQ(Quantizer):
 
     @torch.no_grad()
     def seed(self, features: Tensor, use: Tensor) -> None:
-        """A quarter of the features at most move a code in one call: the next sees what is far from these, too."""
+        """The feature that is farthest from all codes takes the least used one, and so on; at the first call all codes
+        are free. A quarter of the features at most move a code in one call."""
         best, codes = self.scores(features).max(-1)
-        use.mul_(MEMORY).index_add_(0, codes, torch.ones_like(use[codes]))
-        count = min(self.size, max(1, len(features) // 4))
-        far = (-best).topk(count)
-        least = (-use).topk(count)
-        moves = (-least.values < UNUSED) & (far.values > 1e-6 * features.square().sum(-1).mean())
-        wanted = torch.linalg.solve(self.transform.weight, features[far.indices].T).T
-        self.codebook[least.indices] = wanted.where(moves[:, None], self.codebook[least.indices])
-        use[least.indices] = use[least.indices] + moves
+        begun = (use.sum() > 0).to(use)
+        use.mul_(MEMORY).index_add_(0, codes, begun.expand(len(codes)))
+        distances, least = -best, 1e-4 * features.square().sum(-1).mean()
+        for _ in range(min(self.size, max(1, len(features) // 4))):
+            far, code = distances.argmax(), use.argmin()
+            moves = (use[code] < UNUSED) & (distances[far] > least)
+            wanted = torch.linalg.solve(self.transform.weight, features[far])
+            self.codebook[code] = wanted.where(moves, self.codebook[code])
+            use[code] = use[code] + moves
+            distances = distances.minimum((features - features[far]).square().sum(-1).where(moves, distances))
 
 
 @checked

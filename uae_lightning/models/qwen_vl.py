@@ -343,6 +343,11 @@ class QwenVLEncoder(Encoder):
         features = self.model.model.get_image_features(patches, grid, return_dict=True).pooler_output
         return Seen(torch.stack(list(features)), tuple(grid[0, 1:].tolist()))
 
+    @torch.no_grad()
+    def visual_features(self, images: Tensor) -> Tensor:
+        features = self.see(images).features.float()
+        return F.layer_norm(features, features.shape[-1:])
+
     def prompt_of(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The caption prompt for a picture of that many patches: (token ids [1, L], where the picture is [1, L], [1, 3]
         as Qwen writes the grid)."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.interfaces import CodeEncoder
-from uae_lightning.parallel.collectives import mean_over_ranks
 from uae_lightning.ranges import Natural, NonNegative, checked
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Batch, Conditioning
@@ -42,15 +41,18 @@ class CodebookPretrain(DecoderPretrain):
         **options,
     ) -> None:
         super().__init__(autoencoder, **options)
-        self.codes: CodeEncoder = autoencoder.reader.by_codes()
         self.codebook_weight, self.seeding_steps = codebook_weight, seeding_steps
-        self.register_buffer("use", torch.zeros(self.codes.codes))
+        self.register_buffer("use", torch.zeros(self.coder.codes))
+
+    @property
+    def coder(self) -> CodeEncoder:
+        return self.autoencoder.reader.by_codes()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.global_step < self.seeding_steps:
-            self.codes.seed(batch.images, self.use)
-        codes, states, mask, loss = self.codes.quantize(batch.images)
-        used = codes.new_tensor(len(codes.unique())).float()
-        self.log_dict({"train/codebook": loss, "codes/in_batch": mean_over_ranks(used)}, sync_dist=True)
+            self.coder.seed(batch.images, self.use)
+        codes, states, mask, loss = self.coder.quantize(batch.images)
+        used = torch.zeros_like(self.use).index_fill(0, codes.flatten(), 1.0).sum()
+        self.log_dict({"train/codebook": loss, "codes/in_batch": used}, sync_dist=True)
         conditioning = Conditioning(self.projector(states), mask)
         return self.step_loss(batch, conditioning) + self.codebook_weight * loss

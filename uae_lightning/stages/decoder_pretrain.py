@@ -130,8 +130,7 @@ def flow_matching(
 def condition_of(autoencoder: AutoEncoder, batch: Batch) -> Conditioning:
     if batch.embedded is None:
         return autoencoder.read(batch.captions)
-    states, mask = batch.embedded
-    return Conditioning(autoencoder.projector(states), mask)
+    return autoencoder.projector.conditioning(*batch.embedded)
 
 
 @torch.no_grad()
