@@ -71,6 +71,18 @@ class Encoder(Component):
         indexed by rows. For a frozen vision tower its features; the images themselves where there is none."""
         return images
 
+    def visual_features(self, images: Tensor) -> Tensor:
+        """What the vision tower makes of images [B, 3, H, W]: [B, K, E] float32, each of mean 0 and variance 1, without
+        gradient.
+
+        Raises:
+            ValueError: the encoder has no vision tower with features by place.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no visual features to condition on: give model.autoencoder.encoder an encoder "
+            "with `visual_features`, as uae_lightning.models.qwen_vl.QwenVLEncoder has it"
+        )
+
     def ask(self, texts: list[str]) -> Any:
         """Text-only chat turns, each of which asks for a complete caption of the picture that a terse prompt is about.
         They are given to the same methods in place of images, and can be indexed by rows.
@@ -105,6 +117,14 @@ class Encoder(Component):
             "tokenizer": str(self.tokenize([PROBE]).tokens[0].tolist()),
         }
 
+    def by_codes(self) -> CodeEncoder:
+        """The encoder, for who needs one whose language is a codebook; a ValueError where it is none."""
+        raise ValueError(
+            f"{type(self).__name__} has no codebook: give model.autoencoder.encoder a subclass of "
+            "uae_lightning.interfaces.CodeEncoder, such as uae_lightning.models.vision_codes.VisionCodes, or take "
+            "another stage"
+        )
+
     @abstractmethod
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
         """`samples` captions of each image [B, 3, H, W]; N = B * samples. Temperature 0 is greedy.
@@ -133,6 +153,28 @@ class Encoder(Component):
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
 
 
+class CodeEncoder(Encoder):
+    """An encoder whose language is a codebook that can be trained."""
+
+    codes: int  # V
+
+    def by_codes(self) -> CodeEncoder:
+        return self
+
+    @abstractmethod
+    def quantize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images [B, 3, H, W] -> codes [B, K], states [B, K, hidden_size] with gradients into the codebook, their mask
+        [B, K], and a loss [] of the codebook. The states are what `embed` gives of the codes' words."""
+
+    @abstractmethod
+    def seed(self, images: Tensor, use: Tensor) -> None:
+        """Codes that nothing is near to may move to what is seen in images [B, 3, H, W]: of all ranks, on all alike.
+
+        Args:
+            use: [V] how often each code was used of late, brought up to date in place; all zero at first.
+        """
+
+
 def after_thoughts(text: str) -> str:
     """What stands behind the last `</think>`; "" where thoughts have no end."""
     answer = text.rpartition("</think>")[2]
@@ -148,6 +190,37 @@ class Projector(Component):
 
     @abstractmethod
     def forward(self, states: Tensor) -> Tensor: ...
+
+    def conditioning(self, states: Tensor, mask: Tensor) -> Conditioning:
+        """What the decoder is given of texts that were read as states [N, L, hidden_size]."""
+        return Conditioning(self(states), mask)
+
+    def by_bridge(self) -> Bridge:
+        """The projector, for who needs one that predicts visual features; a ValueError where it does not."""
+        raise ValueError(
+            f"{type(self).__name__} predicts no visual features: give model.autoencoder.projector a subclass of "
+            "uae_lightning.interfaces.Bridge, such as uae_lightning.models.bridge.VisualBridge, or take another stage"
+        )
+
+
+class Bridge(Projector):
+    """A projector that also predicts, from the states of a text alone, visual features of what it describes: nothing of
+    a picture can pass beside the text."""
+
+    def by_bridge(self) -> Bridge:
+        return self
+
+    @abstractmethod
+    def predict(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Visual features [N, K, E] by states [N, L, hidden_size]; without gradient."""
+
+    @abstractmethod
+    def bridge_loss(self, states: Tensor, mask: Tensor, visual: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """[N] of the prediction of `visual` [N, K, E], with noise [N, K, E] and levels sigma [N] in (0, 1) where it
+        learns to generate."""
+
+    def conditioning(self, states: Tensor, mask: Tensor) -> Conditioning:
+        return replace(super().conditioning(states, mask), visual=self.predict(states, mask))
 
 
 class Codec(Component):
@@ -183,6 +256,7 @@ class Decoder(Component):
     image_size: int  # side of the pictures in pixels
     conditioning_size: int  # D
     mask_padding: bool = True  # padding of the conditioning does not reach the picture
+    reads_visual: bool = False  # `Conditioning.visual` reaches the picture
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -189,7 +189,12 @@ class QwenVLEncoder(Encoder):
             )
 
     def blocks(self) -> list[nn.Module]:
-        return [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
+        language = self.model.model.language_model
+        return [*self.model.model.visual.blocks, *(language.layers if language is not None else [])]
+
+    def drop_language(self) -> None:
+        """What remains can `see`, and nothing else."""
+        self.model.model.language_model = self.model.lm_head = None
 
     def adapt(self, learning: Learning) -> None:
         """A LoRA on the linear layers of the text decoder where its `targets` name nothing else; the vision tower stays
@@ -337,6 +342,11 @@ class QwenVLEncoder(Encoder):
         patches, grid = self.patchify(images)
         features = self.model.model.get_image_features(patches, grid, return_dict=True).pooler_output
         return Seen(torch.stack(list(features)), tuple(grid[0, 1:].tolist()))
+
+    @torch.no_grad()
+    def visual_features(self, images: Tensor) -> Tensor:
+        features = self.see(images).features.float()
+        return F.layer_norm(features, features.shape[-1:])
 
     def prompt_of(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The caption prompt for a picture of that many patches: (token ids [1, L], where the picture is [1, L], [1, 3]

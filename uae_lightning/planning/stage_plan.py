@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.vision_codes import VisionCodes
 from uae_lightning.planning.integers import Numbers
 from uae_lightning.planning.meter import Meter, Phase
 from uae_lightning.planning.sharding import Devices, Shares, devices_of, shares
@@ -120,15 +121,15 @@ def plan_built(
     policies = list(stage.policies.values()) if isinstance(stage, PolicyStage) else []
     meter = Meter(copies=policies[0].group_size if policies else 1)
     judging = [judge for judge in (judges and judges.reward, judges and judges.unrewarded) if judge is not None]
-    if not isinstance(stage.encoder, QwenVLEncoder):
-        raise UsageError(f"uae plan knows QwenVLEncoder, not {type(stage.encoder).__name__}")
+    if not isinstance(stage.encoder, QwenVLEncoder | VisionCodes):
+        raise UsageError(f"uae plan knows QwenVLEncoder and VisionCodes, not {type(stage.encoder).__name__}")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, meter, Numbers():
         with meter.phase("loading"):
             for module in (stage, *judging):
                 give_fake_tensors(module, mode, meter)
             for judge in judging:
                 judge.eval().requires_grad_(False)
-        give_text(stage.encoder, prompts)
+        give_text(stage.encoder.vision if isinstance(stage.encoder, VisionCodes) else stage.encoder, prompts)
         for reader in {inner for judge in judging for inner in judge.modules() if isinstance(inner, QwenVLEncoder)}:
             give_text(reader, {})
         step = Step(stage, judges, meter, setting)
@@ -150,6 +151,7 @@ def prompts_of(config: Any) -> dict[str, str]:
             "encoder takes is then counted too"
         )
     options = encoder.init_args
+    options = options.vision.init_args if "vision" in options else options  # of VisionCodes
     return {name: options[name] for name in ("caption_system", "caption_prompt", "generate_system")}
 
 

@@ -15,7 +15,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from uae_lightning.models.vision_codes import VisionCodes
 from uae_lightning.planning.blocks import repeated_blocks, run_one_of_equal_blocks
+from uae_lightning.planning.codes import CodesGeneration
 from uae_lightning.planning.generation import Generation
 from uae_lightning.planning.meter import Meter
 from uae_lightning.planning.optimizer import make_optimizer
@@ -60,7 +62,8 @@ class Step:
         self.stage, self.judges, self.meter, self.setting = stage, judges, meter, setting
         self.policies = list(stage.policies.values()) if isinstance(stage, PolicyStage) else []
         self.trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-        self.generation = Generation(stage.encoder, meter)
+        generation = CodesGeneration if isinstance(stage.encoder, VisionCodes) else Generation
+        self.generation = generation(stage.encoder, meter)
         stage.encoder.generate = self.generation
         for part in (stage.encoder, stage.decoder):
             run_one_of_equal_blocks(meter, part.blocks())

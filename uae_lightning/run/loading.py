@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -99,8 +99,14 @@ def read_autoencoder(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def load_reward(path: Path, option: str) -> Reward:
+Judge = TypeVar("Judge", bound=Reward)
+
+
+def load_reward(path: Path, option: str, kind: type[Judge] = Reward) -> Judge:
     """The reward that a YAML of class_path and init_args describes.
+
+    Args:
+        kind: what it has to be.
 
     Raises:
         UsageError: it is none; the option that names the YAML is named.
@@ -112,6 +118,6 @@ def load_reward(path: Path, option: str) -> Reward:
         raise UsageError(f"{option} {path} is not the YAML of a reward: it has no class_path")
     quiet()
     try:
-        return build(Reward, content).requires_grad_(False)
+        return build(kind, content).requires_grad_(False)
     except UsageError as error:
         raise UsageError(f"{option} {path}: {error}") from error

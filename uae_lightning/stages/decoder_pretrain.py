@@ -59,9 +59,18 @@ class DecoderPretrain(Stage):
         self.condition_dropout = condition_dropout
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.step_loss(batch, condition_of(self.autoencoder, batch))
+
+    def step_loss(self, batch: Batch, conditioning: Conditioning) -> Tensor:
+        """Flow matching on the batch's pictures by `conditioning`, logged, and auxiliary losses.
+
+        Raises:
+            FloatingPointError: it is no number.
+        """
         loss = flow_matching(
             self.autoencoder,
             batch,
+            conditioning,
             self.generator(0),
             self.levels,
             self.condition_dropout,
@@ -96,6 +105,7 @@ class DecoderPretrain(Stage):
 def flow_matching(
     autoencoder: AutoEncoder,
     batch: Batch,
+    conditioning: Conditioning,
     generator: torch.Generator,
     levels: flow.SigmaLevels,
     condition_dropout: float,
@@ -107,7 +117,7 @@ def flow_matching(
     decoder, device = autoencoder.flow_decoder, batch.images.device
     size = len(batch.images) * ranks()  # of the global batch
     dropped = own_rows(torch.rand(size, generator=generator)).to(device) < condition_dropout
-    conditioning = condition_of(autoencoder, batch).drop(dropped)  # [B, L, D]
+    conditioning = conditioning.drop(dropped)  # [B, L, D]
     x0 = latents_of(autoencoder, batch)  # [B, C, h, w]
     noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
     sigma = own_rows(flow.sample_sigma(size, **levels, generator=generator, device=device))
@@ -120,8 +130,7 @@ def flow_matching(
 def condition_of(autoencoder: AutoEncoder, batch: Batch) -> Conditioning:
     if batch.embedded is None:
         return autoencoder.read(batch.captions)
-    states, mask = batch.embedded
-    return Conditioning(autoencoder.projector(states), mask)
+    return autoencoder.projector.conditioning(*batch.embedded)
 
 
 @torch.no_grad()

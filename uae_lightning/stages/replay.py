@@ -10,7 +10,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.auxiliary import Auxiliary
 from uae_lightning.stages.common import Stage
-from uae_lightning.stages.decoder_pretrain import flow_matching
+from uae_lightning.stages.decoder_pretrain import condition_of, flow_matching
 from uae_lightning.stages.rewrite_sft import cross_entropy
 from uae_lightning.types import Batch
 
@@ -43,7 +43,8 @@ class DecoderReplay(Auxiliary):
 
     def loss(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Tensor:
         self.captions_of(batch)
-        return flow_matching(stage.autoencoder, batch, generator, self.levels, self.condition_dropout)
+        model = stage.autoencoder
+        return flow_matching(model, batch, condition_of(model, batch), generator, self.levels, self.condition_dropout)
 
 
 @checked

@@ -19,6 +19,7 @@ arms:
     after: pretrained             begins with the weights with which that arm ended (may be left out)
     run: demo.yaml                the stages of a run; or `stages`, a list of them as in a run's YAML
     options: {...}                for every stage of this arm (may be left out)
+    evaluation: scenes/codes.yaml  in place of the study's `config`, for other kinds of parts (may be left out)
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Arm:
     stages: tuple[StageSpec, ...]
     after: str | None
     tables: tuple[str, ...]
+    config: Path | None = None  # by which it is evaluated; None: the study's
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def read_shown(path: Path) -> Shown:
 
 def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Arm:
     where = f"arm {number} in {path}"
-    allowed = ("name", "title", "tables", "after", "run", "stages", "options")
+    allowed = ("name", "title", "tables", "after", "run", "stages", "options", "evaluation")
     check_keys(entry, required=("name", "title"), allowed=allowed, where=where)
     check_name(entry["name"], where=f"name of {where}")
     if bool(entry.get("run")) == bool(entry.get("stages")):
@@ -180,7 +182,10 @@ def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Ar
         stages = [read_stage(stage, path, place) for place, stage in enumerate(entry["stages"], 1)]
     options = options | (entry.get("options") or {})
     stages = tuple(replace(stage, options=stage.options | options) for stage in stages)
-    return Arm(entry["name"], entry["title"], stages, entry.get("after"), tuple(entry.get("tables", ())))
+    config = path.parent / entry["evaluation"] if entry.get("evaluation") else None
+    if config is not None and not config.is_file():
+        raise FileNotFoundError(f"{config} does not exist: it is the evaluation of {where}")
+    return Arm(entry["name"], entry["title"], stages, entry.get("after"), tuple(entry.get("tables", ())), config)
 
 
 def read_protocol(entry: Any, path: Path) -> Protocol:
@@ -214,7 +219,10 @@ def seeded(stage: StageSpec, seed: int) -> StageSpec:
 
 # Seconds of one core for each decoder forward, all else that the stage does included (2 cores of an EPYC with AVX2,
 # fp32). They only order the jobs and feed the estimates; a study corrects them by what its own jobs take.
-SECONDS_PER_FORWARD = {"DecoderPretrain": 0.017, "EncoderRL": 0.072, "DecoderRL": 0.018, "DecoderMatching": 0.012}
+SECONDS_PER_FORWARD = {
+    "DecoderPretrain": 0.017, "CodebookPretrain": 0.017, "BridgePretrain": 0.02,
+    "EncoderRL": 0.072, "DecoderRL": 0.018, "DecoderMatching": 0.012,
+}  # fmt: skip
 SECONDS_PER_SAMPLE = 0.15  # of an evaluation: pictures and drawings
 
 
@@ -254,7 +262,7 @@ def forwards_of(name: str, settings: dict[str, Any]) -> int:
     steps, pictures = int(settings["trainer"]["max_steps"]), int(settings["data"]["init_args"]["batch_size"])
     if kind not in SECONDS_PER_FORWARD:
         raise UsageError(f"stage {name}: decoder_forwards cannot count {kind}, add its arithmetic there")
-    if kind == "DecoderPretrain":
+    if kind.endswith("Pretrain"):
         return 3 * pictures * steps
     sampling = args["autoencoder"]["sampling"]
     branches = 1 if sampling["guidance"] == 1 else 2

@@ -89,7 +89,7 @@ def show(desk: Desk, arms: list[Arm], slots: int) -> None:
 
 def plan_jobs(study: Study, place: Path, arms: list[Arm], seeds: Iterable[int]) -> list[Job]:
     """The evaluation of the start; for each seed and arm its stages, one after the other, and an evaluation."""
-    jobs = [evaluation_job(study, place / START, START, [], None)]
+    jobs = [evaluation_job(study, study.protocol.config, place / START, START, [], None)]
     for seed in seeds:
         last: dict[str | None, Job | None] = {None: None}  # of each arm
         for arm in arms:
@@ -99,7 +99,8 @@ def plan_jobs(study: Study, place: Path, arms: list[Arm], seeds: Iterable[int]) 
                 jobs.append(before)
             last[arm.name] = before
             weights = [place / f"seed-{seed}" / one.name for one in study.line(arm.name)]
-            jobs.append(evaluation_job(study, weights[-1], f"seed-{seed}/{arm.name}", weights, before))
+            config = arm.config or study.protocol.config
+            jobs.append(evaluation_job(study, config, weights[-1], f"seed-{seed}/{arm.name}", weights, before))
     return jobs
 
 
@@ -149,9 +150,9 @@ def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
     target.write_text(yaml.safe_dump({"name": arm.name, "stages": stages}, sort_keys=False))
 
 
-def evaluation_job(study: Study, place: Path, name: str, weights: list[Path], before: Job | None) -> Job:
+def evaluation_job(study: Study, config: Path, place: Path, name: str, weights: list[Path], before: Job | None) -> Job:
     protocol, output = study.protocol, place / "evaluation.json"
-    args = ["--config", protocol.config, "--evaluation", protocol.judges, "--output", output]
+    args = ["--config", config, "--evaluation", protocol.judges, "--output", output]
     args += ["--samples", protocol.samples, "--drawings", protocol.drawings]
     if weights:  # the judges themselves are measured once, at the start
         args += ["--weights", *weights, "--without", INSTRUMENTS]
@@ -160,7 +161,7 @@ def evaluation_job(study: Study, place: Path, name: str, weights: list[Path], be
         needs=before.name if before else None,
         seconds=SECONDS_PER_SAMPLE * (protocol.samples + protocol.drawings),
         settings={
-            "config": read_stage_yaml(protocol.config),
+            "config": read_stage_yaml(config),
             "judges": yaml.safe_load(protocol.judges.read_text()),
             "samples": protocol.samples,
             "drawings": protocol.drawings,
