@@ -132,9 +132,30 @@ class Sampling:
     guidance: NonNegative = 1.0
 
     @property
+    def forwards(self) -> int:
+        """Evaluations of the decoder for a picture."""
+        return self.branches * self.steps
+
+    @property
     def branches(self) -> int:
         """Evaluations in a step: with guidance two."""
         return 1 if self.guidance == 1 else 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training spends on one picture of a batch: what studies compare arms by, and estimate their time from.
+
+    Args:
+        decoder_forwards: passes of the decoder for one picture; one with gradients counts three times, since going back
+            costs about as much as two passes forward.
+        captions_written: by the encoder.
+        captions_trained: from which the encoder learns.
+    """
+
+    decoder_forwards: int
+    captions_written: int = 0
+    captions_trained: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 import torch
-import diffusers
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import AutoModel, CLIPTextModelWithProjection
 from transformers import Qwen2_5_VLForConditionalGeneration as Qwen

@@ -12,7 +12,7 @@ import yaml
 from uae_lightning import cli
 from uae_lightning.evaluation.geneval import TASKS
 from uae_lightning.run import folder as run_folder
-from uae_lightning.study import jobs, page, plan
+from uae_lightning.study import cost, jobs, page, plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,12 +206,12 @@ def test_decoder_forwards(stage, options, forwards):
     if stage == "decoder_rl":
         fixed |= {"model.init_args.window": [0, 2], "model.init_args.kl_beta": 0.0}
     spec = plan.StageSpec(stage, ROOT / "conf" / "scenes" / f"{stage}.yaml", fixed | options)
-    assert plan.decoder_forwards(spec) == forwards
+    assert cost.decoder_forwards(spec) == forwards
 
 
 def test_arms_of_the_stage_table_spend_the_same_forwards():
     # red with any max_steps of the stage arms in conf/ablations.yaml doubled
     study = plan.read_study(ROOT / "conf" / "ablations.yaml")
     stages = [arm for arm in study.arms.values() if "Stages" in arm.tables]
-    spent = {arm.name: sum(map(plan.decoder_forwards, arm.stages)) for arm in stages}
+    spent = {arm.name: sum(map(cost.decoder_forwards, arm.stages)) for arm in stages}
     assert len(spent) == 5 and max(spent.values()) <= 1.05 * min(spent.values()), spent

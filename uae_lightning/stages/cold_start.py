@@ -18,7 +18,7 @@ from uae_lightning.algorithms.truncated_backprop import unroll
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.ranges import Count, checked
 from uae_lightning.stages.common import Stage
-from uae_lightning.types import Batch, RewardInput
+from uae_lightning.types import Batch, RewardInput, Work
 
 
 @checked
@@ -62,6 +62,12 @@ class ColdStart(Stage):
                 "the encoder learns by how it reads captions, and condition_on: frozen reads them without its "
                 "adapters: set model.autoencoder.condition_on to adapted, or leave encoder out of model.init_args.learn"
             )
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        """Of the steps with gradient all but the last are computed twice."""
+        sampling, trained = options.sampling, options.gradient_steps
+        return Work(sampling.forwards + sampling.branches * (3 * trained - 1), 1, 1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.score is not None  # `on_train_batch_start` has asked

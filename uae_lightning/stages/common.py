@@ -33,7 +33,7 @@ from uae_lightning.parallel.collectives import (
 from uae_lightning.parallel.sharding import shard
 from uae_lightning.ranges import Limit, Positive, Seed, checked
 from uae_lightning.stages.auxiliary import Auxiliary
-from uae_lightning.types import Batch, Learn, RewardInput, RewardOutput, Sampling, ValidationOutput
+from uae_lightning.types import Batch, Learn, RewardInput, RewardOutput, Sampling, ValidationOutput, Work
 
 OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
 OF_AUXILIARIES = 1_000_000  # their randomness is for no other purpose
@@ -127,6 +127,12 @@ class Stage(L.LightningModule):
 
         It is asked before anything is loaded, too; commands that train nothing never ask.
         """
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        """What training spends on one picture of a batch, by the same options; of auxiliary losses they say it
+        themselves."""
+        raise NotImplementedError("the stage does not say what it spends: give its class a method `work`")
 
     def on_fit_start(self) -> None:
         self.check_training(self)

@@ -5,6 +5,8 @@ B pictures in the batch   L text positions   D conditioning width   C h w latent
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +16,7 @@ from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
-from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
+from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput, Work
 
 
 @checked
@@ -57,6 +59,10 @@ class DecoderPretrain(Stage):
         self.levels = flow.sigma_levels(sigma_distribution, sigma_shift, sigma_mean, sigma_std, sigma_mode_scale)
         self.loss_weighting, self.precondition_outputs = loss_weighting, precondition_outputs
         self.condition_dropout = condition_dropout
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        return Work(3)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self.step_loss(batch, condition_of(self.autoencoder, batch))

@@ -12,7 +12,7 @@ import torch
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, Share, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import Batch, Captions, RewardInput
+from uae_lightning.types import Batch, Captions, RewardInput, Work
 
 
 class PictureStage(PolicyStage):
@@ -137,3 +137,7 @@ class DecoderRL(PictureStage):
     @staticmethod
     def check_training(options: Any) -> None:
         FlowGRPO.check(options)
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        return Work(options.group_size * FlowGRPO.decoder_forwards(options), captions_written=1)

@@ -26,6 +26,7 @@ class DecoderReplay(Auxiliary):
     """
 
     name, trains = "decoder_replay", ("projector", "decoder")
+    decoder_forwards = 3
 
     def __init__(
         self,
