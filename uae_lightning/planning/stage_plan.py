@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +12,7 @@ import lightning as L
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from uae_lightning.data.prompts import MAX_PROMPT_WORDS, PromptData
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.planning.integers import Numbers
 from uae_lightning.planning.meter import Meter, Phase
@@ -165,7 +167,15 @@ def setting_of(config: Any) -> Setting:
         precision=str(trainer.precision or "32-true"),
         gpu=trainer.accelerator != "cpu",
         average=any(callback.class_path.endswith(".EMA") for callback in trainer.callbacks or []),
+        prompt_words=prompt_words(config.data),
     )
+
+
+def prompt_words(data: Any) -> int | None:
+    """The most that a prompt has; None where there are pictures."""
+    module, _, name = data.class_path.rpartition(".")
+    drawn_from_prompts = issubclass(getattr(sys.modules[module], name), PromptData)
+    return (data.get("init_args") or {}).get("max_prompt_words", MAX_PROMPT_WORDS) if drawn_from_prompts else None
 
 
 def result(
