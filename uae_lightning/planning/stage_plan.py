@@ -18,8 +18,9 @@ from uae_lightning.planning.integers import Numbers
 from uae_lightning.planning.meter import Meter, Phase
 from uae_lightning.planning.sharding import Devices, Shares, devices_of, shares
 from uae_lightning.planning.step import Setting, Step
-from uae_lightning.planning.text import give_text
+from uae_lightning.planning.text import FullLength, give_text
 from uae_lightning.planning.weightless import build, give_fake_tensors
+from uae_lightning.rewards.clip_score import ClipScore
 from uae_lightning.stages.common import Stage
 from uae_lightning.stages.policy import PolicyStage
 from uae_lightning.usage import UsageError
@@ -131,6 +132,8 @@ def plan_built(
             for judge in judging:
                 judge.eval().requires_grad_(False)
         give_text(stage.encoder, prompts)
+        for scorer in {inner for judge in judging for inner in judge.modules() if isinstance(inner, ClipScore)}:
+            scorer.tokenizer = FullLength()
         for reader in {inner for judge in judging for inner in judge.modules() if isinstance(inner, QwenVLEncoder)}:
             give_text(reader, {})
         step = Step(stage, judges, meter, setting)
