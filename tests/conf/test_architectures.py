@@ -38,6 +38,7 @@ Z_IMAGE, QWEN_IMAGE = "Tongyi-MAI/Z-Image", "Qwen/Qwen-Image"
         (MEDIUM, CLIPTextModelWithProjection, "text_encoder", 123_650_304),  # 124 M
         (LARGE, CLIPTextModelWithProjection, "text_encoder_2", 694_659_840),  # 695 M
         ("openai/clip-vit-large-patch14", AutoModel, "", 427_616_513),  # 428 M
+        ("yuvalkirstain/PickScore_v1", AutoModel, "", 986_109_441),  # 986 M
         ("facebook/dinov2-large", AutoModel, "", 304_368_640),  # 304 M
     ],
 )

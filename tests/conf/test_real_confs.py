@@ -50,6 +50,7 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_pretrain", ["qwen_image"]),
     ("encoder_rl", ["qwen_image"]),
     ("decoder_rl", ["qwen_image"]),
+    ("decoder_rl", ["decoder_rl_prompts"]),
 ]
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -58,7 +59,10 @@ RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
-PLANNED = [*PRODUCT, *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle", *DECODERS))]
+PLANNED = [
+    *PRODUCT,
+    *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle", "prompts", *DECODERS)),
+]
 CHOSEN = [*PLANNED, ("cached", "no_encoder")]
 
 
@@ -250,12 +254,14 @@ def small(tmp_path_factory) -> Path:
     save_pictures(folder / "held_out", 2, seed=1)
     pairs = [{"image": f"pictures/{i}.png", "prompt": "a ball", "caption": f"a large red ball {i}"} for i in range(6)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "prompts.txt").write_text("".join(f"a photo of {number} balls\n" for number in range(6)))
     return folder
 
 
 SWAPS = {  # in the text of callbacks and auxiliaries
     "openai/clip-vit-large-patch14": "{small}/clip",
     "facebook/dinov2-large": "{small}/dino",
+    '"yuvalkirstain/PickScore_v1"': '"{small}/clip", "processor": null',
     "Qwen/Qwen2.5-VL-3B-Instruct": "{small}/qwen",
     '"dtype": "bfloat16"': '"dtype": "float32"',
     "[5, 6, 7]": "[0]",  # of DINOv2's layers the small one has three
@@ -304,6 +310,10 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
     if stage == "decoder_rl" and {*overlays} & {*DECODERS}:
         options |= {"model.init_args.group_size": 2, "model.autoencoder.sampling.steps": 3}
         options["model.init_args.window"] = "[0, 2]"
+    if "decoder_rl_prompts" in overlays:
+        options["data.init_args.path"] = small / "prompts.txt"
+        for key in ("validation_path", "resolution", "num_workers"):  # of pictures
+            del options[f"data.init_args.{key}"]
     if stage == "rewrite_sft":
         options["data.init_args.path"] = small / "pairs.jsonl"
     return [f"--{key}={value}" for key, value in options.items()]

@@ -143,6 +143,11 @@ class Subject:
         """The first pictures of the data through the model. Random numbers depend on seed and batch alone."""
         originals, captions, reconstructions, keys = [], [], [], []
         for number, batch in enumerate(self.held_out()):
+            if not batch.has_images:
+                raise ValueError(
+                    f"{type(self.data).__name__} has prompts, and the round trip begins with pictures: give `data` of "
+                    "the evaluation pictures"
+                )
             images = batch.images.to(self.model.device)
             said, drawn = self.model.reconstruct(images, seed=self.seed_of(number))
             originals.append(images)

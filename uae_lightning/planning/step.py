@@ -30,6 +30,7 @@ from uae_lightning.stages.memory_replay import Replay
 from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Batch
 
+TOKENS_PER_WORD = 1.4  # of English prose, estimated
 PROMPT = 24  # tokens of a terse prompt, estimated; those of GenEval have about ten
 PHASES = {"rollout": "pictures", "score": "reward", "update": "update"}  # verb of `Stage.timed` -> phase
 
@@ -45,6 +46,7 @@ class Setting:
         precision: `trainer.precision`.
         gpu: planned for a GPU, where optimisers work on all tensors at a time.
         average: the EMA callback keeps a copy of what is trained.
+        prompt_words: of the longest prompts, where there are no pictures; None: there are some.
     """
 
     pictures: int
@@ -53,6 +55,7 @@ class Setting:
     precision: str = "32-true"
     gpu: bool = True
     average: bool = False
+    prompt_words: int | None = None
 
 
 class Step:
@@ -153,6 +156,9 @@ class Step:
         return self.stage.decoder.image_size
 
     def _batch(self, pictures: int, side: int) -> Batch:
+        if (words := self.setting.prompt_words) is not None:
+            texts = [caption(int(TOKENS_PER_WORD * words), row) for row in range(pictures)]
+            return Batch(torch.empty(pictures, 3, 0, 0), texts, texts)
         texts = [caption(self.stage.captioning.max_new_tokens, row) for row in range(pictures)]
         keys, prompts = [str(index) for index in range(pictures)], [caption(PROMPT, row) for row in range(pictures)]
         return Batch(torch.empty(pictures, 3, side, side), texts, keys, prompts=prompts)

@@ -62,6 +62,13 @@ class StandInTokenizer:
         return [caption(tokens.shape[1])] * len(tokens)
 
 
+class FullLength:
+    """In place of the tokenizer of a CLIP, which pads to all places."""
+
+    def __call__(self, texts: list[str], *, max_length: int, **options: object) -> Tokens:
+        return Tokens(input_ids=torch.zeros(len(texts), max_length, dtype=torch.long))
+
+
 def give_text(encoder: QwenVLEncoder, options: dict) -> None:
     """What `QwenVLEncoder` loads beside its weights; `options` are those of the YAML."""
     config = encoder.model.config

@@ -12,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from uae_lightning.run import folder as run_folder
 
+ORIGINAL = "original"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -23,12 +25,12 @@ class Column:
 
 
 def gallery_columns(stages: list[Path]) -> list[Column]:
-    """Originals, the start, and the end of each stage, from the stages' folders; nothing without a gallery."""
+    """Originals where there are some, the start, and the end of each stage, from the stages' folders; nothing without a
+    gallery."""
     galleries = [stage / "gallery" for stage in stages if (stage / "gallery" / "captions.json").exists()]
     if not galleries:
         return []
-    originals = pictures_of(galleries[0] / "originals.png")
-    columns = [Column("original", originals, [""] * len(originals))]
+    columns = originals_in(galleries[0])
     for number, folder in enumerate(galleries):
         captions = run_folder.read_json(folder / "captions.json")
         steps = sorted(map(int, captions))
@@ -37,6 +39,14 @@ def gallery_columns(stages: list[Path]) -> list[Column]:
         if steps[-1] > 0:
             columns.append(column_at(f"after {folder.parent.name}", folder, captions, steps[-1]))
     return columns
+
+
+def originals_in(folder: Path) -> list[Column]:
+    """The column of a gallery's originals; none where it shows what was drawn of prompts."""
+    if not (folder / "originals.png").exists():
+        return []
+    originals = pictures_of(folder / "originals.png")
+    return [Column(ORIGINAL, originals, [""] * len(originals))]
 
 
 def column_at(title: str, folder: Path, captions: dict[str, list[str]], step: int) -> Column:
@@ -60,9 +70,14 @@ def gallery(columns: list[Column]) -> str:
                 f'<figure><img src="{embedded(picture)}" alt="{escape(caption or "original")}">'
                 f"<figcaption>{escape(caption)}</figcaption></figure>"
             )
+    about = (
+        "The same held-out pictures along the run: the encoder writes the caption, and the decoder draws the picture "
+        "above it from that caption alone."
+        if columns[0].title == ORIGINAL
+        else "The same held-out prompts along the run: the decoder draws the picture above each."
+    )
     return (
-        "<h2>What it looks like</h2><p>The same held-out pictures along the run: the encoder writes the caption, and "
-        "the decoder draws the picture above it from that caption alone.</p>"
+        f"<h2>What it looks like</h2><p>{about}</p>"
         f'<div class="wide"><div class="gallery" style="grid-template-columns: repeat({len(columns)}, 1fr)">'
         f"{''.join(cells)}</div></div>"
     )
@@ -70,7 +85,7 @@ def gallery(columns: list[Column]) -> str:
 
 def before_after(columns: list[Column], side: int = 128, gap: int = 8, margin: int = 96) -> Image.Image | None:
     """Originals, first and last reconstructions, a row each, enlarged without smoothing."""
-    if len(columns) < 3:
+    if len(columns) < 3 or columns[0].title != ORIGINAL:
         return None
     rows = [("original", columns[0]), ("before", columns[1]), ("after", columns[-1])]
     count = len(columns[0].pictures)

@@ -25,6 +25,7 @@ class ByCaption(Reward):
     def __init__(self, written: Reward, given: Reward) -> None:
         super().__init__()
         self.written, self.given = written, given
+        self.needs_originals = written.needs_originals or given.needs_originals
 
     def forward(self, inputs: RewardInput) -> RewardOutput:
         written, given = self.written(inputs).total, self.given(inputs).total

@@ -33,7 +33,7 @@ from uae_lightning.parallel.collectives import (
 from uae_lightning.parallel.sharding import shard
 from uae_lightning.ranges import Limit, Positive, Seed, checked
 from uae_lightning.stages.auxiliary import Auxiliary
-from uae_lightning.types import Batch, Learn, RewardInput, RewardOutput, Sampling, ValidationOutput, Work
+from uae_lightning.types import Batch, Captions, Learn, RewardInput, RewardOutput, Sampling, ValidationOutput, Work
 
 OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
 OF_AUXILIARIES = 1_000_000  # their randomness is for no other purpose
@@ -60,6 +60,7 @@ class Stage(L.LightningModule):
 
     trained: tuple[str, ...] = ()  # components that can learn here, and whose weights this stage hands on
     trains_from_cache = False  # on `uae_lightning.data.cached.CachedData`
+    trains_from_prompts = False  # on `uae_lightning.data.prompts.PromptData`, where there are no pictures
     learns_from_reward = False  # and so needs callbacks.RewardCallback
     batches_seen: Tensor  # [] of the run so far, kept in checkpoints
 
@@ -194,8 +195,16 @@ class Stage(L.LightningModule):
     def validation_step(  # type: ignore[override]  # Lightning hands anything on to callbacks, but declares less
         self, batch: Batch, batch_idx: int
     ) -> ValidationOutput:
-        captions, images = self.autoencoder.reconstruct(batch.images, seed=1_000_000 + batch_idx * ranks() + rank())
-        return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)
+        captions, images = self.held_out_drawings(batch, 1_000_000 + batch_idx * ranks() + rank())
+        inputs = RewardInput(batch.images, images, captions.texts, metadata=batch.metadata)
+        return ValidationOutput(inputs, captions.lengths, batch.keys)
+
+    @torch.no_grad()
+    def held_out_drawings(self, batch: Batch, seed: int) -> tuple[Captions, Tensor]:
+        """The round trip of pictures; prompts that have none are drawn as they are."""
+        if batch.has_images:
+            return self.autoencoder.reconstruct(batch.images, seed)
+        return self.autoencoder.reader.tokenize(batch.captions), self.autoencoder.generate(batch.captions, seed)
 
     # ------------------------------------------------------------------------------------------------ bookkeeping
 

@@ -16,7 +16,8 @@ from uae_lightning.types import Batch, Captions, RewardInput, Work
 
 
 class PictureStage(PolicyStage):
-    """Base of the stages whose one policy draws: a caption of each picture, and G pictures of each caption.
+    """Base of the stages whose one policy draws: a caption of each picture, and G pictures of each caption. Prompts
+    without pictures (`data.prompts.PromptData`) are drawn as they are.
 
     Args:
         own_captions: share of a batch's pictures whose caption is that of the data, where the others' is the encoder's:
@@ -25,6 +26,7 @@ class PictureStage(PolicyStage):
     """
 
     trained = ("decoder",)
+    trains_from_prompts = True
 
     def __init__(self, *args, own_captions: Share, **parts) -> None:
         super().__init__(*args, **parts)
@@ -32,16 +34,20 @@ class PictureStage(PolicyStage):
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:
-        own = self.drawn_from_their_own(len(batch.keys))
+        own, group = self.drawn_from_their_own(batch), self.policy.group_size
         captions = self.captions_of(batch, own)
         acts = self.policy.act(self.autoencoder.read(captions.texts), self)
-        images = batch.images.repeat_interleave(self.policy.group_size, 0)
-        texts = [text for text in captions.texts for _ in range(self.policy.group_size)]
-        given = torch.tensor(own, device=images.device).repeat_interleave(self.policy.group_size)
-        return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given))
+        images = batch.images.repeat_interleave(group, 0)
+        texts = [text for text in captions.texts for _ in range(group)]
+        given = torch.tensor(own, device=images.device).repeat_interleave(group)
+        metadata = None if batch.metadata is None else [row for row in batch.metadata for _ in range(group)]
+        return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given, metadata))
 
-    def drawn_from_their_own(self, count: int) -> list[bool]:
+    def drawn_from_their_own(self, batch: Batch) -> list[bool]:
         """Which of a rank's pictures: evenly spread over the global batch, whatever the number of ranks."""
+        count = len(batch.keys)
+        if not batch.has_images:
+            return [True] * count
         places = range(self.global_rank * count, (self.global_rank + 1) * count)
         return [int((place + 1) * self.own_captions) > int(place * self.own_captions) for place in places]
 

@@ -100,7 +100,7 @@ class Replay(Auxiliary):
         if len(found) < self.batches:
             raise ValueError(f"Replay is to remember {self.batches} batches, its data has {len(found)}: lower batches")
         for batch in found:
-            if not batch.images.numel():
+            if not batch.has_images:
                 raise ValueError("Replay looks at pictures, and a cache has none: give its data with pictures")
             if len(batch.images) % ranks():
                 raise ValueError(

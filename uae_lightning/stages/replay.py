@@ -44,6 +44,10 @@ class DecoderReplay(Auxiliary):
 
     def loss(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Tensor:
         self.captions_of(batch)
+        if batch.latents is None and not batch.has_images:
+            raise ValueError(
+                "DecoderReplay learns from pictures, and prompts have none: take it out of model.init_args.auxiliaries"
+            )
         model = stage.autoencoder
         return flow_matching(model, batch, condition_of(model, batch), generator, self.levels, self.condition_dropout)
 
@@ -64,7 +68,7 @@ class EncoderReplay(Auxiliary):
 
     def loss(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Tensor:
         texts, encoder = self.captions_of(batch), stage.autoencoder.reader
-        if not batch.images.numel():
+        if not batch.has_images:
             raise ValueError("EncoderReplay looks at pictures, and a cache has none: give data with pictures")
         with torch.no_grad():
             seen = encoder.see(batch.images)  # the vision tower is frozen

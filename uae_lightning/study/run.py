@@ -156,7 +156,7 @@ def evaluation_job(protocol: Protocol, place: Path, name: str, weights: list[Pat
         needs=before.name if before else None,
         seconds=SECONDS_PER_SAMPLE * (protocol.samples + protocol.drawings),
         settings={
-            "config": read_stage_yaml(config),
+            "config": read_stage_yaml(protocol.config),
             "judges": yaml.safe_load(protocol.judges.read_text()),
             "samples": protocol.samples,
             "drawings": protocol.drawings,
