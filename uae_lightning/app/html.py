@@ -83,8 +83,6 @@ def rewards(scores: dict[str, float], note: str) -> str:
 
 def along(found: Sequence[RoundTrip], of: int) -> str:
     """Compare: the original, and what each moment of the run makes of it."""
-    if not found:
-        return block("<p>loading the first weights ...</p>", False)
     figures = [figure(found[0].original, "original")]
     for moment in found:
         scores = "".join(f"<br><b>{value:.4f}</b> {escape(judge)}" for judge, value in moment.scores.items())
@@ -149,6 +147,10 @@ def ago(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds // length:.0f} {unit} ago"
     return "just now"
+
+
+def waiting(text: str) -> str:
+    return block(f"<p class='note'>{escape(text)}</p>", False)
 
 
 def framed(document: str) -> str:

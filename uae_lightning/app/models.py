@@ -17,6 +17,7 @@ from uae_lightning.interfaces import Reward
 from uae_lightning.rewards.caption_likelihood import CaptionLikelihood
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.loading import build_autoencoder, load_judges, load_reward, read_autoencoder
+from uae_lightning.run.spec import read_yaml
 from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError
 
@@ -104,13 +105,14 @@ class Models:
         return self._kept(("judges", last.config, last.config.stat().st_mtime_ns), lambda: load_judges(last.config))
 
     def verifiers(self) -> list[str]:
-        return [READ_BACK, *([self.verifier.stem] if self.verifier else [])]
+        """Names, that of the YAML's class first."""
+        return [*([class_name(self.verifier)] if self.verifier else []), READ_BACK]
 
     def ranking(self, name: str, model: AutoEncoder) -> Reward:
         """The verifier of that name, which judges by the prompt alone."""
         if name == READ_BACK:
             return CaptionLikelihood(model.reader)
-        if self.verifier is None or name != self.verifier.stem:
+        if self.verifier is None or name != class_name(self.verifier):
             raise UsageError(f"there is no verifier {name!r}: choose one of {', '.join(self.verifiers())}")
         yaml = self.verifier
         verifier = self._kept(("verifier", yaml, yaml.stat().st_mtime_ns), lambda: [load_reward(yaml, "--verifier")])[0]
@@ -129,6 +131,14 @@ class Models:
             while len(self.kept) > 1 and sum(map(size, self.kept.values())) > self.kept_bytes:
                 self.kept.popitem(last=False)
             return self.kept[key]
+
+
+def class_name(yaml: Path) -> str:
+    """Of the reward that a YAML describes."""
+    content = read_yaml(yaml, "a reward")
+    if not isinstance(content, dict) or not isinstance(path := content.get("class_path"), str):
+        raise UsageError(f"--verifier {yaml} is not the YAML of a reward: it has no class_path")
+    return path.rpartition(".")[2]
 
 
 def size(modules: list[nn.Module]) -> int:

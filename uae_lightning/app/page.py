@@ -133,7 +133,7 @@ def generate_tab(tabs: Tabs, run: gr.Dropdown) -> Inputs:
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="a large red cat at the center and a blue bus")
             candidates = gr.Slider(1, 16, value=4, step=1, label="Candidates")
             names = tabs.models.verifiers()
-            verifier = gr.Dropdown(names, value=names[-1], label="Ranked by")
+            verifier = gr.Dropdown(names, value=names[0], label="Ranked by")
             rewrite = gr.Checkbox(label="The encoder rewrites the prompt first (a run that has learned it)")
             inputs = drawing_inputs()
             go, stop = buttons("Generate")
@@ -187,7 +187,7 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, _: gr.Button, __: gr.HTML, caption: 
 def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown) -> None:
     """The table and the chosen run, read again when there is news."""
     table, seen = gr.HTML(js_on_load=None), gr.State(())
-    chosen = gr.Dropdown([], label="Look at", interactive=True)
+    chosen = gr.Dropdown(list(tabs.models.runs.find()), value=None, label="Look at", interactive=True)
     page = gr.HTML(js_on_load=None)
 
     def look(name: str | None, known: Any) -> tuple[Any, ...]:
@@ -210,14 +210,8 @@ def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown) -> None:
 
 def picture_input(tabs: Tabs) -> gr.HTML:
     """A picture that is dropped, chosen or drawn; it stays in the browser, and comes with each request."""
-    picture = gr.HTML(
-        "",
-        html_template=DROP,
-        js_on_load=TAKE,
-        note="",
-        most=MOST_BYTES,
-        prompt="Drop a picture here, or tap to choose one",
-    )
+    ask = "Drop a picture here, or tap to choose one"
+    picture = gr.HTML("", html_template=DROP, js_on_load=TAKE, note="", most=MOST_BYTES, prompt=ask)
     if tabs.scenes is not None:
         with gr.Row():
             number = gr.Number(0, label="Scene", precision=0, minimum=0, min_width=80)

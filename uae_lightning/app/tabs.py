@@ -16,6 +16,7 @@ from uae_lightning.app.watching import RunPages, state_of
 from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError
 
+LOADING = "loading the weights ..."
 Scenes = Callable[[int], Image.Image]  # number -> a held-out scene
 
 
@@ -46,7 +47,9 @@ class Tabs:
         self, run: str, picture: str | None, steps: float, guidance: float, seed: float
     ) -> Iterator[tuple[str, str | None]]:
         """The round trip as HTML, and its caption once it is done."""
-        how, model = settings(steps, guidance, seed), self.models.latest(run)
+        how = settings(steps, guidance, seed)
+        yield html.waiting(LOADING), None
+        model = self.models.latest(run)
         dropped = picture_in(picture, model.image_size)
         judges, note = round_trip.judges_of(self.models, run)
         for now in round_trip.reconstruct(model, judges, dropped, how):
@@ -63,15 +66,17 @@ class Tabs:
         verifier: str,
         rewrite: bool,
     ) -> Iterator[str]:
-        how, model = settings(steps, guidance, seed), self.models.latest(run)
+        how = settings(steps, guidance, seed)
+        yield html.waiting(LOADING)
+        model = self.models.latest(run)
         ranking = self.models.ranking(verifier, model)
         for now in prompts.generate(model, ranking, prompt, how, candidates=whole(candidates), rewrite=rewrite):
             yield html.generated(now)
 
     def compare(self, run: str, picture: str | None, steps: float, guidance: float, seed: float) -> Iterator[str]:
         how, of = settings(steps, guidance, seed), len(self.models.moments(run))
+        yield html.waiting(LOADING)
         dropped = picture_in(picture, self.models.latest(run).image_size)
-        yield html.along((), of)
         for found in round_trip.along_the_run(self.models, run, dropped, how):
             yield html.along(found, of)
 
@@ -81,7 +86,9 @@ class Tabs:
         return html.redrawn(wording.redraw(model, before or after, after, how))
 
     def listen(self, run: str, text: str, steps: float, guidance: float, seed: float, unit: str) -> Iterator[str]:
-        how, model = settings(steps, guidance, seed), self.models.latest(run)
+        how = settings(steps, guidance, seed)
+        yield html.waiting(LOADING)
+        model = self.models.latest(run)
         for now in wording.listen(model, text, how, unit):
             yield html.listening(now)
 
