@@ -115,10 +115,10 @@ def build(tabs: Tabs) -> gr.Blocks:
 def reconstruct_tab(tabs: Tabs, run: gr.Dropdown) -> tuple[Inputs, gr.Button, gr.HTML, gr.State]:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            picture, inputs = picture_input(tabs), drawing_inputs()
-            go, stop = buttons("Reconstruct")
+            picture, inputs = picture_input(tabs, "reconstruct"), drawing_inputs()
+            go, stop = buttons("Reconstruct", "reconstruct")
         with gr.Column(scale=2, min_width=280):
-            shown, caption = gr.HTML(js_on_load=None), gr.State("")
+            shown, caption = gr.HTML(js_on_load=None, elem_id="reconstructed"), gr.State("")
     event = go.click(
         told(lambda *given: ((html, skipped(said)) for html, said in tabs.reconstruct(*given))),
         [run, picture, *inputs.all()], [shown, caption], api_name="reconstruct", show_progress="minimal", **MODEL,
@@ -130,15 +130,17 @@ def reconstruct_tab(tabs: Tabs, run: gr.Dropdown) -> tuple[Inputs, gr.Button, gr
 def generate_tab(tabs: Tabs, run: gr.Dropdown) -> Inputs:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            prompt = gr.Textbox(label="Prompt", lines=2, placeholder="a large red cat at the center and a blue bus")
+            prompt = gr.Textbox(
+                label="Prompt", lines=2, elem_id="prompt", placeholder="a large red cat at the center and a blue bus"
+            )
             candidates = gr.Slider(1, 16, value=4, step=1, label="Candidates")
             names = tabs.models.verifiers()
             verifier = gr.Dropdown(names, value=names[0], label="Ranked by")
             rewrite = gr.Checkbox(label="The encoder rewrites the prompt first (a run that has learned it)")
             inputs = drawing_inputs()
-            go, stop = buttons("Generate")
+            go, stop = buttons("Generate", "generate")
         with gr.Column(scale=2, min_width=280):
-            shown = gr.HTML(js_on_load=None)
+            shown = gr.HTML(js_on_load=None, elem_id="generated")
     event = gr.on(
         [go.click, prompt.submit], told(tabs.generate), [run, prompt, *inputs.all(), candidates, verifier, rewrite],
         shown, api_name="generate", show_progress="minimal", **MODEL,
@@ -150,10 +152,10 @@ def generate_tab(tabs: Tabs, run: gr.Dropdown) -> Inputs:
 def compare_tab(tabs: Tabs, run: gr.Dropdown) -> Inputs:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            picture, inputs = picture_input(tabs), drawing_inputs()
-            go, stop = buttons("Compare the stages")
+            picture, inputs = picture_input(tabs, "compare"), drawing_inputs()
+            go, stop = buttons("Compare the stages", "compare")
         with gr.Column(scale=2, min_width=280):
-            shown = gr.HTML(js_on_load=None)
+            shown = gr.HTML(js_on_load=None, elem_id="compared")
     event = go.click(
         told(tabs.compare), [run, picture, *inputs.all()], shown, api_name="compare", show_progress="minimal", **MODEL
     )
@@ -165,13 +167,13 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, _: gr.Button, __: gr.HTML, caption: 
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             before = gr.Textbox(label="Caption (of the last reconstruction, or your own)", lines=4)
-            after = gr.Textbox(label="Edited", lines=4)
+            after = gr.Textbox(label="Edited", lines=4, elem_id="edited")
             inputs = drawing_inputs()
-            change = gr.Button("Redraw", variant="primary")
+            change = gr.Button("Redraw", variant="primary", elem_id="redraw")
             unit = gr.Radio(list(UNITS), value="words", label="Leave out, one at a time")
-            go, stop = buttons("What does the decoder listen to?")
+            go, stop = buttons("What does the decoder listen to?", "listen")
         with gr.Column(scale=2, min_width=280):
-            redrawn, heard = gr.HTML(js_on_load=None), gr.HTML(js_on_load=None)
+            redrawn, heard = gr.HTML(js_on_load=None, elem_id="redrawn"), gr.HTML(js_on_load=None, elem_id="heard")
     caption.change(lambda text: (text, text), caption, [before, after], api_name=False, **LOOK)
     change.click(
         told_once(tabs.redraw), [run, before, after, *inputs.all()], redrawn, api_name="redraw",
@@ -186,9 +188,9 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, _: gr.Button, __: gr.HTML, caption: 
 
 def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown) -> None:
     """The table and the chosen run, read again when there is news."""
-    table, seen = gr.HTML(js_on_load=None), gr.State(())
+    table, seen = gr.HTML(js_on_load=None, elem_id="runs"), gr.State(())
     chosen = gr.Dropdown(list(tabs.models.runs.find()), value=None, label="Look at", interactive=True)
-    page = gr.HTML(js_on_load=None)
+    page = gr.HTML(js_on_load=None, elem_id="run")
 
     def look(name: str | None, known: Any) -> tuple[Any, ...]:
         if (news := tabs.news()) == tuple(map(tuple, known)) and news:
@@ -208,14 +210,16 @@ def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown) -> None:
 # ------------------------------------------------------------------------------------------------ their parts
 
 
-def picture_input(tabs: Tabs) -> gr.HTML:
+def picture_input(tabs: Tabs, verb: str) -> gr.HTML:
     """A picture that is dropped, chosen or drawn; it stays in the browser, and comes with each request."""
     ask = "Drop a picture here, or tap to choose one"
-    picture = gr.HTML("", html_template=DROP, js_on_load=TAKE, note="", most=MOST_BYTES, prompt=ask)
+    picture = gr.HTML(
+        "", html_template=DROP, js_on_load=TAKE, note="", most=MOST_BYTES, prompt=ask, elem_id=f"picture-{verb}"
+    )
     if tabs.scenes is not None:
         with gr.Row():
             number = gr.Number(0, label="Scene", precision=0, minimum=0, min_width=80)
-            gr.Button("Draw a scene", min_width=120).click(
+            gr.Button("Draw a scene", min_width=120, elem_id=f"scene-{verb}").click(
                 told_once(tabs.scene), number, picture, api_name=False, **LOOK
             ).then(lambda n: (n or 0) + 1, number, number, api_name=False, **LOOK)
     return picture
@@ -228,9 +232,10 @@ def drawing_inputs() -> Inputs:
         return Inputs(steps, guidance, gr.Number(0, label="Seed", precision=0, minimum=0))
 
 
-def buttons(name: str) -> tuple[gr.Button, gr.Button]:
+def buttons(name: str, verb: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row():
-        return gr.Button(name, variant="primary", scale=3), gr.Button("Stop", scale=1, min_width=80)
+        go = gr.Button(name, variant="primary", scale=3, elem_id=verb)
+        return go, gr.Button("Stop", scale=1, min_width=80, elem_id=f"stop-{verb}")
 
 
 def trained_with(tabs: Tabs, count: int) -> Callable[[str | None], list[Any]]:
