@@ -38,6 +38,7 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
     "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", ".commands.bootstrap"),
     "reconstruct": ("caption pictures and draw them again from the caption", ".commands.reconstruct"),
     "generate": ("draw pictures from texts", ".commands.generate"),
+    "app": ("all that in the browser, and runs while they train (needs the extra `app`)", ".commands.app"),
     "export": (
         "a folder that transformers, diffusers, peft and ComfyUI load without this package",
         ".commands.export",
@@ -60,6 +61,7 @@ examples:
   uae reconstruct picture.png --weights runs/demo
   uae generate "a large red ball in the center" --weights runs/demo
   uae export --weights runs/demo --to exported
+  uae app                                                   the same in the browser
 
 UAE_DEBUG=1 shows the traceback of an error.
 """

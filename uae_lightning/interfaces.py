@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,20 @@ class Encoder(Component):
 
         The same seed gives the same captions and leaves the global random state as it was.
         """
+
+    def dictate(
+        self,
+        images: Tensor | Any,
+        heard: Callable[[list[str]], None],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> Captions:
+        """What `generate` says with one sample of each image; `heard` is given the texts so far while it is said."""
+        captions = self.generate(images, samples=1, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+        heard(captions.texts)
+        return captions
 
     @abstractmethod
     def token_logits(self, images: Tensor, captions: Captions) -> Tensor:
@@ -292,6 +307,12 @@ class Decoder(Component):
             unconditional: what the guidance branch reads; None is the decoder's own null input.
         """
 
+    def draw_in_steps(
+        self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
+    ) -> Iterator[Tensor]:
+        """What the decoder takes the clean latents [N, C, h, w] for, step by step; the last are those of `draw`."""
+        yield self.draw(conditioning, noise, sampling, unconditional)
+
     def redraw(
         self,
         latents: Tensor,
@@ -349,6 +370,15 @@ class FlowDecoder(Decoder):
     ) -> Tensor:
         """ODE (Euler)."""
         return self.integrate(noise, self.schedule(sampling.steps), conditioning, sampling.guidance, unconditional)
+
+    def draw_in_steps(
+        self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
+    ) -> Iterator[Tensor]:
+        """x0 = x - sigma v of each Euler step; the last step, to sigma 0, ends there."""
+        x, sigmas = noise, self.schedule(sampling.steps)
+        for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+            before, x = x, self.ode_step(x, sigma, after, conditioning, unconditional, sampling.guidance)
+            yield x if after == 0 else before - (before - x) * (sigma / (sigma - after))
 
     def redraw(
         self,

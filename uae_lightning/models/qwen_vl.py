@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,11 @@ class Prefix:
         """(last, position, mask), `copies` of each row next to each other."""
         mask = None if self.mask is None else self.mask.repeat_interleave(copies, 0)
         return self.last.repeat_interleave(copies, 0), self.position.repeat_interleave(copies, 0), mask
+
+
+def up_to_first(end: Tensor) -> Tensor:
+    """[N, T] bool, True up to the first True of `end` and there."""
+    return end.cumsum(1) - end.long() == 0
 
 
 @checked
@@ -214,7 +220,14 @@ class QwenVLEncoder(Encoder):
 
     @torch.no_grad()
     def generate(
-        self, images: Tensor | Seen | Asked, *, samples: int, temperature: float, max_new_tokens: int, seed: int
+        self,
+        images: Tensor | Seen | Asked,
+        *,
+        samples: int,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        heard: Callable[[list[str]], None] | None = None,
     ) -> Captions:
         copies = samples if temperature > 0 else 1
         prefix = self.read_prompt(images)  # once per picture, whatever the group's size
@@ -242,14 +255,31 @@ class QwenVLEncoder(Encoder):
             torch.manual_seed(seed)
             tokens, logp = sample_tokens(
                 logits_after, count=len(images) * copies, temperature=temperature, length=max_new_tokens,
-                ends=self.ends, pad=self.pad,
+                ends=self.ends, pad=self.pad, heard=None if heard is None else lambda said: heard(self.spoken(said)),
             )  # fmt: skip
         # all greedy captions of a picture are the same
         tokens, logp = (values.repeat_interleave(samples // copies, 0) for values in (tokens, logp))
         end = is_end(tokens, self.ends)
-        kept = end.cumsum(1) - end.long() == 0  # up to the first end, which is part of the caption
+        return Captions(self.spoken(tokens), tokens, up_to_first(end), logp, cut=~end.any(1))
+
+    def dictate(
+        self,
+        images: Tensor | Seen | Asked,
+        heard: Callable[[list[str]], None],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> Captions:
+        return self.generate(
+            images, samples=1, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, heard=heard
+        )
+
+    def spoken(self, tokens: Tensor) -> list[str]:
+        """The texts of sampled tokens [N, T], each up to its end."""
+        kept = up_to_first(is_end(tokens, self.ends))
         texts = self.tokenizer.batch_decode(tokens.where(kept, self.pad), skip_special_tokens=True)
-        return Captions([text.strip() for text in texts], tokens, kept, logp, cut=~end.any(1))
+        return [text.strip() for text in texts]
 
     def read_prompt(self, images: Tensor | Seen | Asked) -> Prefix:
         """The caption prompt with each picture, or what asks for a caption of each prompt, read once."""

@@ -121,3 +121,28 @@ def load_reward(path: Path, option: str, kind: type[Judge] = Reward) -> Judge:
         return build(kind, content).requires_grad_(False)
     except UsageError as error:
         raise UsageError(f"{option} {path}: {error}") from error
+
+
+def load_judges(config: Path) -> list[Reward]:
+    """What judges held-out pictures in a stage: the reward of its RewardCallback, and what it does not reward.
+
+    Raises:
+        UsageError: the YAML names something that is no reward.
+    """
+    callbacks = (read_stage_yaml(config).get("trainer") or {}).get("callbacks") or []
+    given = next((one.get("init_args", {}) for one in callbacks if is_reward_callback(one)), {})
+    judges = []
+    for described in filter(None, (given.get(key) for key in ("reward", "unrewarded"))):
+        if isinstance(described, str):
+            described = read_yaml(config.parent / described, "a reward")
+        described = OmegaConf.to_container(OmegaConf.create(described), resolve=True)
+        quiet()
+        try:
+            judges.append(build(Reward, described).requires_grad_(False).held_out())
+        except UsageError as error:
+            raise UsageError(f"{config}: {error}") from error
+    return judges
+
+
+def is_reward_callback(described: Any) -> bool:
+    return isinstance(described, dict) and str(described.get("class_path", "")).endswith(".RewardCallback")
