@@ -25,6 +25,7 @@ from uae_lightning.models.attention import use_masked_attention
 from uae_lightning.models.codecs import codec_of
 from uae_lightning.models.loading import check_texts, load, read_object, reading
 from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.sd3_pipeline import sd3_pipeline
 from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.paths import resolve, weightless
 from uae_lightning.ranges import Count, checked
@@ -176,12 +177,10 @@ class SD3Decoder(FlowDecoder):
         self.scheduler.save_pretrained(folder / "scheduler")
         save_file({"pooled": self.pooled.cpu()}, folder / "pooled.safetensors")
         if lora_layers(self.transformer):
-            from diffusers import StableDiffusion3Pipeline  # takes seconds, and complains about torchvision
-
             adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
             config = self.transformer.peft_config["default"].to_dict()  # alpha, which the tensors do not tell
             config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-            StableDiffusion3Pipeline.save_lora_weights(
+            sd3_pipeline().save_lora_weights(
                 folder, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
             )
         seal(folder)

@@ -1,0 +1,22 @@
+"""diffusers' pipeline of SD3, imported without a word about torchvision.
+
+Its module asks transformers for two image processors of adapters that nothing here uses. Without torchvision transformers
+gives out their PIL form under that name, and warns of it. Here the name means that form before anybody asks.
+"""
+
+from __future__ import annotations
+
+import transformers
+from transformers.utils import is_torchvision_available
+
+NAMES = ("CLIPImageProcessor", "SiglipImageProcessor")
+
+
+def sd3_pipeline() -> type:
+    """StableDiffusion3Pipeline; the first call takes seconds."""
+    if not is_torchvision_available():
+        for name in NAMES:
+            setattr(transformers, name, getattr(transformers, f"{name}Pil"))
+    from diffusers import StableDiffusion3Pipeline
+
+    return StableDiffusion3Pipeline
