@@ -1,7 +1,8 @@
 """diffusers' pipeline of SD3, imported without a word about torchvision.
 
-Its module asks transformers for two image processors of adapters that nothing here uses. Without torchvision transformers
-gives out their PIL form under that name, and warns of it. Here the name means that form before anybody asks.
+Its module asks transformers for two image processors of adapters that nothing here uses. Without torchvision
+transformers gives out their PIL form under that name, and warns of it. Here the name means that form before anybody
+asks.
 """
 
 from __future__ import annotations
