@@ -58,7 +58,7 @@ def test_models_rewards_data_and_callbacks_do_not_import_stages():
 ORDER = (
     "cli", "commands", "app", "scenes", "study", "pipeline", "report", "exchange", "planning", "run", "evaluation",
     "prepare", "stages", "policies", "refinement", "autoencoder", "rewards", "models", "data", "parallel", "interfaces",
-    "types", "algorithms", "paths", "files", "ranges", "usage",
+    "types", "algorithms", "terminal", "paths", "files", "ranges", "usage",
 )  # fmt: skip
 PACKAGE = ROOT / "uae_lightning"
 

@@ -32,9 +32,6 @@ one part, they are stacked into one, so that it belongs to weights that others c
 
 def main(args: list[str]) -> None:
     options = parse(args)
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # it tells of image processors of SD3's adapters, which nothing uses
     from uae_lightning.exchange.folder import write_export
     from uae_lightning.files import making_folder
 

@@ -17,6 +17,7 @@ from uae_lightning.commands.pictures import (
     open_picture,
     save_picture,
 )
+from uae_lightning.terminal.progress import watched
 from uae_lightning.usage import Parser, UsageError
 
 if TYPE_CHECKING:
@@ -133,9 +134,7 @@ def refined(model: AutoEncoder, refinement: Refinement, text: str, prompt: str, 
 
 def shown(items: list) -> Iterable:
     """With a progress bar where there are several."""
-    from tqdm import tqdm
-
-    return tqdm(items, disable=None if len(items) > 1 else True, unit="picture", leave=False)
+    return watched(items, len(items), "picture") if len(items) > 1 else items
 
 
 def side_by_side(pictures: list[Tensor]) -> Image.Image:

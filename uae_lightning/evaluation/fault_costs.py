@@ -15,6 +15,7 @@ from torch import Tensor
 
 from uae_lightning.evaluation.unified_bench import scores
 from uae_lightning.interfaces import Reward
+from uae_lightning.terminal.progress import Progress
 
 STRENGTHS = (1.0, 0.5)
 MISSING, ADDED = "missing", "added"  # beginnings of the names of faults that are weighed against each other
@@ -29,12 +30,14 @@ def fault_costs(judge: Reward, cases: Iterable[tuple[Tensor, Faulty]]) -> Costs:
         cases: true pictures [N, 3, H, W] in [0, 1], and the same with each fault; the same faults in every batch.
     """
     costs: Costs = {}
-    for true, faulty in cases:
-        drawn = {(kind, s): true.lerp(images, s) for kind, images in faulty.items() for s in STRENGTHS}
-        candidates = torch.stack([true, *drawn.values()], 1).flatten(0, 1)
-        found = scores(judge, true.repeat_interleave(1 + len(drawn), 0), candidates).view(len(true), -1)
-        for (kind, strength), lost in zip(drawn, (found[:, :1] - found[:, 1:]).T.tolist(), strict=True):
-            costs.setdefault(kind, {s: [] for s in STRENGTHS})[strength] += lost
+    with Progress(None, "picture", "fault-costs") as bar:
+        for true, faulty in cases:
+            drawn = {(kind, s): true.lerp(images, s) for kind, images in faulty.items() for s in STRENGTHS}
+            candidates = torch.stack([true, *drawn.values()], 1).flatten(0, 1)
+            found = scores(judge, true.repeat_interleave(1 + len(drawn), 0), candidates).view(len(true), -1)
+            for (kind, strength), lost in zip(drawn, (found[:, :1] - found[:, 1:]).T.tolist(), strict=True):
+                costs.setdefault(kind, {s: [] for s in STRENGTHS})[strength] += lost
+            bar.update(len(true))
     return costs
 
 

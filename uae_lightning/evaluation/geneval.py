@@ -25,6 +25,7 @@ from uae_lightning.evaluation.object_detectors import Box, DetectedObject, Objec
 from uae_lightning.evaluation.statistics import Figures, Items
 from uae_lightning.evaluation.suite import Group, Row, Subject, Suite, sampled_as
 from uae_lightning.refinement import Refinement, seed_of
+from uae_lightning.terminal.progress import watched
 from uae_lightning.types import Sampling
 
 TASKS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
@@ -321,7 +322,8 @@ def _batches(
 ) -> Iterator[Tensor]:
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    for first in range(0, len(wanted), batch):
+    starts = range(0, len(wanted), batch)
+    for first in watched(starts, len(starts), "batch", "drawing"):
         prompts = [prompt.text for prompt in wanted[first : first + batch]]
         texts = prompts if rewriting is None else model.rewrite(prompts, 1, _seed(seed, first), rewriting).texts
         noise = functools.partial(_noise, model, [_seed(seed, first + place) for place in range(len(texts))])

@@ -23,6 +23,7 @@ from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.statistics import Figures, Items, Statistic
 from uae_lightning.interfaces import Encoder
 from uae_lightning.ranges import Count, checked
+from uae_lightning.terminal.progress import Progress, watched
 from uae_lightning.types import Batch, Captions, Sampling
 from uae_lightning.usage import UsageError, closest
 
@@ -142,7 +143,8 @@ class Subject:
     def round_trip(self) -> RoundTrip:
         """The first pictures of the data through the model. Random numbers depend on seed and batch alone."""
         originals, captions, reconstructions, keys = [], [], [], []
-        for number, batch in enumerate(self.held_out()):
+        batches = self.held_out()
+        for number, batch in enumerate(watched(batches, len(batches), "batch", "round trip")):
             if not batch.has_images:
                 raise ValueError(
                     f"{type(self.data).__name__} has prompts, and the round trip begins with pictures: give `data` of "
@@ -257,9 +259,19 @@ def evaluate(
         model, evaluation.data, evaluation.samples, evaluation.drawings, evaluation.batch_size, seed,
         make_reference, evaluation.suites,
     )  # fmt: skip
-    with sampled_as(model, evaluation.sampling, evaluation.captioning):
-        items = {name: suite.measure(subject) for name, suite in chosen.items()}
-    return {name: suite.figures(items[name]) for name, suite in chosen.items()}, items
+    figures, items = dict[str, Figures](), dict[str, Items]()
+    with (
+        sampled_as(model, evaluation.sampling, evaluation.captioning),
+        Progress(len(chosen), "suite", "evaluate") as bar,
+    ):
+        for name, suite in chosen.items():
+            bar.set_description(f"evaluate: {name}", refresh=bar.terminal)
+            items[name] = suite.measure(subject)
+            figures[name] = suite.figures(items[name])
+            if OVERALL in figures[name]:
+                bar.set_postfix({name: figures[name][OVERALL]["mean"]})
+            bar.update()
+    return figures, items
 
 
 @contextmanager

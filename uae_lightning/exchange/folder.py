@@ -10,7 +10,6 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 from torch import nn
 
@@ -18,6 +17,7 @@ from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.exchange import lora
 from uae_lightning.exchange.card import Facts, card
 from uae_lightning.models.adapters import to_dtype
+from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.sd3 import SD3Decoder
@@ -160,7 +160,7 @@ def write_pipeline(folder: Path, decoder: SD3Decoder, dtype: torch.dtype | None)
     absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
     for model in (decoder.transformer, codec):
         nn.Module.to(model, dtype)  # the library's own `to` warns of rounding
-    pipeline = StableDiffusion3Pipeline(
+    pipeline = library_pipeline("StableDiffusion3Pipeline")(
         transformer=decoder.transformer,
         vae=vae,
         scheduler=decoder.scheduler,

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.weight_files import verify
 from uae_lightning.run.loading import last_config, read_autoencoder
 from uae_lightning.run.spec import read_stage_yaml
@@ -177,7 +177,7 @@ def sort_targets(file: Path) -> None:
 def save_diffusers(adapter: Adapter, base: str, folder: Path) -> None:
     """`load_lora_weights` and `load_lora_adapter` read it; the metadata keep alpha, which the tensors do not tell."""
     config = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.config(base).to_dict().items()}
-    StableDiffusion3Pipeline.save_lora_weights(
+    library_pipeline("StableDiffusion3Pipeline").save_lora_weights(
         folder, transformer_lora_layers=adapter.state(""), transformer_lora_adapter_metadata=config
     )
 

@@ -22,6 +22,7 @@ from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.attention import use_backend
 from uae_lightning.models.codecs import DiffusersCodec, codec_of
+from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.loading import load
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.schedules import STATIC, Spacing, linear_in_tokens, load_scheduler, schedule
@@ -226,9 +227,7 @@ class DiffusersDecoder(FlowDecoder):
 
     @classmethod
     def library_pipeline(cls) -> type[DiffusionPipeline]:
-        import diffusers  # here, as its pipelines take seconds, and complain about torchvision
-
-        return getattr(diffusers, cls.pipeline_class)
+        return library_pipeline(cls.pipeline_class)
 
     def pipeline(self) -> DiffusionPipeline:
         """That of diffusers with these parts, its text encoders absent."""

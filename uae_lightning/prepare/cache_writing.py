@@ -15,7 +15,6 @@ from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from tqdm import tqdm
 
 from uae_lightning.data.cache_shards import SUFFIX, Entry, Header, contents, shards_in, write_shard
 from uae_lightning.data.dealing import parts_for
@@ -25,6 +24,7 @@ from uae_lightning.data.skipped import SkippedFiles, Tally
 from uae_lightning.data.sources import Sample, Source
 from uae_lightning.files import PARTIAL
 from uae_lightning.prepare.part import Part
+from uae_lightning.terminal.progress import Progress
 
 
 @dataclass
@@ -78,9 +78,13 @@ def fill(folder: Path, data: ImageTextData, part: Part, header: Header, compute:
     listed.unlink(missing_ok=True)  # of an earlier pass over the same data
     skipped = SkippedFiles(data.max_skipped, data.source.name, listed)
     counts, met = Counts(), set()
-    with _Shards(folder, part, header, shard_bytes) as shards:
+    with (
+        _Shards(folder, part, header, shard_bytes) as shards,
+        Progress(pictures.total, "picture", f"cache{part.name}") as bar,
+    ):
         waiting: list[Prepared] = []
-        for one in tqdm(_loaded(pictures, data.num_workers), total=pictures.total, unit="picture", disable=None):
+        for one in _loaded(pictures, data.num_workers):
+            bar.update(one.tally.kept + one.tally.held_out + len(one.tally.skipped))
             counts.add(one.tally)
             skipped.add(one.tally)
             if not one.content:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from uae_lightning.data.dealing import Place
 from uae_lightning.data.images import BadFile
@@ -25,6 +24,7 @@ from uae_lightning.prepare.caption_writer import Record, Shard, records, write_l
 from uae_lightning.prepare.filters import Caption, CaptionFilter, count_words
 from uae_lightning.prepare.near_duplicates import SeenPictures
 from uae_lightning.prepare.pictures import HashOf, Prepared, file_to_keep
+from uae_lightning.terminal.progress import Progress
 
 Captions = Callable[[list[Image.Image]], list[Caption]]
 
@@ -72,7 +72,7 @@ class CaptionData:
         first = next(samples, None)
         if first is not None:
             self.captioner, self.hash_of  # noqa: B018  loaded before the bar appears, and its clock starts
-        with tqdm(total=self.reading.total, initial=self.counts.seen, unit="picture", smoothing=0.05) as self.bar:
+        with Progress(self.reading.total, "picture", "caption-data", done=self.counts.seen) as self.bar:
             while first is not None:
                 self._shard(number, itertools.chain([first], itertools.islice(samples, self.shard_size - 1)))
                 first, number = next(samples, None), number + 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, BatchFeature, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.control_tokens import ForeignText
@@ -101,6 +102,7 @@ class Captioner:
 
 def load_model(folder: Path, dtype: str, quantization: Quantization) -> PreTrainedModel:
     """On the GPUs of this machine, layer by layer where it takes several, or else on the CPU."""
+    disable_progress_bar()  # of loading
     gpu, options = torch.cuda.is_available(), {"trust_remote_code": False}
     if gpu:
         options["device_map"] = "auto"

@@ -33,6 +33,7 @@ class Job:
         result: the file that exists once it is done.
         command: called when the job starts.
         clear: removes what an earlier try has left.
+        outcome: what came out of it in a few words, called when it is done.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Job:
     result: Path
     command: Callable[[], list[str]]
     clear: Callable[[], None]
+    outcome: Callable[[], str] = lambda: ""
 
     @property
     def digest(self) -> str:
@@ -170,7 +172,7 @@ class Runner:
         self.estimated, self.taken = self.estimated + job.seconds, self.taken + seconds * threads
         done = len(self.desk.jobs) - len(self.waiting) - len(self.running) - len(self.failed)
         print(
-            f"done {job.name} in {seconds / 60:.1f} min: {done} of {len(self.desk.jobs)} jobs, "
+            f"done {job.name} in {seconds / 60:.1f} min{job.outcome()}: {done} of {len(self.desk.jobs)} jobs, "
             f"{(time.monotonic() - self.began) / 60:.0f} min so far, about {self.minutes_left():.0f} min left",
             flush=True,
         )

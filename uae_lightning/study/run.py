@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.paths import resolve
 from uae_lightning.run import folder as run_folder
@@ -120,7 +121,20 @@ def stage_job(study: Study, place: Path, arm: Arm, index: int, seed: int, before
         result=folder / stage.name / "stage.json",
         command=command,
         clear=lambda: run_folder.clear_stage(folder / stage.name),
+        outcome=lambda: rewards(run_folder.read_json(folder / stage.name / "stage.json")),
     )
+
+
+def rewards(stage: dict[str, Any]) -> str:
+    """Of a stage's record: ", reward 0.7120 -> 0.7431"."""
+    before, after = (stage[f"reward_{moment}"]["mean"] for moment in ("before", "after"))
+    return f", reward {before:.4f} -> {after:.4f}"
+
+
+def overall(record: dict[str, Any]) -> str:
+    """Of an evaluation's: ", unified_bench 0.812, geneval 0.790"."""
+    means = {suite: figures[OVERALL]["mean"] for suite, figures in record["figures"].items() if OVERALL in figures}
+    return "".join(f", {suite} {mean:.3f}" for suite, mean in means.items())
 
 
 def overlays_of(stage: StageSpec) -> dict[str, Any]:
@@ -165,6 +179,7 @@ def evaluation_job(protocol: Protocol, place: Path, name: str, weights: list[Pat
         result=output,
         command=lambda: [sys.executable, "-m", "uae_lightning", "evaluate", *map(str, args)],
         clear=lambda: output.unlink(missing_ok=True),
+        outcome=lambda: overall(run_folder.read_json(output)),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from uae_lightning.scenes.confusion import confusion, confusion_markdown
 from uae_lightning.scenes.detector import OF_A_CELL, SceneDetector, scene_targets
 from uae_lightning.scenes.scene import pictures, sample_scene
+from uae_lightning.terminal.progress import say, time_left, watched
 
 MAX_OBJECTS = 4
 
@@ -56,7 +57,7 @@ def train_detector(
     first, seconds = _restore(work / "checkpoint.pt", parts, settings)
 
     started = time.process_time() - seconds
-    for step in range(first, steps):
+    for step in watched(range(first, steps), steps, "step", "detector", done=first):
         images, targets = scene_batch("train", seed, step, batch_size)
         loss = detection_loss(detector(disturb(images, seed, step)), targets)
         optimizer.zero_grad()
@@ -66,7 +67,8 @@ def train_detector(
         if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
             seconds = time.process_time() - started
             _store(work / "checkpoint.pt", parts, settings, step + 1, seconds)
-            print(f"detector step {step + 1}/{steps} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
+            left = time_left(seconds, step + 1, steps)
+            say(f"detector step {step + 1}/{steps} loss {loss.item():.4f} {seconds:.0f} s, {left}")
 
     detector.save(output)
     card = {**settings, "seconds": round(seconds), "validation": validate(SceneDetector.from_folder(output))}

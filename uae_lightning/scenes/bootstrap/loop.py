@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uae_lightning.files import replacing
+from uae_lightning.terminal.progress import say, time_left, watched
 
 SAVE_SECONDS = 180  # a run that gets little of the machine loses no more than that
 LossFunction = Callable[[int], dict[str, Tensor]]  # step -> named terms; their sum is the loss
@@ -61,7 +62,7 @@ def train(
             target.copy_(source)
         _copy(weights, parameters)
     began, saved, sums = time.process_time(), time.monotonic(), {}
-    for step in range(start, steps):
+    for step in watched(range(start, steps), steps, "step", work.name, done=start):
         terms = loss_function(step)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
@@ -97,7 +98,8 @@ def train(
                 _copy(average, parameters)
                 extra = report(done)
                 _copy(weights, parameters)
-            print(f"{work.name}  step {done}/{steps}  {spent:.0f} s  {means}  {extra}", flush=True)
+            left = time_left(spent, done, steps)
+            say(f"{work.name}  step {done}/{steps}  {spent:.0f} s, {left}  {means}  {extra}")
             sums = {}
     _copy(average, parameters)
     return seconds + time.process_time() - began
