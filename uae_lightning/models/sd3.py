@@ -20,13 +20,16 @@ from uae_lightning.algorithms import flow
 from uae_lightning.files import replacing
 from uae_lightning.interfaces import Codec, FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
 from uae_lightning.models.attention import use_masked_attention
 from uae_lightning.models.codecs import codec_of
+from uae_lightning.models.handed_on import save_adapter, source_of
 from uae_lightning.models.loading import check_texts, load, read_object, reading
 from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.saving import save_diffusers
+from uae_lightning.models.tensor_files import stored_dtypes
 from uae_lightning.models.weight_files import seal, verify
-from uae_lightning.paths import resolve, weightless
+from uae_lightning.paths import weightless
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Conditioning, Learning, LoRA
 
@@ -81,9 +84,11 @@ class SD3Decoder(FlowDecoder):
         sigma_spacing: Literal["sd3", "even"] = "sd3",
     ) -> None:
         super().__init__()
-        self.folder, self.dtype = resolve(path, FILES), to_dtype(dtype)
+        self.source, self.dtype = source_of(path, FILES), to_dtype(dtype)
+        self.folder = self.source.folder
         self.quantization, self.compiled = quantization, compile
         self.transformer = load(SD3Transformer2DModel, self.folder, self.dtype, "transformer").requires_grad_(False)
+        self.source.merge_into(self.transformer, self.blocks())
         use_masked_attention(self.transformer, attention, masked=mask_padding)
         quantize_linears(self.transformer, self.blocks(), quantization)
         if checkpoint_activations:
@@ -133,10 +138,15 @@ class SD3Decoder(FlowDecoder):
                 f"quantization: {self.quantization} is for frozen weights: set model.autoencoder.decoder.quantization "
                 "to none, or model.init_args.learn.decoder to a LoRA"
             )
-        if self.dtype != torch.float32:
+        if self.dtype == torch.float32:
+            return
+        if weightless() or (stored_dtypes(self.folder / "transformer") == {self.dtype} and not self.source.adapters):
+            nn.Module.to(self.transformer, torch.float32)  # nothing was rounded: no second reading
+        else:
             exact = load(SD3Transformer2DModel, self.folder, torch.float32, "transformer")
+            self.source.merge_into(exact, list(exact.transformer_blocks))
             self.transformer.load_state_dict(exact.state_dict(), assign=True)
-            self.dtype = torch.float32
+        self.dtype = torch.float32
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:
         if conditioning is None:  # one zero state: the text embedder's bias is the learned null token
@@ -167,24 +177,36 @@ class SD3Decoder(FlowDecoder):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = merged_state(self.transformer, dtype)
+        state = MergedState(self.transformer, dtype)
         with torch.device("meta"):
             model = SD3Transformer2DModel.from_config(self.transformer.config)
-        model.load_state_dict(state, assign=True)
-        model.save_pretrained(folder / "transformer")
+        sums = save_diffusers(model, state, folder / "transformer")
         self.codec.save(folder / "vae")
         self.scheduler.save_pretrained(folder / "scheduler")
         save_file({"pooled": self.pooled.cpu()}, folder / "pooled.safetensors")
         if lora_layers(self.transformer):
-            from diffusers import StableDiffusion3Pipeline  # takes seconds, and complains about torchvision
+            self._save_lora(folder)
+        seal(folder, sums)
 
-            adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
-            config = self.transformer.peft_config["default"].to_dict()  # alpha, which the tensors do not tell
-            config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-            StableDiffusion3Pipeline.save_lora_weights(
-                folder, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
-            )
-        seal(folder)
+    def hand_on(self, folder: Path) -> None:
+        if not lora_layers(self.transformer):
+            return self.save(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_lora(folder)
+        save_adapter(folder, self.transformer, self.source, self.quantization)
+
+    def handed_on(self) -> list[nn.Parameter]:
+        return adapters_of(self.transformer) or list(self.parameters())
+
+    def _save_lora(self, folder: Path) -> None:
+        from diffusers import StableDiffusion3Pipeline  # takes seconds, and complains about torchvision
+
+        adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
+        config = self.transformer.peft_config["default"].to_dict()  # alpha, which the tensors do not tell
+        config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+        StableDiffusion3Pipeline.save_lora_weights(
+            folder, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
+        )
 
 
 def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
