@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from uae_lightning.files import write_json
-from uae_lightning.models.adapters import merged_weight
+from uae_lightning.models.adapters import adapters_of, merged_weight
 from uae_lightning.models.loading import read_object
 from uae_lightning.models.quantization import Quantization, round_linears
 from uae_lightning.models.weight_files import SUMS, digest, seal, verify
@@ -46,12 +46,14 @@ class Source:
         place: the folder that is.
         folder: the one with whole weights, in the layout of its library; `place` itself where there are no adapters.
         adapters: folders of those to merge into them, in that order.
+        root: how `folder` is named.
     """
 
     name: str
     place: Path
     folder: Path
-    adapters: tuple[Path, ...] = ()
+    adapters: tuple[Path, ...]
+    root: str
 
     def merge_into(self, model: nn.Module, blocks: list[nn.Module]) -> None:
         """Adds all adapters to a model that was loaded from `folder`, in place; a model without weights stays.
@@ -78,20 +80,23 @@ def source_of(path: str | Path, files: list[str]) -> Source:
         ValueError: the base of an adapter is not what it was.
     """
     place = folder = resolve(path, files)
+    root = str(path)
     adapters: list[Path] = []
     while (folder / BASE).is_file():
         if folder in adapters:
             raise ValueError(f"{folder / BASE} is damaged: the adapter is its own base; copy the folder again")
         adapters.insert(0, folder)
-        folder = find_base(folder, files)
-    return Source(str(path), place, folder, tuple(adapters))
+        root, folder = find_base(folder, files)
+    return Source(str(path), place, folder, tuple(adapters), root)
 
 
-def find_base(adapter: Path, files: list[str]) -> Path:
+def find_base(adapter: Path, files: list[str]) -> tuple[str, Path]:
+    """How the weights that adapters belong to are named, and where they are."""
     content = read_object(adapter / BASE)
     try:
         named, beside = str(content["base"]), content["beside"]
-        found = adapter / beside if beside and (adapter / beside).exists() else resolve(named, files)
+        near = beside is not None and (adapter / beside).exists()
+        found = Path(os.path.normpath(adapter / beside)) if near else resolve(named, files)
     except KeyError as error:
         raise ValueError(f"{adapter / BASE} is damaged: copy the folder again (it has no {error})") from error
     except FileNotFoundError as error:
@@ -105,7 +110,7 @@ def find_base(adapter: Path, files: list[str]) -> Path:
             f"{adapter} holds adapters for {found}, which has changed since ({changed[0]}): repeat the stage that wrote "
             f"{adapter}, or put the earlier weights back"
         )
-    return Path(os.path.normpath(found))
+    return str(found) if near else named, found
 
 
 def identity(folder: Path) -> dict[str, Any]:
@@ -135,8 +140,10 @@ def merge(adapter: Path, model: nn.Module, blocks: list[nn.Module]) -> None:
     round_linears(blocks, read_object(adapter / BASE)["quantization"])
     config, state = LoraConfig.from_pretrained(str(adapter)), read_state(adapter)
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)
-    found = set_peft_model_state_dict(model, state, low_cpu_mem_usage=True)
+        inject_adapter_in_model(config, model)
+    for parameter in adapters_of(model):
+        parameter.data = parameter.data.float()  # peft gives them the type of the base
+    found = set_peft_model_state_dict(model, state)
     if lost := [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]:
         raise ValueError(f"the adapters in {adapter} do not fit the model in its base ({lost[0]}): copy the folder again")
     for name, layer in [(name, one) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]:
