@@ -34,6 +34,15 @@ class Component(nn.Module, ABC):
     def save(self, folder: Path) -> None:
         """Write the part in the format of its library (safetensors), adapters merged; its class can start from it."""
 
+    def hand_on(self, folder: Path) -> None:
+        """Write what a stage trained, as small as can be, so that the class of the part can start from it: where all
+        else is to be had elsewhere, the adapters alone."""
+        self.save(folder)
+
+    def handed_on(self) -> list[nn.Parameter]:
+        """What `hand_on` writes: ranks that hold shares of it gather nothing else."""
+        return list(self.parameters())
+
     def adapt(self, learning: Learning) -> None:
         """Makes trainable what a stage trains of the part, and nothing else; it is called before weights are sharded.
 

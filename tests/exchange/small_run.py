@@ -38,7 +38,7 @@ def write_run(run: Path, start: dict[str, dict], stages: dict[str, dict[str, dic
         (run / name).mkdir()
         write_config(run / name / "config.yaml", parts, learn, common)
         for part, how in learn.items():
-            trained_part(part, parts[part], how).save(run / name / "weights" / part)
+            trained_part(part, parts[part], how).hand_on(run / name / "weights" / part)
     return run
 
 

@@ -1,4 +1,4 @@
-"""What decoders of diffusers share: transformer, latent codec and scheduler from a folder, conditioned on our projector.
+"""What decoders of diffusers share: transformer, codec and scheduler from a folder, conditioned on our projector.
 
 A family (`sd3.py`, `sana.py`, ...) says which transformer that is, what it is called with, and what a LoRA adapts.
 """
@@ -19,15 +19,18 @@ from torch import Tensor, nn
 
 from uae_lightning.interfaces import Codec, FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
 from uae_lightning.models.attention import use_backend
 from uae_lightning.models.codecs import DiffusersCodec, codec_of
+from uae_lightning.models.handed_on import save_adapter, source_of
 from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.loading import load
 from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.saving import save_diffusers
 from uae_lightning.models.schedules import STATIC, Spacing, linear_in_tokens, load_scheduler, schedule
+from uae_lightning.models.tensor_files import stored_dtypes
 from uae_lightning.models.weight_files import seal
-from uae_lightning.paths import resolve
+from uae_lightning.paths import weightless
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Conditioning, Learning, LoRA
 
@@ -85,9 +88,11 @@ class DiffusersDecoder(FlowDecoder):
         sigma_spacing: Literal["sd3", "even"] | None = None,
     ) -> None:
         super().__init__()
-        self.folder, self.dtype = resolve(path, self.files), to_dtype(dtype)
+        self.source, self.dtype = source_of(path, self.files), to_dtype(dtype)
+        self.folder = self.source.folder
         self.quantization, self.compiled = quantization, compile
         self.transformer = load(self.kind, self.folder, self.dtype, "transformer").requires_grad_(False)
+        self.source.merge_into(self.transformer, self.blocks())
         self.use_attention(attention, masked=mask_padding)
         quantize_linears(self.transformer, self.blocks(), quantization)
         if checkpoint_activations:
@@ -131,7 +136,10 @@ class DiffusersDecoder(FlowDecoder):
         use_backend(self.transformer, backend, masked=masked)
 
     def blocks(self) -> list[nn.Module]:
-        return [block for name in self.block_lists for block in getattr(self.transformer, name)]
+        return self.blocks_of(self.transformer)
+
+    def blocks_of(self, transformer: nn.Module) -> list[nn.Module]:
+        return [block for name in self.block_lists for block in getattr(transformer, name)]
 
     # ------------------------------------------------------------------------------------------------ of them all
 
@@ -164,10 +172,15 @@ class DiffusersDecoder(FlowDecoder):
                 f"quantization: {self.quantization} is for frozen weights: set model.autoencoder.decoder.quantization "
                 "to none, or model.init_args.learn.decoder to a LoRA"
             )
-        if self.dtype != torch.float32:
+        if self.dtype == torch.float32:
+            return
+        if weightless() or (stored_dtypes(self.folder / "transformer") == {self.dtype} and not self.source.adapters):
+            nn.Module.to(self.transformer, torch.float32)  # nothing was rounded: no second reading
+        else:
             exact = load(self.kind, self.folder, torch.float32, "transformer")
+            self.source.merge_into(exact, self.blocks_of(exact))
             self.transformer.load_state_dict(exact.state_dict(), assign=True)
-            self.dtype = torch.float32
+        self.dtype = torch.float32
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:
         if conditioning is None:  # one zero state: the text embedder's bias is the learned null token
@@ -196,18 +209,30 @@ class DiffusersDecoder(FlowDecoder):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = merged_state(self.transformer, dtype)
+        state = MergedState(self.transformer, dtype)
         with torch.device("meta"):
             model = self.kind.from_config(self.transformer.config)
-        model.load_state_dict(state, assign=True)
-        model.save_pretrained(folder / "transformer")
+        sums = save_diffusers(model, state, folder / "transformer")
         self.codec.save(folder / "vae")
         self.scheduler.save_pretrained(folder / "scheduler")
         self.save_more(folder)
         if lora_layers(self.transformer):
-            adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
-            self.save_adapter(adapter, self.transformer.peft_config["default"].to_dict(), folder)
-        seal(folder)
+            self._save_lora(folder)
+        seal(folder, sums)
+
+    def hand_on(self, folder: Path) -> None:
+        if not lora_layers(self.transformer):
+            return self.save(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_lora(folder)
+        save_adapter(folder, self.transformer, self.source, self.quantization)
+
+    def handed_on(self) -> list[nn.Parameter]:
+        return adapters_of(self.transformer) or list(self.parameters())
+
+    def _save_lora(self, folder: Path) -> None:
+        adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
+        self.save_adapter(adapter, self.transformer.peft_config["default"].to_dict(), folder)
 
     def save_more(self, folder: Path) -> None:
         """What a family has besides."""

@@ -23,16 +23,18 @@ from transformers.utils import is_flash_attn_2_available
 from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
 from uae_lightning.models.control_tokens import ForeignText
+from uae_lightning.models.handed_on import save_adapter, source_of
 from uae_lightning.models.loading import load, reading
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.resizing import resize
+from uae_lightning.models.saving import save_transformers
 from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
 from uae_lightning.models.weight_files import seal
-from uae_lightning.paths import resolve, weightless
+from uae_lightning.paths import weightless
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Captions, Learning, LoRA
 
@@ -143,12 +145,14 @@ class QwenVLEncoder(Encoder):
                 "attention: flash_attention_2 needs the flash-attn package and a GPU: install the extra "
                 "(`pip install --no-build-isolation 'uae-lightning[flash]'`), or set attention: sdpa"
             )
-        folder, self.dtype = resolve(path, FILES), to_dtype(dtype)
+        self.source, self.dtype, self.quantization = source_of(path, FILES), to_dtype(dtype), quantization
+        folder = self.source.folder
         self.model = load(
             Qwen2_5_VLForConditionalGeneration, folder, self.dtype,
             attn_implementation="sdpa" if weightless() else attention,
         )  # fmt: skip
         self.model.requires_grad_(False)
+        self.source.merge_into(self.model, self.blocks())
         quantize_linears(self.model, self.blocks(), quantization)
         if checkpoint_activations:
             checkpoint_blocks(self.blocks())
@@ -456,20 +460,31 @@ class QwenVLEncoder(Encoder):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = merged_state(self.model, dtype)
+        state = MergedState(self.model, dtype)
         with torch.device("meta"):
             model = Qwen2_5_VLForConditionalGeneration(self.model.config)
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state.shapes(), assign=True)
         model.tie_weights()
         model.generation_config = self.saved_generation_config
-        model.save_pretrained(folder)
+        sums = save_transformers(model, state, folder)
         self.tokenizer.backend_tokenizer.no_padding()  # of the last texts it read; they would stand in tokenizer.json
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         if lora_layers(self.model):
-            save_file(
-                {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()},
-                folder / "adapter_model.safetensors",
-            )
-        seal(folder)
+            self._save_lora(folder)
+        seal(folder, sums)
+
+    def hand_on(self, folder: Path) -> None:
+        if not lora_layers(self.model):
+            return self.save(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_lora(folder)
+        save_adapter(folder, self.model, self.source, self.quantization)
+
+    def handed_on(self) -> list[nn.Parameter]:
+        return adapters_of(self.model) or list(self.parameters())
+
+    def _save_lora(self, folder: Path) -> None:
+        state = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()}
+        save_file(state, folder / "adapter_model.safetensors")
