@@ -11,8 +11,9 @@ import torch
 
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, Share, checked
+from uae_lightning.stages.own_captions import captions_to_draw, drawn_from_their_own
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import Batch, Captions, RewardInput, Work
+from uae_lightning.types import Batch, RewardInput, Work
 
 
 class PictureStage(PolicyStage):
@@ -34,33 +35,14 @@ class PictureStage(PolicyStage):
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:
-        own, group = self.drawn_from_their_own(batch), self.policy.group_size
-        captions = self.captions_of(batch, own)
+        own, group = drawn_from_their_own(batch, self.own_captions, self.global_rank), self.policy.group_size
+        captions = captions_to_draw(self, batch, own)
         acts = self.policy.act(self.autoencoder.read(captions.texts), self)
         images = batch.images.repeat_interleave(group, 0)
         texts = [text for text in captions.texts for _ in range(group)]
         given = torch.tensor(own, device=images.device).repeat_interleave(group)
         metadata = None if batch.metadata is None else [row for row in batch.metadata for _ in range(group)]
         return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given, metadata))
-
-    def drawn_from_their_own(self, batch: Batch) -> list[bool]:
-        """Which of a rank's pictures: evenly spread over the global batch, whatever the number of ranks."""
-        count = len(batch.keys)
-        if not batch.has_images:
-            return [True] * count
-        places = range(self.global_rank * count, (self.global_rank + 1) * count)
-        return [int((place + 1) * self.own_captions) > int(place * self.own_captions) for place in places]
-
-    def captions_of(self, batch: Batch, own: list[bool]) -> Captions:
-        """One of each picture, that of the data where it is drawn from its own."""
-        others, seed = [row for row, given in enumerate(own) if not given], self.step_seed(0, self.global_rank)
-        if len(others) == len(own):
-            return self.autoencoder.write(batch.images, 1, seed)
-        texts = batch.given_captions(type(self).__name__, "set model.init_args.own_captions to 0")
-        written = iter(self.autoencoder.write(batch.images[others], 1, seed).texts if others else ())
-        return self.autoencoder.reader.tokenize(
-            [t if given else next(written) for t, given in zip(texts, own, strict=True)]
-        )
 
 
 @checked
