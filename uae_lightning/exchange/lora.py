@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -172,14 +171,6 @@ def sort_targets(file: Path) -> None:
     """peft writes them in the order of a set, another one in each process."""
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"target_modules": sorted(config["target_modules"])}, indent=2, sort_keys=True))
-
-
-def save_diffusers(adapter: Adapter, base: str, folder: Path) -> None:
-    """`load_lora_weights` and `load_lora_adapter` read it; the metadata keep alpha, which the tensors do not tell."""
-    config = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.config(base).to_dict().items()}
-    StableDiffusion3Pipeline.save_lora_weights(
-        folder, transformer_lora_layers=adapter.state(""), transformer_lora_adapter_metadata=config
-    )
 
 
 def save_comfyui(adapter: Adapter, file: Path) -> None:
