@@ -60,7 +60,9 @@ def listening(host: str, port: int | None) -> socket.socket:
         except OSError as error:
             reason = error
     asked = f"--port {port}" if port is not None else f"none of the ports {PORT} to {PORT + TRIED - 1}"
-    raise UsageError(f"{asked} at {host} cannot be had ({os.strerror(reason.errno)}): name another with --port") from reason
+    raise UsageError(
+        f"{asked} at {host} cannot be had ({os.strerror(reason.errno)}): name another with --port"
+    ) from reason
 
 
 def url_of(place: socket.socket) -> str:
