@@ -216,7 +216,8 @@ class QwenVLEncoder(Encoder):
         frozen (paper: unfreezing it collapsed)."""
         if learning == "all":
             raise ValueError(
-                f"{type(self).__name__} learns by a LoRA alone: set model.init_args.learn.encoder to {rank: 32, alpha: 64}"
+                f"{type(self).__name__} learns by a LoRA alone: set model.init_args.learn.encoder to "
+                "{rank: 32, alpha: 64}"
             )
         self.model.requires_grad_(False)
         if isinstance(learning, LoRA):
