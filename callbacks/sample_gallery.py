@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
+from callbacks.captioned import captioned
 from uae_lightning.files import replacing
 from uae_lightning.ranges import Count, Several, checked
 from uae_lightning.types import Batch, RewardInput, ValidationOutput
@@ -23,7 +24,8 @@ class SampleGallery(L.Callback):
 
     * to `<default_root_dir>/gallery/`: `originals.png` and `step-000123.png` (one row of pictures each, as they are),
       `captions.json` {step: [captions]}; what is there of later steps, from before a resume, is removed;
-    * to TensorBoard, if it is a logger: originals above reconstructions, and the captions as text.
+    * to TensorBoard, if it is a logger: originals above reconstructions, both with the captions beside them, and the
+      captions as text.
 
     Args:
         pictures: how many.
@@ -77,6 +79,8 @@ class SampleGallery(L.Callback):
                 grid = torch.cat([originals, reconstructions], 1)
                 logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning logs val/reward
                 logger.experiment.add_image("gallery/original_above_reconstruction", grid, logged)
+                beside = captioned([originals, reconstructions], captions)
+                logger.experiment.add_image("gallery/captions_beside", beside, logged)
                 logger.experiment.add_text("gallery/captions", "\n".join(f"1. {text}" for text in captions), logged)
         if trainer.state.fn == "fit":
             folder = Path(trainer.default_root_dir) / "gallery"

@@ -38,6 +38,7 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
     "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", ".commands.bootstrap"),
     "reconstruct": ("caption pictures and draw them again from the caption", ".commands.reconstruct"),
     "generate": ("draw pictures from texts", ".commands.generate"),
+    "caption": ("captions of pictures as JSONL, by a run or any vision-language model", ".commands.caption"),
     "export": (
         "a folder that transformers, diffusers, peft and ComfyUI load without this package",
         ".commands.export",
