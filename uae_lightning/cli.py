@@ -39,6 +39,7 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
     "reconstruct": ("caption pictures and draw them again from the caption", ".commands.reconstruct"),
     "generate": ("draw pictures from texts", ".commands.generate"),
     "app": ("all that in the browser, and runs while they train (needs the extra `app`)", ".commands.app"),
+    "caption": ("captions of pictures as JSONL, by a run or any vision-language model", ".commands.caption"),
     "export": (
         "a folder that transformers, diffusers, peft and ComfyUI load without this package",
         ".commands.export",
