@@ -46,7 +46,7 @@ RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
 PLANNED = [*PRODUCT, *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle", "prompts"))]
-CHOSEN = [*PLANNED, ("cached", "no_encoder")]
+CHOSEN = [*PLANNED, ("cached", "no_encoder"), ("prompts", "judge")]
 
 
 # ------------------------------------------------------------------------------------------------ without weights
