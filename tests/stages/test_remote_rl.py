@@ -109,8 +109,8 @@ def server(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:.*")
 def test_a_server_killed_in_the_middle_of_a_step_changes_nothing(make_stage, server, tmp_path, monkeypatch):
-    # red if a broken connection is final, if a reward that was not given counts as 0, or if the run that stops leaves no
-    # checkpoint of its last whole batch
+    # red if a broken connection is final, if a reward that was not given counts as 0, or if the run that stops leaves
+    # no checkpoint of its last whole batch
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.2)
     monkeypatch.setattr(endpoint, "LONGEST_WAIT", 1.0)
     torch.manual_seed(0)
