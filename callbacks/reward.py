@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from itertools import zip_longest
 from pathlib import Path
@@ -59,6 +60,7 @@ class RewardCallback(L.Callback):
         self.last: RewardOutput | None = None  # of the training step under way
         self.image_figures: dict[str, Tensor] = {}
         self.records: list[dict[str, Any]] = []  # one per validation batch
+        self.held_out = math.nan  # mean reward of the last validation, the same on all ranks
         self.kept: int | None = -1  # the last step whose earlier row counts; None once later ones are cut
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -166,7 +168,7 @@ class RewardCallback(L.Callback):
         means = {f"val/{name}": _mean(row[name]) for name in ("unrewarded", "caption_tokens") if name in row}
         means |= {f"val/reward/{name}": _mean(values) for name, values in row["parts"].items()}
         means |= {f"val/unrewarded/{name}": _mean(v) for name, v in row.get("unrewarded_parts", {}).items()}
-        reward = _mean(row["reward"])
+        reward = self.held_out = _mean(row["reward"])
         if trainer.sanity_checking:  # self.log is silent here, and this is step 0 of every curve
             for logger in trainer.loggers:
                 logger.log_metrics(means | {"val/reward": reward}, step=trainer.global_step)
