@@ -34,6 +34,7 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
         ".commands.evaluate",
     ),
     "fault-costs": ("what a reward takes off for one fault of a drawing, in full and faint", ".commands.fault_costs"),
+    "serve-reward": ("scores of any reward over HTTP, for runs elsewhere", ".commands.serve_reward"),
     "study": ("runs with several seeds, evaluated and compared: docs/results.md", ".commands.study"),
     "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", ".commands.bootstrap"),
     "reconstruct": ("caption pictures and draw them again from the caption", ".commands.reconstruct"),

@@ -66,7 +66,7 @@ DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
 OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], ["levels"], ["cycle"], ["gspo", "dance"], ["prompts"]]
 PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in DECODERS)])]
 ALONE = ["rewrite_sft", "cold_start", "joint_rl", "decoder_matching"]  # stages that are in no run of conf/real
-CHOSEN = [*PLANNED, ("cached", "no_encoder")]
+CHOSEN = [*PLANNED, ("cached", "no_encoder"), ("prompts", "judge")]
 
 
 # ------------------------------------------------------------------------------------------------ without weights

@@ -124,7 +124,7 @@ def header(record: dict[str, Any], stages: list[StageView]) -> str:
 
 
 def cards(stages: list[StageView], compared: list[StageView]) -> str:
-    first, last = compared[0].rows[0], compared[-1].rows[-1]
+    first, last = compared[0].rows[0], run_folder.final_row(compared[-1].folder)
     seconds = sum(stage.record["seconds"] for stage in stages if stage.record)
     items = []
     for measure, title in [("reward", "reward"), ("unrewarded", "not rewarded")]:
@@ -158,7 +158,7 @@ def stage_table(stages: list[StageView]) -> str:
     heads = ["Stage", "Reward before", "after", "Gain", "Not rewarded: gain", "Caption tokens", "Steps", "Time"]
     rows = []
     for stage in stages:
-        before, after = stage.rows[0], stage.rows[-1]
+        before, after = stage.rows[0], run_folder.final_row(stage.folder)
         other = signed_span(paired_gain(before, after, "unrewarded")) if "unrewarded" in before else "&ndash;"
         tokens = [sum(row["caption_tokens"]) / len(row["caption_tokens"]) for row in (before, after)]
         cells = [

@@ -36,8 +36,10 @@ def gallery_columns(stages: list[Path]) -> list[Column]:
         steps = sorted(map(int, captions))
         if number == 0:
             columns.append(column_at("at the start", folder, captions, steps[0]))
+        step = run_folder.handed_on_step(folder.parent)
+        step = step if step in steps else steps[-1]
         if steps[-1] > 0:
-            columns.append(column_at(f"after {folder.parent.name}", folder, captions, steps[-1]))
+            columns.append(column_at(f"after {folder.parent.name}", folder, captions, step))
     return columns
 
 
