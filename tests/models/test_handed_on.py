@@ -142,8 +142,12 @@ def test_shards_are_those_of_the_libraries(tmp_path):
 def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
     # red without `check_room` in `write_shards`
     monkeypatch.setattr(tensor_files.check_room.__globals__["shutil"], "disk_usage", lambda place: Usage())
-    with pytest.raises(ValueError, match=r"no space is left for the weights in .*: 8.0 MB are needed.*1.0 MB.*--resume"):
-        write_shards(tmp_path, "model", {"a": torch.zeros(2_000_000, device="meta")}, lambda name: torch.zeros(2_000_000))
+    with pytest.raises(
+        ValueError, match=r"no space is left for the weights in .*: 8.0 MB are needed.*1.0 MB.*--resume"
+    ):
+        write_shards(
+            tmp_path, "model", {"a": torch.zeros(2_000_000, device="meta")}, lambda name: torch.zeros(2_000_000)
+        )
     assert not list(tmp_path.iterdir())
 
 

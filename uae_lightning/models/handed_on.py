@@ -145,7 +145,9 @@ def merge(adapter: Path, model: nn.Module, blocks: list[nn.Module]) -> None:
         parameter.data = parameter.data.float()  # peft gives them the type of the base
     found = set_peft_model_state_dict(model, state)
     if lost := [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]:
-        raise ValueError(f"the adapters in {adapter} do not fit the model in its base ({lost[0]}): copy the folder again")
+        raise ValueError(
+            f"the adapters in {adapter} do not fit the model in its base ({lost[0]}): copy the folder again"
+        )
     for name, layer in [(name, one) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]:
         base, (parent, _, leaf) = layer.get_base_layer(), name.rpartition(".")
         base.weight.data = merged_weight(layer)

@@ -61,7 +61,11 @@ def write_tensors(file: Path, shapes: Mapping[str, Tensor], tensor: Callable[[st
     end = 0
     for name in names:
         begin, end = end, end + shapes[name].nbytes
-        header[name] = {"dtype": KINDS[shapes[name].dtype], "shape": [*shapes[name].shape], "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": KINDS[shapes[name].dtype],
+            "shape": [*shapes[name].shape],
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     hashed = hashlib.sha256()
