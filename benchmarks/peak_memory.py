@@ -1,4 +1,4 @@
-"""PeakMemory: the most memory that a stage takes in each of the phases that `uae plan` names, measured while it runs."""
+"""PeakMemory: the most memory that a stage takes in each phase that `uae plan` names, measured while it runs."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ IMPORTED = 0 if torch.cuda.is_available() else status("VmRSS")  # Python and its
 class PeakMemory(L.Callback):
     """Writes `<default_root_dir>/peak_memory.json`: bytes by phase, those of Python and its libraries left out.
 
-    On a GPU they are those that its allocator gave out; on a CPU those that the process has in memory (the resident set),
-    with all that a plan cannot see: workspaces of kernels, and memory that is freed and kept. "loading" is all before
-    the first validation, "saving" the weights that are handed on. List it last.
+    On a GPU they are those that its allocator gave out; on a CPU those that the process has in memory (the resident
+    set), with all that a plan cannot see: workspaces of kernels, and memory that is freed and kept. "loading" is all
+    before the first validation, "saving" the weights that are handed on. List it last.
     """
 
     def __init__(self) -> None:

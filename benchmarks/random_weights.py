@@ -1,7 +1,7 @@
 """Random weights of the published architectures, written one tensor at a time, where `conf/real` looks for them.
 
-The folder is laid out as the hub names models (Qwen/Qwen2.5-VL-3B-Instruct, ...): a command that is started inside it takes
-these folders for the ids in its YAMLs.
+The folder is laid out as the hub names models (Qwen/Qwen2.5-VL-3B-Instruct, ...): a command that is started inside it
+takes these folders for the ids in its YAMLs.
 """
 
 from __future__ import annotations
@@ -108,22 +108,18 @@ def write_diffusers(place: Path, model: ModelMixin) -> None:
 
 
 def write_judge(place: Path, name: str, kind: type, layers: int | None) -> None:
-    config = kind.config_class.from_pretrained(architecture(name))
-    if layers is not None:
-        for owner in (config, *(getattr(config, part, None) for part in ("text_config", "vision_config"))):
-            if hasattr(owner, "num_hidden_layers"):
-                owner.num_hidden_layers = layers
+    content = json.loads((architecture(name) / "config.json").read_text())
+    for owner in (content, content.get("text_config", {}), content.get("vision_config", {})):
+        if layers is not None and "num_hidden_layers" in owner:
+            owner["num_hidden_layers"] = layers
+    config = kind.config_class.from_dict(content)
     with torch.device("meta"):
         model = kind(config)
-    save_transformers_alone(model, place)
-    shutil.copy(architecture(name) / "preprocessor_config.json", place)
-
-
-def save_transformers_alone(model: hf.PreTrainedModel, place: Path) -> None:
-    model.config.architectures = [type(model).__name__]
+    model.config.architectures = [kind.__name__]
     model.config.save_pretrained(place)
     drawn = Drawn(model)
     write_shards(place, "model", drawn.shapes, drawn.__getitem__)
+    shutil.copy(architecture(name) / "preprocessor_config.json", place)
 
 
 def architecture(name: str) -> Path:

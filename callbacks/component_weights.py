@@ -27,8 +27,8 @@ class ComponentWeights(L.Callback):
     left when it is resumed, and Lightning then skips on_train_end. EMA copies its average in at the same hook and must
     be listed before this callback. On several devices rank 0 writes them, whole, whatever the strategy.
 
-    StageCheckpoint has written the last step by then: what cannot be saved here, for want of room or because the process
-    is killed, is saved by `--resume`.
+    StageCheckpoint has written the last step by then: what cannot be saved here, for want of room or because the
+    process is killed, is saved by `--resume`.
 
     Args:
         merged: whole weights with the adapters merged (`Component.save`), in the format of the part's library, where
