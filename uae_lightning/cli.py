@@ -85,10 +85,8 @@ Then: `uae watch runs/demo` beside it, runs/demo/report.html afterwards. `uae --
 
 def first_text() -> str:
     """What `uae` alone says."""
-    here = os.path.exists("conf/demo.yaml")
-    return FIRST.format(version=__version__) + (
-        "" if here else "conf/ is not in this folder: `uae init .` copies it.\n"
-    )
+    missing = "" if os.path.exists("conf/demo.yaml") else "conf/ is not in this folder: `uae init .` copies it.\n"
+    return FIRST.format(version=__version__) + missing
 
 
 def help_text() -> str:

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -42,28 +41,15 @@ class Finding:
 
 def findings() -> list[Finding]:
     """All of them, from the interpreter up to the GPU."""
-    return [
-        python(),
-        *packages(),
-        torchvision(),
-        cores(),
-        memory(),
-        disk(Path.cwd()),
-        *cpu(),
-        *gpu(),
-        *weights(),
-        yamls(),
-    ]
+    software = [python(), *packages(), torchvision()]
+    return [*software, cores(), memory(), disk(Path.cwd()), *cpu(), *gpu(), *weights(), yamls()]
 
 
 # ------------------------------------------------------------------------------------------------ software
 
 
 def python() -> Finding:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("missing", f"Python {version}", "Python 3.11 or newer is needed")
-    return Finding("ok", f"Python {version}, {platform.system()} {platform.machine()}")
+    return Finding("ok", f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
 
 
 def packages() -> list[Finding]:
@@ -116,9 +102,7 @@ def torchvision() -> Finding:
     version = installed("torchvision")
     if version is None:
         return Finding("ok", "no torchvision, which is not needed")
-    remedy = (
-        "pip uninstall torchvision: nothing here needs it, and one that does not match torch breaks image processors"
-    )
+    remedy = "pip uninstall torchvision: nothing needs it, and one that does not match torch breaks image processors"
     return Finding("note", f"torchvision {version}", remedy)
 
 
@@ -161,9 +145,7 @@ def disk(place: Path) -> Finding:
     free = shutil.disk_usage(place).free
     text = f"{free / GB:.1f} GB of disk free here"
     if not os.access(place, os.W_OK):
-        return Finding(
-            "missing", f"{place} cannot be written", "runs go to runs/ in the folder you are in: choose another"
-        )
+        return Finding("missing", f"{place} cannot be written", "runs go to runs/ in the folder you are in: choose one")
     return Finding("ok", text) if free >= DEMO_DISK else Finding("missing", text, "a run of the demo needs 1 GB")
 
 
