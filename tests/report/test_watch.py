@@ -50,7 +50,7 @@ def test_a_live_run_says_where_it_is_and_how_long_it_takes(run):
     see = state.stages[1]
     assert (see.step, see.steps, see.seconds) == (8, 20, 30.0)  # 6 batches of 5 seconds
     assert see.reward == pytest.approx(0.3) and see.held_out == pytest.approx((0.55, 0.63)) and see.caption == "a see"
-    text = "\n".join(lines_of(state))
+    text = "\n".join(lines_of(state, 200))
     assert "demo: running" in text and "8/20, reward 0.300, held out 0.5500 -> 0.6300, about 30 s left" in text
     assert text.count('"a see"') == 1 and '"a draw"' not in text and "61 s" in text
 
