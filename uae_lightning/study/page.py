@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from uae_lightning.files import write_json
+from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.report.charts import Band
 from uae_lightning.report.pictures import Column
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import build
 from uae_lightning.study import results
-from uae_lightning.study.captions import CaptionMarker
 from uae_lightning.study.claims import START, Figure, worsened
 from uae_lightning.study.figures import bars, columns_along, contact_sheet, curves, track
 from uae_lightning.study.jobs import Desk
