@@ -54,7 +54,7 @@ def handed_on(folder):
 
 @pytest.mark.parametrize("best", [0, 1, 2])
 def test_the_weights_of_the_best_validation_are_handed_on(tmp_path, best):
-    # red if the raw weights are kept where the average was validated, if equal rewards move it, or step 0 does not count
+    # red if the raw weights are kept where the average was validated, or step 0 does not count
     watch = Watch(0.5)
     fit(tmp_path, watch, RewardCallback(Worsening(best), Closeness()), ComponentWeights("best"), steps=4)
     assert torch.equal(handed_on(tmp_path), watch.validated[best])

@@ -133,7 +133,7 @@ def is_stage(keys: dict) -> bool:
 
 
 def lays_over(keys: dict) -> bool:
-    return "suites" not in keys and bool({"model", "data"} & {*keys}) and not is_stage(keys)
+    return "suites" not in keys and bool({"model", "data", "trainer"} & {*keys}) and not is_stage(keys)
 
 
 def keys_of(file: Path) -> dict:

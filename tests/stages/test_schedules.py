@@ -22,11 +22,11 @@ from uae_lightning.usage import UsageError
 make_stage = small.make_stage
 
 
-def factors(steps: int, **options) -> list[float]:
+def factors(taken: int, **options) -> list[float]:
     """What the rate is multiplied by in each step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=2.0)
     schedule, found = WarmUp(optimizer, **options), []
-    for _ in range(steps):
+    for _ in range(taken):
         found.append(optimizer.param_groups[0]["lr"] / 2)
         optimizer.step()
         schedule.step()
