@@ -68,7 +68,9 @@ lint: .venv/.installed ## ruff, its formatting, and the types of what [tool.mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tensorboard: .venv/.installed ## curves and image grids of all runs
+tensorboard: .venv/.installed ## curves, pictures with their captions and settings of all runs
+	@echo "Open http://localhost:6006/#custom_scalars: reward, health, language and images of all runs."
+	@echo "  pictures with their captions: #images    settings beside final figures: #hparams    the YAML: #text"
 	$(BIN)/tensorboard --logdir runs $(ARGS)
 
 clean: ## remove caches and build output; .venv and runs stay

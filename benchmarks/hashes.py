@@ -15,15 +15,19 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from uae_lightning.prepare.dual_stream import dual_stream
 from uae_lightning.prepare.near_duplicates import perceptual_hash
 from uae_lightning.prepare.semantic_hash import SemanticHash, embedded
 from uae_lightning.rewards.clip_similarity import ClipSimilarity
+from uae_lightning.rewards.feature_maps import EfficientNetMaps
+from uae_lightning.rewards.layered_similarity import LayeredSimilarity, Level
 from uae_lightning.rewards.perceptual_grid import PooledEfficientNet
 from uae_lightning.scenes.detector_features import DetectorFeatures
 from uae_lightning.scenes.faults import FAULTS, faulty_scenes
 from uae_lightning.scenes.scene import Scene, render, sample_scene
 
 FITTED, SCENES = 1024, 192
+PLACES, BY_PLACE = 9, ("scene_detector", "efficientnet_lite0, 3 x 3")  # judges whose embedding is by place
 
 
 def noisy(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -75,10 +79,15 @@ def main() -> None:
         "scenes_clip": ClipSimilarity("shipped:scenes/clip"),
         "efficientnet_lite0": PooledEfficientNet(),
         "scene_detector": DetectorFeatures(),
+        "efficientnet_lite0, 3 x 3": LayeredSimilarity(EfficientNetMaps(), {"deep": Level([-2])}, cells=3),
     }
     training = [drawn(sample_scene("train", 7, index)) for index in range(FITTED)]
     hashes: dict[str, Callable] = {"dct (control)": perceptual_hash}
-    hashes |= {name: SemanticHash.fit(judge, embedded(judge, training)) for name, judge in judges.items()}
+    embeddings = {name: embedded(judge, training) for name, judge in judges.items()}
+    hashes |= {name: SemanticHash.fit(judges[name], found) for name, found in embeddings.items()}
+    for name, judge, found in ((name, judges[name], embeddings[name]) for name in BY_PLACE):
+        mean = found.mean(0)
+        hashes[f"{name}, dual stream"] = SemanticHash(judge, mean, dual_stream(found - mean, PLACES))
     scenes = [sample_scene("test", 0, index) for index in range(SCENES)]
     pictures = [drawn(scene) for scene in scenes]
     rng = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from itertools import zip_longest
 from pathlib import Path
@@ -42,7 +43,9 @@ class RewardCallback(L.Callback):
         micro_batch: pictures scored at a time.
         skip_bad_rewards: a NaN or infinite reward in training passes its group over (it has no advantage; the KL, where
             there is one, still holds), is warned of and counted in `policy/skipped_groups`; False ends the run with a
-            checkpoint of the last whole batch. In validation it always ends the run: pictures are compared one by one.
+            checkpoint of the last whole batch, unless the reward says that it may be passed over (`on_failure` of
+            those that are asked over a network). In validation it always ends the run: pictures are compared one by
+            one.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class RewardCallback(L.Callback):
         self.last: RewardOutput | None = None  # of the training step under way
         self.image_figures: dict[str, Tensor] = {}
         self.records: list[dict[str, Any]] = []  # one per validation batch
+        self.held_out = math.nan  # mean reward of the last validation, the same on all ranks
         self.kept: int | None = -1  # the last step whose earlier row counts; None once later ones are cut
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -98,8 +102,8 @@ class RewardCallback(L.Callback):
         """
         scores = evaluate(self.reward, inputs, self.micro_batch)
         if bad := not_finite(self.reward, scores):
-            if not self.skip_bad_rewards:
-                raise RaisedTogether(bad + REMEDY)
+            if not (self.skip_bad_rewards or self.reward.skips_failures):
+                raise RaisedTogether(bad + remedy(self.reward))
             rank_zero_warn(f"{bad}; their groups are skipped")
         self.last = RewardOutput(scores.total.detach(), {name: part.detach() for name, part in scores.parts.items()})
         drawn = inputs.reconstructions.detach()
@@ -156,7 +160,7 @@ class RewardCallback(L.Callback):
     def _judged(self, reward: Reward, inputs: RewardInput) -> RewardOutput:
         output = evaluate(reward, inputs, self.micro_batch)
         if bad := not_finite(reward, output):
-            raise RaisedTogether(f"in validation, {bad}{REMEDY}")
+            raise RaisedTogether(f"in validation, {bad}{remedy(reward)}")
         return output
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -164,7 +168,7 @@ class RewardCallback(L.Callback):
         means = {f"val/{name}": _mean(row[name]) for name in ("unrewarded", "caption_tokens") if name in row}
         means |= {f"val/reward/{name}": _mean(values) for name, values in row["parts"].items()}
         means |= {f"val/unrewarded/{name}": _mean(v) for name, v in row.get("unrewarded_parts", {}).items()}
-        reward = _mean(row["reward"])
+        reward = self.held_out = _mean(row["reward"])
         if trainer.sanity_checking:  # self.log is silent here, and this is step 0 of every curve
             for logger in trainer.loggers:
                 logger.log_metrics(means | {"val/reward": reward}, step=trainer.global_step)
@@ -229,6 +233,13 @@ REMEDY = (
     "or max_grad_norm; if they are fine, the reward's own precision is too low (use float32), or their groups can be "
     "passed over: skip_bad_rewards: true in the init_args of callbacks.RewardCallback"
 )
+
+
+def remedy(reward: Reward) -> str:
+    """What to do where it was not the pictures' fault, or where nobody knows."""
+    if why := reward.failure():
+        return f" ({why}): once that is mended, go on with --resume"
+    return REMEDY
 
 
 def not_finite(reward: Reward, output: RewardOutput) -> str:

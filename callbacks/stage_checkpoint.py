@@ -17,8 +17,8 @@ class StageCheckpoint(ModelCheckpoint):
     * `every_n_train_steps` counts optimiser steps, of which an RL stage takes `updates_per_batch` in a batch: the
       checkpoint is written at the first end of a batch at or after the step that was asked for. (`val_check_interval`
       of the trainer counts batches.)
-    * The last step has one, whatever `every_n_train_steps` is: from it `--resume` writes the weights of a stage that ended
-      before they were all on disk.
+    * The last step has one, whatever `every_n_train_steps` is: from it `--resume` writes the weights of a stage that
+      ended before they were all on disk.
     * Lightning's saves at the end of a batch, before the validation that is due there; a run killed in between would
       resume without that validation, and a curve, or the final score, would lack a point.
     * An error loses no step: where no optimiser step was taken since, the checkpoint is that of the last whole batch,

@@ -21,6 +21,7 @@ from uae_lightning.run.output import steady_output
 from uae_lightning.usage import UsageError, closest
 
 COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
+    "doctor": ("what this machine has, what will be slow on it, what is missing", ".commands.doctor"),
     "init": ("copy the YAMLs that come with the package to a folder of yours", ".commands.init"),
     "run": ("the stages of a YAML, one after the other, then report.html and summary.json", ".commands.run"),
     "plan": (
@@ -28,17 +29,20 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
         ".commands.plan",
     ),
     "fit": ("one stage alone", ".commands.fit"),
+    "watch": ("how a run stands: stages, reward, time left, the last caption", ".commands.watch"),
     "validate": ("score one stage's round trip on the held-out pictures, without training", ".commands.validate"),
     "evaluate": (
         "measure a run, or the weights it starts from, by judges that were not the reward",
         ".commands.evaluate",
     ),
     "fault-costs": ("what a reward takes off for one fault of a drawing, in full and faint", ".commands.fault_costs"),
+    "serve-reward": ("scores of any reward over HTTP, for runs elsewhere", ".commands.serve_reward"),
     "study": ("runs with several seeds, evaluated and compared: docs/results.md", ".commands.study"),
     "bootstrap": ("train the shipped backbones from scratch (hours; resumable)", ".commands.bootstrap"),
     "reconstruct": ("caption pictures and draw them again from the caption", ".commands.reconstruct"),
     "generate": ("draw pictures from texts", ".commands.generate"),
     "app": ("all that in the browser, and runs while they train (needs the extra `app`)", ".commands.app"),
+    "caption": ("captions of pictures as JSONL, by a run or any vision-language model", ".commands.caption"),
     "export": (
         "a folder that transformers, diffusers, peft and ComfyUI load without this package",
         ".commands.export",
@@ -48,6 +52,7 @@ COMMANDS = {  # name -> one line of help, and the module whose `main` runs it
         ".commands.caption_data",
     ),
     "cache": ("latents and caption states of your pictures, computed once for stage 1", ".commands.cache"),
+    "completion": ("a script that lets bash and zsh complete commands and options", ".commands.completion"),
     "import-release": ("weights of the authors of UAE -> folders to start from", ".commands.import_release"),
 }
 
@@ -57,14 +62,34 @@ examples:
   uae run --config conf/demo.yaml --resume                  continue where it was stopped
   uae run --config conf/demo.yaml --from encoder_rl         again from that stage on
   uae fit --config conf/scenes/encoder_rl.yaml --trainer.max_steps 20
+  uae watch runs/demo                                       how it stands, while it trains
   uae evaluate --config conf/demo.yaml --weights runs/demo --output evaluation.json
   uae reconstruct picture.png --weights runs/demo
   uae generate "a large red ball in the center" --weights runs/demo
+  uae caption photos --weights runs/demo --to captions.jsonl
   uae export --weights runs/demo --to exported
   uae app                                                   the same in the browser
 
 UAE_DEBUG=1 shows the traceback of an error.
 """
+
+
+FIRST = """\
+uae-lightning {version}: one image -> caption -> image auto-encoder, trained in three stages (arXiv 2509.09666)
+
+Three things to try first:
+  uae doctor                                                what this machine has, what will be slow, what is missing
+  uae generate "a red cat at the center and a blue bus at the top left"       seconds, with the weights that come along
+  uae run --config conf/demo.yaml                           the three stages, about 10 minutes on 2 CPU cores
+
+Then: `uae watch runs/demo` beside it, runs/demo/report.html afterwards. `uae --help` lists all commands.
+"""
+
+
+def first_text() -> str:
+    """What `uae` alone says."""
+    missing = "" if os.path.exists("conf/demo.yaml") else "conf/ is not in this folder: `uae init .` copies it.\n"
+    return FIRST.format(version=__version__) + missing
 
 
 def help_text() -> str:
@@ -89,7 +114,10 @@ def main(args: list[str] | None = None) -> int:
 
 
 def answer(args: list[str]) -> int:
-    if not args or args[0] in ("-h", "--help", "help"):
+    if not args:
+        print(first_text(), end="")
+        return 0
+    if args[0] in ("-h", "--help", "help"):
         print(help_text(), end="")
         return 0
     if args[0] == "--version":

@@ -79,8 +79,8 @@ def check_room(place: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(next(folder for folder in (place, *place.absolute().parents) if folder.exists())).free
     if free < needed:
         raise ValueError(
-            f"no space is left for {what}: {size(needed)} are needed, {place} has {size(free)}; make room, then give the "
-            "same command again (with --resume, if it has that)"
+            f"no space is left for {what}: {size(needed)} are needed, {place} has {size(free)}; make room, then give "
+            "the same command again (with --resume, if it has that)"
         )
 
 

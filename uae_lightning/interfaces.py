@@ -453,6 +453,9 @@ class Reward(nn.Module, ABC):
     """
 
     needs_originals: bool = True  # False: it judges pictures by their captions, and can where nothing is reconstructed
+    skips_failures: bool = (
+        False  # groups that it could not judge (NaN) are passed over in training; False: the run ends
+    )
 
     @abstractmethod
     def forward(self, inputs: RewardInput) -> RewardOutput: ...
@@ -460,6 +463,10 @@ class Reward(nn.Module, ABC):
     def held_out(self) -> Reward:
         """What judges held-out pictures, all of captions that the encoder wrote."""
         return self
+
+    def failure(self) -> str:
+        """Why some of the last pictures that it could not judge, in words; "" where it does not know."""
+        return ""
 
     def title(self) -> str:
         """For people who read figures."""

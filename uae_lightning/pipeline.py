@@ -17,10 +17,11 @@ from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.files import recover, write_json
 from uae_lightning.parallel.launch import Followers
 from uae_lightning.parallel.locking import locked
+from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.report.page import write_report
 from uae_lightning.report.summary import one_line, stage_record, summarise
 from uae_lightning.run import folder as run_folder
-from uae_lightning.run.compiled import Run, StageRun, Weights
+from uae_lightning.run.compiled import Run, StageRun, Weights, build
 from uae_lightning.run.evaluation import evaluate_into
 from uae_lightning.run.masking import masked_command
 from uae_lightning.run.provenance import provenance
@@ -38,6 +39,7 @@ def run_stages(run: Run, options: argparse.Namespace, command: str, others: Foll
     first, last = selection(run, options.start, options.only)
     for stage in run.stages[first:last]:  # all of them before the first one takes its time
         stage.check()
+    marker = build(CaptionMarker, run.captions) if run.captions else CaptionMarker()
     with ExitStack() as locks:
         for place in (run.folder, *(stage.place for stage in run.stages[first:])):
             locks.enter_context(locked(place, f"the run {run.folder}"))
@@ -52,7 +54,7 @@ def run_stages(run: Run, options: argparse.Namespace, command: str, others: Foll
             if index == len(run.stages) - 1:
                 evaluate(run, "end", command)
             summarise(run.folder)
-            write_report(run.folder)
+            write_report(run.folder, marker)
         others.tell(None)
 
 

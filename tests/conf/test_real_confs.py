@@ -23,7 +23,7 @@ from uae_lightning.run.compiled import parse_evaluation
 from uae_lightning.run.spec import EvaluationSpec, StageSpec
 from uae_lightning.run.stage_cli import parse_stage, run_stage
 from uae_lightning.stages.common import Stage
-from uae_lightning.study.plan import settings_of
+from uae_lightning.study.cost import settings_of
 from uae_lightning.usage import UsageError
 
 SMALL_RUNS = [  # a stage of conf/real and what is laid over it
@@ -51,6 +51,10 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("encoder_rl", ["qwen_image"]),
     ("decoder_rl", ["qwen_image"]),
     ("decoder_rl", ["decoder_rl_prompts"]),
+    ("encoder_rl", ["encoder_rl_gspo"]),
+    ("decoder_rl", ["decoder_rl_dance", "decoder_rl_replay"]),
+    ("decoder_matching", []),
+    ("joint_rl", []),
 ]
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -59,11 +63,10 @@ RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
-PLANNED = [
-    *PRODUCT,
-    *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle", "prompts", *DECODERS)),
-]
-CHOSEN = [*PLANNED, ("cached", "no_encoder")]
+OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], ["levels"], ["cycle"], ["gspo", "dance"], ["prompts"]]
+PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in DECODERS)])]
+ALONE = ["rewrite_sft", "cold_start", "joint_rl", "decoder_matching"]  # stages that are in no run of conf/real
+CHOSEN = [*PLANNED, ("cached", "no_encoder"), ("prompts", "judge")]
 
 
 # ------------------------------------------------------------------------------------------------ without weights
@@ -98,18 +101,19 @@ def test_every_run_of_the_real_models_is_planned(overlays, planned):
     assert all(bytes_ < card for bytes_ in planned[overlays].result().values())
 
 
-def test_rewriting_is_planned(planned):
-    # red if the plan has no prompts for the batch, or the stage does not fit its card
-    assert planned["rewrite_sft"].result()["rewrite_sft"] < 24 * GB
+@pytest.mark.parametrize("stage", ALONE)
+def test_stages_of_no_run_are_planned(stage, planned):
+    # red if the plan has no prompts for the batch, or a stage does not fit its card
+    assert planned[stage].result()[stage] < 24 * GB
 
 
 @pytest.fixture(scope="module")
 def planned():
     """All of them, on two cores: it takes minutes."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rewriting = pool.submit(planning_of_runs.needed, CONF / "real" / "rewrite_sft.yaml", ())
-        runs = {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in PLANNED}
-        yield runs | {"rewrite_sft": rewriting}
+        needed = planning_of_runs.needed
+        stages = {name: pool.submit(needed, CONF / "real" / f"{name}.yaml", ()) for name in ALONE}
+        yield stages | {overlays: pool.submit(needed, RUN, overlays) for overlays in PLANNED}
 
 
 def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
@@ -129,7 +133,7 @@ def is_stage(keys: dict) -> bool:
 
 
 def lays_over(keys: dict) -> bool:
-    return "suites" not in keys and bool({"model", "data"} & {*keys}) and not is_stage(keys)
+    return "suites" not in keys and bool({"model", "data", "trainer"} & {*keys}) and not is_stage(keys)
 
 
 def keys_of(file: Path) -> dict:
@@ -152,11 +156,17 @@ def built() -> dict[str, Stage]:
     return {}
 
 
-def test_the_judges_of_real_models_have_the_options_they_are_given():
-    # red with a suite, backbone or option of another name in conf/real/evaluation.yaml
-    spec = EvaluationSpec(Path("conf/real/evaluation.yaml"), {})
-    suites = parse_evaluation(spec).evaluation.suites
-    assert list(suites) == ["unified_bench", "geneval", "language", "images"]
+@pytest.mark.parametrize(
+    ("name", "suites"),
+    [
+        ("evaluation", ["unified_bench", "geneval", "language", "images"]),
+        ("refinement_evaluation", ["geneval", "geneval_best_of_4"]),
+    ],
+)
+def test_the_judges_of_real_models_have_the_options_they_are_given(name, suites):
+    # red with a suite, backbone, verifier or option of another name in the YAML
+    spec = EvaluationSpec(Path(f"conf/real/{name}.yaml"), {})
+    assert list(parse_evaluation(spec).evaluation.suites) == suites
 
 
 def test_every_overlay_is_used():
@@ -305,7 +315,7 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
         "trainer.callbacks": callbacks,
         "model.init_args.auxiliaries": auxiliaries,
     }
-    if stage == "decoder_rl":
+    if stage in ("decoder_rl", "decoder_matching"):
         options["model.init_args.group_size"] = 8  # 24 take a minute
     if stage == "decoder_rl" and {*overlays} & {*DECODERS}:
         options |= {"model.init_args.group_size": 2, "model.autoencoder.sampling.steps": 3}

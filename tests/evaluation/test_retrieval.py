@@ -3,8 +3,9 @@
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 
-from uae_lightning.evaluation.retrieval import Retrieval, ranks_of_sources
+from uae_lightning.evaluation.retrieval import Retrieval, first_of_likest, ranks_of_sources
 from uae_lightning.evaluation.suite import RoundTrip, Subject
 from uae_lightning.rewards.pixel_similarity import Pixels
 from uae_lightning.scenes.data import ScenesData
@@ -56,6 +57,19 @@ def test_the_number_of_originals_is_fixed(scenes):
              [(scenes, torch.cat([noisy, scenes[few:]])), (scenes[:few], noisy)]]  # fmt: skip
     assert parts[0]["mrr_pixels"][:few] == parts[1]["mrr_pixels"] and len(parts[1]["pixels"]) == few
     assert len(Retrieval({"pixels": Pixels()}, among=5).measure(subject(scenes, scenes))["pixels"]) == 5
+
+
+def test_the_likest_are_the_hardest():
+    # red if the farthest codes are taken, the source is its own negative, or negatives are those of the reconstruction
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(20, 80, generator=generator).repeat_interleave(10, 0)
+    originals = F.normalize(kinds + 0.2 * torch.randn(200, 80, generator=generator), dim=1)
+    drawn = F.normalize(originals[:30] + 0.1 * torch.randn(30, 80, generator=generator), dim=1)
+    hard, easy = first_of_likest(originals, drawn, 9), ranks_of_sources(originals, drawn) == 1
+    assert torch.equal(hard, easy)  # all that come before a source are of its kind
+    assert 0 < hard.double().mean() < 1 and first_of_likest(originals, originals[:30], 9).all()
+    with pytest.raises(ValueError, match="hard_from must be more than `among` 12"):
+        Retrieval({"pixels": Pixels()}, among=12, hard_from=12)
 
 
 def test_too_few_pictures_are_refused(scenes):

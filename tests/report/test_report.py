@@ -11,7 +11,9 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from uae_lightning.report import charts
-from uae_lightning.report.page import write_report
+from uae_lightning.report.captions import CaptionMarker, as_html, plain
+from uae_lightning.report.page import STYLE, write_report
+from uae_lightning.report.stages import parts_of, time_bar
 
 
 @pytest.fixture
@@ -74,7 +76,8 @@ def test_report_shows_stages_curves_and_pictures(run):
     page = Balanced()
     page.feed(text)
     assert page.open == []
-    assert page.counts["svg"] == 3 + 2 * 2  # held-out curves; loss and clip fraction of each stage, no time/score
+    # held-out curves; loss and clip fraction of each stage, no time/score; the time of the stage that is done
+    assert page.counts["svg"] == 3 + 2 * 2 + 1
     assert page.counts["img"] == 1 + 8 * 4  # hero; original, start, after each of two stages
     assert (
         "1 of 3 stages finished" in text
@@ -188,3 +191,62 @@ def test_ticks_are_few_round_and_inside(low, high):
 def test_running_mean_of_a_constant_is_the_constant():
     # red without the division by mass: pulled towards 0
     assert charts.smoothed([2.0, 2.0, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
+
+
+class Marker(CaptionMarker):
+    legend = "Bold is new."
+
+    def mark(self, captions, key, data):
+        return [f"{key} **{plain(text)}** ~~not~~" for text in captions]
+
+
+def test_captions_are_marked_and_nothing_in_them_is_markup(run):
+    # red with `marked` printed as it is, or keys that are not those of the pictures
+    captions = {"0": ["<b>*x*"] * 8, "10": ["~~y~~"] * 8}
+    (run / "draw" / "gallery" / "captions.json").write_text(json.dumps(captions))
+    text = write_report(run, Marker()).read_text()
+    page = Balanced()
+    page.feed(text)
+    assert page.open == [] and "Bold is new." in text
+    shown = re.findall("<figcaption>(.*?)</figcaption>", text)
+    assert shown[1] == "k0 <b>&lt;b&gt;*x*</b> <s>not</s>" and shown[2] == "k0 <b>~~y~~</b> <s>not</s>"
+    assert shown[5].startswith("k1 ") and as_html("**open \\* ~~") == "<b>open * <s></s></b>"
+
+
+def test_what_a_stage_brought_a_minute_and_where_its_time_went(run):
+    # red with 60 in the wrong place, or with verbs counted beside the steps they are part of
+    text = write_report(run).read_text()
+    assert "+0.7571" in text[text.index("Gain a minute") :].split("</tr>")[1]  # .9464 in 75 seconds
+    time = {"steps": 60.0, "rollout": 30.0, "update": 20.0, "validation": 9.0, "start and end": 6.0}
+    parts = {"rollout": 30.0, "update": 20.0, "other steps": 10.0, "validation": 9.0, "start and end": 6.0}
+    assert parts_of(time) == parts and sum(parts.values()) == 75.0
+    drawing = ElementTree.fromstring(time_bar(time, 150.0))
+    widths = [float(rect.get("width")) for rect in drawing.iter("rect")]
+    assert sum(widths) == pytest.approx(120) and widths[0] == pytest.approx(48)  # of 240 px for the longest
+
+
+def test_who_loses_the_reward_sums_to_what_is_lost(run):
+    # red with `before` and `after` of a link exchanged, or a bar for suites without links
+    names = [None, "codec", "t", "drawn"]
+    titles = ("codec", "drawing", "caption")
+    links = [{"title": title, "before": names[i], "after": names[i + 1]} for i, title in enumerate(titles)]
+    figures = {"codec": (0.99, 0.99), "t": (0.9, 0.95), "drawn": (0.6, 0.9)}
+    write_evaluation(run, **{f"chain/{name}": pair for name, pair in figures.items()})
+    summary = json.loads((run / "summary.json").read_text())
+    summary["evaluation"]["suites"]["chain"]["links"] = links
+    (run / "summary.json").write_text(json.dumps(summary))
+    text = write_report(run).read_text()
+    section = text[text.index("Who loses the reward") : text.index("The stages")]
+    assert "At the start 0.400 of the reward is lost: the codec 0.010, the drawing 0.090, the caption 0.300." in section
+    assert "the caption 0.050. Most is lost by the caption." in section
+    ElementTree.fromstring(re.search("<svg.*?</svg>", section)[0])
+    write_evaluation(run)
+    assert "Who loses the reward" not in write_report(run).read_text()
+
+
+def test_the_page_is_for_phones_the_dark_and_paper():
+    # red without a media query, or with a color that stays as it is in the dark
+    for wanted in ("prefers-color-scheme: dark", "max-width: 640px", "@media print"):
+        assert wanted in STYLE
+    dark = set(re.findall("--[a-z0-9]+", STYLE[STYLE.index("dark)") : STYLE.index("box-sizing")]))
+    assert dark == set(re.findall(r"var\((--[a-z0-9]+)\)", STYLE))

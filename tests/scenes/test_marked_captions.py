@@ -1,7 +1,7 @@
+from uae_lightning.report.captions import plain
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.scenes.marked_captions import marked_captions
 from uae_lightning.scenes.scene import Scene, SceneObject, sample_scene
-from uae_lightning.study.captions import plain
 
 SCENE = Scene("sand", (SceneObject("car", "red", "large", 0), SceneObject("cat", "blue", "small", 8)))
 

@@ -3,11 +3,11 @@ from types import SimpleNamespace
 
 from PIL import Image
 
+from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.report.pictures import Column
 from uae_lightning.scenes.marked_captions import marked_captions
 from uae_lightning.scenes.scene import Scene, SceneObject
 from uae_lightning.study import page
-from uae_lightning.study.captions import CaptionMarker
 from uae_lightning.study.figures import columns_along
 from uae_lightning.study.page import caption_table, instruments, number, renewed
 

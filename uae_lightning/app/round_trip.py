@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from uae_lightning.app.drawing import Settings, captioned, drawn, sampled, scores_of
+from uae_lightning.app.errors import in_words
 from uae_lightning.app.models import Models
 from uae_lightning.app.pictures import as_picture
 from uae_lightning.autoencoder import AutoEncoder
@@ -63,7 +64,7 @@ def judges_of(models: Models, name: str) -> tuple[list[Reward], str]:
     try:
         return models.judges(name), ""
     except (ValueError, OSError, ImportError) as error:
-        return [], f"no rewards: {error}"
+        return [], f"no rewards: {in_words(error)}"
 
 
 def along_the_run(

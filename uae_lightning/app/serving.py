@@ -59,7 +59,7 @@ def listening(host: str, port: int | None) -> socket.socket:
             raise UsageError(f"--host {host} is no address of this machine: {error.strerror}") from error
         except OSError as error:
             reason = error
-    asked = f"--port {port}" if port is not None else f"none of the ports {PORT} to {PORT + TRIED - 1}"
+    asked = f"--port {port}" if port is not None else f"each port from {PORT} to {PORT + TRIED - 1}"
     raise UsageError(
         f"{asked} at {host} cannot be had ({os.strerror(reason.errno)}): name another with --port"
     ) from reason

@@ -12,6 +12,12 @@ from uae_lightning.usage import Parser
 DESCRIPTION = """\
 Runs the stages that a YAML lists, one after the other, and writes summary.json and report.html.
 
+    uae run --config conf/demo.yaml
+    uae run --config conf/demo.yaml --resume              goes on where it was stopped
+    uae run --config conf/demo.yaml --only encoder_rl     that stage again
+
+The YAML:
+
     name: demo                        the run goes to runs/demo
     seed_everything: 0                of all stages and their data, also --seed_everything 1 (may be left out)
     stages:
@@ -21,6 +27,7 @@ Runs the stages that a YAML lists, one after the other, and writes summary.json 
     evaluation:                       what `uae evaluate` judges start and end with (may be left out)
       config: evaluation.yaml
       options: {samples: 32}
+    captions: {class_path: ...}       a report.captions.CaptionMarker, which marks facts in the report (may be left out)
     choices: [[medium, large]]        names that exclude each other, the default first (may be left out)
     overlays:                         what a name given by --with lays over the stages, in this order (may be left out)
       large: {all: large.yaml}        over every stage

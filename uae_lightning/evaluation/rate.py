@@ -35,7 +35,7 @@ class Rate(Suite):
     about = "bits from encoder to decoder for a picture"
     neither = ("raw", "coded")
 
-    def __init__(self, learnt_from: Natural = 512) -> None:
+    def __init__(self, learnt_from: Natural = 256) -> None:
         super().__init__()
         self.learnt_from = learnt_from
 

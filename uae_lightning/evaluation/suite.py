@@ -50,6 +50,21 @@ class Group:
     high: float | None = 1.0
 
 
+@dataclass(frozen=True)
+class Link:
+    """It loses what two figures differ in.
+
+    Args:
+        title: such as "caption".
+        before: the figure without it; None is 1, the reward of the picture itself.
+        after: the figure with it.
+    """
+
+    title: str
+    before: str | None
+    after: str
+
+
 class Suite(nn.Module, ABC):
     """One measurement. Judges that it uses are its submodules: frozen, in eval mode.
 
@@ -93,6 +108,10 @@ class Suite(nn.Module, ABC):
     def groups(self, figures: Figures) -> list[Group]:
         """What a report shows of the figures."""
         return [Group(self.about, "", tuple(Row(name, name.replace("_", " ")) for name in figures))]
+
+    def links(self) -> list[Link]:
+        """Of a chain whose links each lose something of a reward, in order; a report draws what each loses."""
+        return []
 
     def train(self, mode: bool = True) -> Suite:
         """Stays in eval mode whatever the module around it does."""
@@ -294,6 +313,7 @@ def described(suites: Mapping[str, Suite], figures: dict[str, Figures], items: d
             },
             "instruments": {figure: suite.instrument(figure) for figure in figures[name] if suite.instrument(figure)},
             "groups": [asdict(group) for group in suite.groups(figures[name])],
+            "links": [asdict(link) for link in suite.links()],
         }
         for name, suite in suites.items()
     }

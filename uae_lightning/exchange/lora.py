@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from uae_lightning.models.handed_on import lora_of, source_of
-from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.weight_files import verify
 from uae_lightning.run.loading import last_config, read_autoencoder
 from uae_lightning.run.spec import read_stage_yaml
@@ -177,14 +176,6 @@ def sort_targets(file: Path) -> None:
     """peft writes them in the order of a set, another one in each process."""
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"target_modules": sorted(config["target_modules"])}, indent=2, sort_keys=True))
-
-
-def save_diffusers(adapter: Adapter, base: str, folder: Path) -> None:
-    """`load_lora_weights` and `load_lora_adapter` read it; the metadata keep alpha, which the tensors do not tell."""
-    config = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.config(base).to_dict().items()}
-    library_pipeline("StableDiffusion3Pipeline").save_lora_weights(
-        folder, transformer_lora_layers=adapter.state(""), transformer_lora_adapter_metadata=config
-    )
 
 
 def save_comfyui(adapter: Adapter, file: Path) -> None:

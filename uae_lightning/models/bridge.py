@@ -69,10 +69,14 @@ class VisualBridge(MLPProjector, Bridge):
         steps: of the generation.
         keep_text: `learn: {projector: all}` trains the bridge alone, and texts are read as before.
 
+    FSDP cannot shard it, as it is not only entered by its call; DDP can.
+
     Raises:
         FileNotFoundError: `path` holds no projector.
         ValueError: what it holds is damaged, incomplete, or of another model.
     """
+
+    entered_by_call = False
 
     def __init__(
         self,

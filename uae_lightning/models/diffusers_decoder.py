@@ -66,12 +66,15 @@ class DiffusersDecoder(FlowDecoder):
     """
 
     kind: ClassVar[type[ModelMixin]]
+    family: ClassVar[str]  # by which an export finds its code
+    title: ClassVar[str]  # for people
     pipeline_class: ClassVar[str]  # of diffusers, which holds the same parts
     spacing: ClassVar[Spacing] = "even"  # of that pipeline
     targets: str | list[str]  # of a LoRA, by name
     block_lists: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     width: ClassVar[str] = "joint_attention_dim"  # key of the transformer's config: of the states it reads
     files: ClassVar[list[str]] = FILES
+    comfyui: ClassVar[bool] = False  # its LoRA is known to ComfyUI by the names of diffusers
     obeyed: ClassVar[set[str]] = STATIC  # settings of the scheduler
 
     def __init__(

@@ -22,6 +22,7 @@ class Flux2Decoder(DiffusersDecoder):
     own text encoder is padded to 512 tokens, to which everything attends: mask_padding false does the same.
     """
 
+    family, title = "flux2", "FLUX.2"
     kind, pipeline_class, obeyed = Flux2Transformer2DModel, "Flux2KleinPipeline", DYNAMIC
     block_lists = ("transformer_blocks", "single_transformer_blocks")
     targets = (  # as diffusers' script for FLUX.2, and the projections of the text

@@ -6,8 +6,8 @@ weights/PART/
   FILE                  the adapters, in the file that the part's library looks for
   SHA256SUMS
 
-Seventy megabytes where the merged weights of Qwen2.5-VL-3B are 7.5 GB. The classes in `models` start from such a folder as
-from one with whole weights: they load the base and merge into it, layer by layer.
+Seventy megabytes where the merged weights of Qwen2.5-VL-3B are 7.5 GB. The classes in `models` start from such a folder
+as from one with whole weights: they load the base and merge into it, layer by layer.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def find_base(adapter: Path, files: list[str]) -> tuple[str, Path]:
         raise ValueError(f"{adapter / BASE} is damaged: copy the folder again (it has no {error})") from error
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{adapter} holds adapters for {named!r}, which is not there any more: put it back, or name where it is now "
-            f"under `base` in {adapter / BASE} ({error})"
+            f"{adapter} holds adapters for {named!r}, which is not there any more: put it back, or name where it is "
+            f"now under `base` in {adapter / BASE} ({error})"
         ) from error
     was, now = content.get("is") or {}, identity(found)
     if not weightless() and (changed := [key for key in was if key in now and was[key] != now[key]]):
         raise ValueError(
-            f"{adapter} holds adapters for {found}, which has changed since ({changed[0]}): repeat the stage that wrote "
-            f"{adapter}, or put the earlier weights back"
+            f"{adapter} holds adapters for {found}, which has changed since ({changed[0]}): repeat the stage that "
+            f"wrote {adapter}, or put the earlier weights back"
         )
     return str(found) if near else named, found
 

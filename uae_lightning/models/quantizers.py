@@ -72,10 +72,11 @@ class SimVQ(Quantizer):
         nn.init.eye_(self.transform.weight)
 
     def scores(self, features: Tensor) -> Tensor:
-        """Minus the squared distances."""
-        table = self.transform(self.codebook)
-        squares = features.square().sum(-1, keepdim=True) + table.square().sum(-1)
-        return 2 * features @ table.T - squares
+        """Minus the squared distances, never in half precision: near codes would be taken for each other."""
+        with torch.autocast(features.device.type, enabled=False):
+            table = self.transform(self.codebook)
+            squares = features.square().sum(-1, keepdim=True) + table.square().sum(-1)
+            return 2 * features @ table.T - squares
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.transform(F.embedding(codes, self.codebook))

@@ -17,6 +17,7 @@ class QwenImageDecoder(DiffusersDecoder):
     As in its pipeline a guided velocity keeps, at each token, the norm of the conditional one.
     """
 
+    family, title = "qwen_image", "Qwen-Image"
     kind, pipeline_class, obeyed = QwenImageTransformer2DModel, "QwenImagePipeline", DYNAMIC
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft.utils import get_peft_model_state_dict
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
 
@@ -63,12 +63,13 @@ class Seen:
 
     features: Tensor  # [B, K, hidden_size]: one for each merged patch, hence for each image token of the prompt
     grid: tuple[int, int]  # patches in a column and in a row
+    deep: tuple[Tensor, ...] = ()  # as features, for each of the first layers of the text decoder (DeepStack)
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, rows) -> Seen:
-        return Seen(self.features[rows], self.grid)
+        return Seen(self.features[rows], self.grid, tuple(deep[rows] for deep in self.deep))
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def up_to_first(end: Tensor) -> Tensor:
 
 @checked
 class QwenVLEncoder(Encoder):
-    """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template.
+    """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template; `qwen3_vl.py` is the next generation.
 
     Args:
         path: folder or hub id in the layout of transformers.
@@ -125,6 +126,10 @@ class QwenVLEncoder(Encoder):
         FileNotFoundError: `path` names no model that can be had.
         ValueError: flash-attn is asked for and not installed, or `path` holds another model, or not all of its weights.
     """
+
+    kind: ClassVar[type[PreTrainedModel]] = Qwen2_5_VLForConditionalGeneration
+    title: ClassVar[str] = "Qwen2.5-VL"
+    reading_role: ClassVar[str] = "generate"  # of the turn in which a caption is read alone
 
     def __init__(
         self,
@@ -148,7 +153,7 @@ class QwenVLEncoder(Encoder):
         self.source, self.dtype, self.quantization = source_of(path, FILES), to_dtype(dtype), quantization
         folder = self.source.folder
         self.model = load(
-            Qwen2_5_VLForConditionalGeneration, folder, self.dtype,
+            self.kind, folder, self.dtype,
             attn_implementation="sdpa" if weightless() else attention,
         )  # fmt: skip
         self.model.requires_grad_(False)
@@ -211,7 +216,8 @@ class QwenVLEncoder(Encoder):
         frozen (paper: unfreezing it collapsed)."""
         if learning == "all":
             raise ValueError(
-                "QwenVLEncoder learns by a LoRA alone: set model.init_args.learn.encoder to {rank: 32, alpha: 64}"
+                f"{type(self).__name__} learns by a LoRA alone: set model.init_args.learn.encoder to "
+                "{rank: 32, alpha: 64}"
             )
         self.model.requires_grad_(False)
         if isinstance(learning, LoRA):
@@ -298,8 +304,9 @@ class QwenVLEncoder(Encoder):
         )
         reader = PromptReader()
         states = model.language_model(
-            inputs_embeds=embeddings, position_ids=positions.expand(3, len(seen), -1), past_key_values=reader
-        ).last_hidden_state
+            inputs_embeds=embeddings, position_ids=positions.expand(3, len(seen), -1), past_key_values=reader,
+            **self.deep_inputs(seen, kinds),
+        ).last_hidden_state  # fmt: skip
         return Prefix(reader, states[:, -1], (positions.max() + 1).expand(len(seen)), None)
 
     def _read_asked(self, asked: Asked) -> Prefix:
@@ -374,8 +381,16 @@ class QwenVLEncoder(Encoder):
 
     def see(self, images: Tensor) -> Seen:
         patches, grid = self.patchify(images)
-        features = self.model.model.get_image_features(patches, grid, return_dict=True).pooler_output
-        return Seen(torch.stack(list(features)), tuple(grid[0, 1:].tolist()))
+        output = self.model.model.get_image_features(patches, grid, return_dict=True)
+        return Seen(torch.stack(list(output.pooler_output)), tuple(grid[0, 1:].tolist()), self.deep_features(output))
+
+    def deep_features(self, output: Any) -> tuple[Tensor, ...]:
+        """Of the vision tower's output: what the first layers of the text decoder add at the picture, [B, K, D] each."""
+        return ()
+
+    def deep_inputs(self, seen: Seen, kinds: Tensor) -> dict[str, Any]:
+        """The same as arguments of the text decoder; `kinds` [1, L] is 1 where the picture is."""
+        return {}
 
     @torch.no_grad()
     def visual_features(self, images: Tensor) -> Tensor:
@@ -445,7 +460,7 @@ class QwenVLEncoder(Encoder):
         return states, mask
 
     def generate_prompt(self, text: str) -> str:
-        return self.chat(self.generate_system, "generate", text)
+        return self.chat(self.generate_system, self.reading_role, text)
 
     def chat(self, system: str, role: str, content: str | list[dict[str, str]]) -> str:
         """A turn of that role up to where the answer begins; an empty system line is left out."""
@@ -462,7 +477,7 @@ class QwenVLEncoder(Encoder):
         folder.mkdir(parents=True, exist_ok=True)
         state = MergedState(self.model, dtype)
         with torch.device("meta"):
-            model = Qwen2_5_VLForConditionalGeneration(self.model.config)
+            model = self.kind(self.model.config)
         model.load_state_dict(state.shapes(), assign=True)
         model.tie_weights()
         model.generation_config = self.saved_generation_config

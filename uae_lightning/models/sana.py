@@ -15,6 +15,7 @@ class SanaDecoder(DiffusersDecoder):
     of SD3.5. The layers know no place of a token: convolutions in the feed-forward layers do.
     """
 
+    family, title = "sana", "SANA"
     kind, pipeline_class, spacing, width = SanaTransformer2DModel, "SanaPipeline", "sd3", "caption_channels"
     targets = r".*attn[12]\.(to_q|to_k|to_v|to_out\.0)"  # diffusers' script for SANA: to_q, to_k, to_v
 

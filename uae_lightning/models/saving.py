@@ -1,4 +1,4 @@
-"""Weights in the layout of transformers and of diffusers, written as they are merged: one tensor at a time in memory."""
+"""Weights in the layout of transformers and of diffusers, merged as they are written: one tensor in memory."""
 
 from __future__ import annotations
 

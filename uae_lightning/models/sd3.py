@@ -35,8 +35,9 @@ class SD3Decoder(DiffusersDecoder):
     too, it is zero.
     """
 
+    family, title = "sd3", "SD3"
     kind, pipeline_class, spacing = SD3Transformer2DModel, "StableDiffusion3Pipeline", "sd3"
-    targets, files = ATTENTION_PROJECTIONS, FILES
+    targets, files, comfyui = ATTENTION_PROJECTIONS, FILES, True
 
     def prepare(self) -> None:
         size = self.transformer.config.pooled_projection_dim

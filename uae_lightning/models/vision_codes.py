@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from uae_lightning.algorithms.digest import digest_of, dtypes
 from uae_lightning.interfaces import CodeEncoder
@@ -106,9 +107,11 @@ class VisionCodes(CodeEncoder):
         return seen
 
     def features(self, images: Tensor | Seen) -> Tensor:
-        """[B, K, E] float32, without gradient."""
+        """[B, K, E] float32, each of mean 0 and variance 1, without gradient. As the tower gives them they are so large
+        that the loss of the codebook takes all of a clipped gradient."""
         with torch.no_grad():
-            return (self.see(images) if isinstance(images, Tensor) else images).features.float()
+            found = (self.see(images) if isinstance(images, Tensor) else images).features.float()
+            return F.layer_norm(found, found.shape[-1:])
 
     @property
     def codes(self) -> int:

@@ -18,6 +18,7 @@ class ZImageDecoder(DiffusersDecoder):
     the batch. Its pipeline's guidance g is g + 1 here.
     """
 
+    family, title = "z_image", "Z-Image"
     kind, pipeline_class, width, obeyed = ZImageTransformer2DModel, "ZImagePipeline", "cap_feat_dim", DYNAMIC
     block_lists = ("noise_refiner", "context_refiner", "layers")
     targets = r".*attention\.(to_q|to_k|to_v|to_out\.0)"  # diffusers' script for Z-Image
@@ -31,11 +32,11 @@ class ZImageDecoder(DiffusersDecoder):
         return min(self.transformer.config.axes_lens[1:])
 
     def predict(self, x: Tensor, sigma: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
-        lengths = [states.shape[1]] * len(x) if mask is None else mask.sum(1).tolist()
+        padding = [0] * len(x) if mask is None else (~mask).sum(1).tolist()  # a plan, which has no values, sees none
         velocities = self.transformer(
             x=list(x.unsqueeze(2).unbind()),  # each of one frame
             t=1 - sigma,
-            cap_feats=[text[:length] for text, length in zip(states, lengths, strict=True)],
+            cap_feats=[text[: len(text) - more] for text, more in zip(states, padding, strict=True)],
             patch_size=self.patch_size,
         ).sample
         return -torch.stack(velocities).squeeze(2)

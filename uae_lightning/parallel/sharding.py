@@ -87,7 +87,7 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def whole_on_main(module: nn.Module, wanted: Iterable[nn.Parameter] | None = None) -> Iterator[None]:
-    """Inside it the `wanted` parameters of rank 0, or all, are whole, on the CPU, one after the other gathered by all ranks.
+    """Inside it the `wanted` parameters of rank 0, or all, are whole, on the CPU, gathered one after the other.
 
     For files that know nothing of ranks. All ranks must enter it; the other ranks' parameters stay as they are. It
     needs no room on the device for more than one parameter. Does nothing where nothing is sharded.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ON_ITS_OWN = ("study", "bootstrap", "caption-data", "cache")  # the same command goes on where it was
+ON_ITS_OWN = ("study", "bootstrap", "caption", "caption-data", "cache")  # the same command goes on where it was
 
 
 class Stopped(BaseException):

@@ -41,16 +41,16 @@ class SemanticHash:
     """Codes of pictures by a judge.
 
     Args:
-        judge: whose embedding is hashed.
+        judge: whose embedding is hashed; None is enough for embeddings.
         mean: [E] of the embeddings it was fitted on.
         projection: [E, BITS]; the sign of each column is a bit.
     """
 
-    def __init__(self, judge: EmbeddingSimilarity, mean: Tensor, projection: Tensor) -> None:
+    def __init__(self, judge: EmbeddingSimilarity | None, mean: Tensor, projection: Tensor) -> None:
         self.judge, self.mean, self.projection = judge, mean, projection
 
     @classmethod
-    def fit(cls, judge: EmbeddingSimilarity, embeddings: Tensor) -> SemanticHash:
+    def fit(cls, judge: EmbeddingSimilarity | None, embeddings: Tensor) -> SemanticHash:
         """From embeddings [N, E] of pictures like those that are to be hashed.
 
         Raises:
@@ -79,6 +79,7 @@ class SemanticHash:
 
     def __call__(self, picture: Image.Image) -> int:
         """The code of one RGB picture."""
+        assert self.judge is not None  # who hashes embeddings has them
         return int(self.codes(embedded(self.judge, [picture]))[0])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,13 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.report.charts import Band, Line, line_chart, smoothed
 from uae_lightning.report.evaluation import evaluation_section
-from uae_lightning.report.pictures import before_after, gallery, gallery_columns, hero_section
-from uae_lightning.report.summary import in_brackets, paired_gain
+from uae_lightning.report.losses import losses_section
+from uae_lightning.report.pictures import Column, before_after, drawn, gallery, gallery_columns, hero_section
+from uae_lightning.report.stages import StageView, duration, read_stages, signed, stage_table
+from uae_lightning.report.summary import paired_gain
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.masking import masked_text
 
@@ -45,23 +47,11 @@ MEANING = {  # what a training curve says, by the last part of its name
 }
 
 
-@dataclass(frozen=True)
-class StageView:
-    """What a stage has left so far."""
-
-    name: str
-    folder: Path
-    rows: list[dict[str, Any]]  # validations
-    record: dict[str, Any] | None  # stage.json, None while it is not done
-    offset: int  # steps of the stages before it
-
-    @property
-    def steps(self) -> int:
-        return self.rows[-1]["step"]
-
-
-def write_report(run: Path) -> Path:
+def write_report(run: Path, marker: CaptionMarker = CaptionMarker()) -> Path:  # noqa: B008
     """Writes report.html and before_after.png into the folder of a run and returns the former.
+
+    Args:
+        marker: of the captions; by default they are shown as they are.
 
     Raises:
         FileNotFoundError: it is not the folder of a run.
@@ -80,10 +70,10 @@ def write_report(run: Path) -> Path:
         hero_section(hero),
         cards(stages, compared),
         not_compared(stages, compared),
+        gallery(columns, marked_captions(columns, compared, marker), marker.legend),
         evaluation(run),
         stage_table(stages),
         validation_charts(stages),
-        gallery(columns),
         training_charts(stages),
         provenance(record, stages),
     ]
@@ -95,18 +85,6 @@ def write_report(run: Path) -> Path:
     path = run / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def read_stages(run: Path) -> list[StageView]:
-    stages: list[StageView] = []
-    for folder in run_folder.stages_of(run):
-        if not (folder / "validation.jsonl").exists():
-            continue
-        file = folder / "stage.json"
-        record = run_folder.read_json(file, "seconds", "command") if file.exists() else None
-        offset = stages[-1].offset + stages[-1].steps if stages else 0
-        stages.append(StageView(folder.name, folder, run_folder.read_rows(folder), record, offset))
-    return stages
 
 
 # ------------------------------------------------------------------------------------------------ words and numbers
@@ -124,7 +102,7 @@ def header(record: dict[str, Any], stages: list[StageView]) -> str:
 
 
 def cards(stages: list[StageView], compared: list[StageView]) -> str:
-    first, last = compared[0].rows[0], compared[-1].rows[-1]
+    first, last = compared[0].rows[0], run_folder.final_row(compared[-1].folder)
     seconds = sum(stage.record["seconds"] for stage in stages if stage.record)
     items = []
     for measure, title in [("reward", "reward"), ("unrewarded", "not rewarded")]:
@@ -151,56 +129,21 @@ def not_compared(stages: list[StageView], compared: list[StageView]) -> str:
 def evaluation(run: Path) -> str:
     """Nothing where start and end of the run have not both been evaluated."""
     summary = run_folder.read_json(run / "summary.json") if (run / "summary.json").exists() else {}
-    return evaluation_section(summary["evaluation"]) if "evaluation" in summary else ""
+    if "evaluation" not in summary:
+        return ""
+    return evaluation_section(summary["evaluation"]) + losses_section(summary["evaluation"])
 
 
-def stage_table(stages: list[StageView]) -> str:
-    heads = ["Stage", "Reward before", "after", "Gain", "Not rewarded: gain", "Caption tokens", "Steps", "Time"]
-    rows = []
-    for stage in stages:
-        before, after = stage.rows[0], stage.rows[-1]
-        other = signed_span(paired_gain(before, after, "unrewarded")) if "unrewarded" in before else "&ndash;"
-        tokens = [sum(row["caption_tokens"]) / len(row["caption_tokens"]) for row in (before, after)]
-        cells = [
-            escape(stage.name),
-            f"{mean_interval(before['reward'])['mean']:.4f}",
-            f"{mean_interval(after['reward'])['mean']:.4f}",
-            signed_span(paired_gain(before, after, "reward")),
-            other,
-            f"{tokens[0]:.1f} &rarr; {tokens[1]:.1f}",
-            str(stage.steps),
-            time_cell(stage.record) if stage.record else "under way",
-        ]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    return (
-        "<h2>The stages</h2><p>Each stage starts from the weights of the one before it; a gain is the mean difference "
-        "of the same pictures before and after the stage.</p>"
-        f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-    )
-
-
-def signed(gain: dict[str, float]) -> str:
-    kind = "good" if gain["low"] > 0 else "bad" if gain["high"] < 0 else ""
-    return f'<span class="{kind}" style="font-size:inherit">{gain["mean"]:+.4f}</span>'
+def marked_captions(columns: list[Column], compared: list[StageView], marker: CaptionMarker) -> list[list[str]]:
+    """Of each picture its captions along the run, as Markdown."""
+    keys = compared[0].rows[0]["keys"]
+    data = (yaml.safe_load((compared[0].folder / "config.yaml").read_text("utf-8")) or {}).get("data", {})
+    along = zip(*(column.captions for column in drawn(columns)), strict=True)
+    return [marker.mark(captions, key, data) for captions, key in zip(along, keys, strict=False)]
 
 
 def span(gain: dict[str, float]) -> str:
     return f"[{gain['low']:+.4f}, {gain['high']:+.4f}], n = {gain['n']}"
-
-
-def signed_span(gain: dict[str, float]) -> str:
-    return f"{signed(gain)} <small>[{gain['low']:+.4f}, {gain['high']:+.4f}]</small>"
-
-
-def time_cell(record: dict[str, Any]) -> str:
-    return duration(record["seconds"]) + f" <small>{escape(in_brackets(record.get('time', {})))}</small>"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def provenance(record: dict[str, Any], stages: list[StageView]) -> str:

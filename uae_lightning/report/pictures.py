@@ -10,9 +10,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from uae_lightning.report.captions import as_html
 from uae_lightning.run import folder as run_folder
 
 ORIGINAL = "original"
+CRISP = 200  # px: smaller pictures are enlarged pixel by pixel
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ def gallery_columns(stages: list[Path]) -> list[Column]:
         steps = sorted(map(int, captions))
         if number == 0:
             columns.append(column_at("at the start", folder, captions, steps[0]))
+        step = run_folder.handed_on_step(folder.parent)
+        step = step if step in steps else steps[-1]
         if steps[-1] > 0:
-            columns.append(column_at(f"after {folder.parent.name}", folder, captions, steps[-1]))
+            columns.append(column_at(f"after {folder.parent.name}", folder, captions, step))
     return columns
 
 
@@ -60,26 +64,41 @@ def pictures_of(path: Path) -> list[Image.Image]:
     return [row.crop((left, 0, left + side, side)) for left in range(0, row.width, side)]
 
 
-def gallery(columns: list[Column]) -> str:
+def gallery(columns: list[Column], marked: list[list[str]], legend: str = "") -> str:
+    """A strip for each picture: the original, then what was drawn of its caption at each moment of the run.
+
+    Args:
+        marked: of each picture its captions, as `CaptionMarker` gives them.
+        legend: what the marks mean.
+    """
     if not columns:
         return ""
-    cells = [f'<div class="head">{escape(column.title)}</div>' for column in columns]
-    for row in zip(*(zip(column.pictures, column.captions, strict=True) for column in columns), strict=True):
-        for picture, caption in row:
-            cells.append(
-                f'<figure><img src="{embedded(picture)}" alt="{escape(caption or "original")}">'
-                f"<figcaption>{escape(caption)}</figcaption></figure>"
-            )
+    strips, moments = [], drawn(columns)
+    for row, captions in enumerate(marked):
+        shown = [figure(column, row, "") for column in columns if column.title == ORIGINAL]
+        shown += [figure(column, row, text) for column, text in zip(moments, captions, strict=True)]
+        strips.append(f'<div class="strip">{"".join(shown)}</div>')
     about = (
         "The same held-out pictures along the run: the encoder writes the caption, and the decoder draws the picture "
         "above it from that caption alone."
-        if columns[0].title == ORIGINAL
+        if len(moments) < len(columns)
         else "The same held-out prompts along the run: the decoder draws the picture above each."
     )
+    return f"<h2>What it looks like</h2><p>{about} {escape(legend)}</p>{''.join(strips)}"
+
+
+def drawn(columns: list[Column]) -> list[Column]:
+    """Those of drawings, in the order of time."""
+    return [column for column in columns if column.title != ORIGINAL]
+
+
+def figure(column: Column, row: int, marked: str) -> str:
+    """A picture with its moment and its caption; small ones are enlarged without smoothing."""
+    picture = column.pictures[row]
+    crisp = ' class="crisp"' if picture.width < CRISP else ""
     return (
-        f"<h2>What it looks like</h2><p>{about}</p>"
-        f'<div class="wide"><div class="gallery" style="grid-template-columns: repeat({len(columns)}, 1fr)">'
-        f"{''.join(cells)}</div></div>"
+        f'<figure><span class="when">{escape(column.title)}</span><img{crisp} src="{embedded(picture)}" '
+        f'alt="{escape(column.captions[row] or "original")}"><figcaption>{as_html(marked)}</figcaption></figure>'
     )
 
 

@@ -97,6 +97,7 @@ class Run:
     folder: Path
     stages: list[StageRun]
     judges: Namespace | None  # what `parse_evaluation` returned
+    captions: dict[str, Any] | None = None  # class_path and init_args of what marks them in the report
 
     def weights(self, count: int | None = None) -> Weights:
         """The latest of each part that the first `count` stages, or all, have trained."""
@@ -106,7 +107,8 @@ class Run:
 def compile_run(spec: RunSpec, folder: Path, overrides: Sequence[str] = ()) -> Run:
     """The run in `folder`. Its stages are parsed when they are first looked at, and not again."""
     stages = [StageRun(stage, overrides, folder / stage.name) for stage in spec.stages]
-    return Run(spec.name, folder, stages, parse_evaluation(spec.evaluation) if spec.evaluation else None)
+    judges = parse_evaluation(spec.evaluation) if spec.evaluation else None
+    return Run(spec.name, folder, stages, judges, spec.captions)
 
 
 # ------------------------------------------------------------------------------------------------ judges

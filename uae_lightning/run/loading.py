@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.interfaces import Reward
+from uae_lightning.interfaces import Encoder, Reward
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import build
 from uae_lightning.run.spec import read_stage_yaml, read_yaml
@@ -44,9 +46,29 @@ def load_autoencoder(config: Path | None, weights: Path | None, settings: dict[s
     Raises:
         FileNotFoundError: there is no such run or YAML, or the run has no stage yet.
     """
+    config, paths = described(config, weights)
+    return build_autoencoder(config, paths | (settings or {}))
+
+
+def described(config: Path | None, weights: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The YAML that says what the parts are, and where the weights of each are that do not come from there."""
     stages = run_folder.stages_of(weights) if weights else []
     paths = {f"{part}.path": path for part, path in run_folder.latest_weights(stages).items()}
-    return build_autoencoder(config or last_config(weights, stages), paths | (settings or {}))
+    return config or last_config(weights, stages), paths
+
+
+def load_writer(config: Path | None, weights: Path | None, settings: dict[str, Any] | None = None) -> AutoEncoder:
+    """The same for whoever only writes captions: the encoder has weights, projector and decoder have shapes alone."""
+    config, paths = described(config, weights)
+    parts = parts_of(config, paths | (settings or {}))
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # there is no place for it
+            model = build(AutoEncoder, parts).eval()
+        model.encoder = build(Encoder, parts["init_args"]["encoder"]).eval()
+    except UsageError as error:
+        raise UsageError(f"{config}: {error}") from error
+    return model
 
 
 def last_config(run: Path, stages: Sequence[Path]) -> Path:
@@ -56,16 +78,22 @@ def last_config(run: Path, stages: Sequence[Path]) -> Path:
 
 
 def build_autoencoder(config: Path, settings: dict[str, Any]) -> AutoEncoder:
+    parts = parts_of(config, settings)
+    try:
+        return build(AutoEncoder, parts).eval()
+    except UsageError as error:
+        raise UsageError(f"{config}: {error}") from error
+
+
+def parts_of(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """`read_autoencoder` of a YAML that is there and has an encoder; anything else is a mistake in the call."""
     if not config.is_file():
         raise FileNotFoundError(f"{config} does not exist: give --config the YAML of a stage")
     quiet()
     parts = read_autoencoder(config, settings)
     if parts["init_args"].get("encoder") is None:
         raise UsageError(f"{config} trains without an encoder: give --config the YAML of a stage that has one")
-    try:
-        return build(AutoEncoder, parts).eval()
-    except UsageError as error:
-        raise UsageError(f"{config}: {error}") from error
+    return parts
 
 
 def read_autoencoder(config: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class RunSpec:
     name: str
     stages: list[StageSpec]
     evaluation: EvaluationSpec | None = None
+    captions: dict[str, Any] | None = None  # class_path and init_args of a `report.captions.CaptionMarker`
 
 
 def read_run(path: Path, given: Sequence[str] = ()) -> RunSpec:
@@ -57,7 +58,7 @@ def read_run(path: Path, given: Sequence[str] = ()) -> RunSpec:
         UsageError: it does not say what it must, or says something unknown.
     """
     content = read_yaml(path, "a run, such as conf/demo.yaml")
-    allowed = ("name", "seed_everything", "stages", "evaluation", "choices", "overlays")
+    allowed = ("name", "seed_everything", "stages", "evaluation", "captions", "choices", "overlays")
     check_keys(content, required=("name", "stages"), allowed=allowed, where=str(path))
     check_name(content["name"], where=f"name in {path}")
     if not isinstance(content["stages"], list) or not content["stages"]:
@@ -73,7 +74,11 @@ def read_run(path: Path, given: Sequence[str] = ()) -> RunSpec:
     chosen = choose(given, choices, path)
     seed = {key: content[key] for key in ("seed_everything",) if key in content}
     stages = [laid_over(replace(stage, options=seed | stage.options), overlays, chosen) for stage in stages]
-    return RunSpec(run_name(content["name"], choices, chosen), stages, read_evaluation(content.get("evaluation"), path))
+    captions = content.get("captions")
+    if captions is not None:
+        check_keys(captions, required=("class_path",), allowed=("class_path", "init_args"), where=f"captions in {path}")
+    judges = read_evaluation(content.get("evaluation"), path)
+    return RunSpec(run_name(content["name"], choices, chosen), stages, judges, captions)
 
 
 def read_yaml(path: Path, wanted: str) -> Any:
@@ -138,16 +143,27 @@ def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     return base | overlay | both
 
 
-def read_run_or_stage(path: Path, given: Sequence[str]) -> RunSpec:
-    """The run of a YAML that lists stages; of a stage's the run of that one, judged by evaluation.yaml beside it."""
+def read_run_or_stage(path: Path, given: Sequence[str], over: Sequence[Path] = ()) -> RunSpec:
+    """The run of a YAML that lists stages; of a stage's the run of that one, judged by evaluation.yaml beside it.
+
+    Args:
+        given: names of overlays that a run offers.
+        over: YAMLs that are laid over a stage's, the later one counts.
+    """
     content = read_yaml(path, "a run or of a stage, such as conf/demo.yaml")
     if isinstance(content, dict) and "stages" in content:
+        if over:
+            raise UsageError(
+                f"--config {over[0]} cannot be laid over a run: --with names what {path} lays over its stages"
+            )
         return read_run(path, given)
+    for one in over:
+        read_stage_yaml(one)
     if given:
         raise UsageError(f"--with {' '.join(given)} needs the YAML of a run, and {path} is that of a stage")
     beside = path.parent / "evaluation.yaml"
     evaluation = EvaluationSpec(beside, {}) if beside.is_file() else None
-    return RunSpec(path.stem, [StageSpec(path.stem, path, {})], evaluation)
+    return RunSpec(path.stem, [StageSpec(path.stem, path, {}, tuple(over))], evaluation)
 
 
 def read_stage(entry: Any, path: Path, number: int) -> StageSpec:

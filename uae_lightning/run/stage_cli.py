@@ -21,7 +21,6 @@ from jsonargparse._optionals import get_omegaconf_loader  # of its mode, which h
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,6 +35,7 @@ from uae_lightning.parallel.strategy import ShardedStrategy
 from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
+from uae_lightning.run.curves import StageCurves, settings_of
 from uae_lightning.run.masking import masked
 from uae_lightning.run.moved import check_seeds, of_version_1
 from uae_lightning.run.settings import check_resumed, leaves
@@ -195,19 +195,22 @@ class StageCLI(LightningCLI):
             folder = Path(self.config.fit.trainer.default_root_dir)
             if not self.resume_from:
                 run_folder.clear_stage(folder)
-            self.write_config(folder / "config.yaml")
+            written = self.write_config(folder / "config.yaml")
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(settings_of(yaml.safe_load(written)))
 
-    def write_config(self, file: Path) -> None:
+    def write_config(self, file: Path) -> str:
         """What the stage is trained with, secrets left out. It comes first: by it the folder is known as a stage's."""
         text = self._parser("fit").dump(masked(self.config.fit), skip_unset=False, skip_validation=True)
         with replacing(file) as partial:
             partial.write_text(text)
+        return text
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
         if config.logger is None:  # a validation alone prints its numbers and leaves the stage's folder as it is
             fit = self.subcommand == "fit"
-            kwargs["logger"] = TensorBoardLogger(config.default_root_dir, name="", version="") if fit else False
+            kwargs["logger"] = StageCurves(config.default_root_dir) if fit else False
         plugins = config.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from uae_lightning.evaluation.statistics import Figures, Items
-from uae_lightning.evaluation.suite import Group, Row, Subject, Suite, sampled_as
+from uae_lightning.evaluation.suite import Group, Link, Row, Subject, Suite, sampled_as
 from uae_lightning.evaluation.unified_bench import scores
 from uae_lightning.interfaces import Reward
 from uae_lightning.scenes.captions import Facts, parse_caption, write_caption
@@ -72,6 +72,11 @@ class Bottleneck(Suite):
 
     def judges(self) -> dict[str, nn.Module]:
         return {"facts": self.facts}
+
+    def links(self) -> list[Link]:
+        ways = ("codec", "true_captions", "drawn")
+        names = [None, *(f"{way}_reward" for way in ways)]
+        return [Link(title, *names[i : i + 2]) for i, title in enumerate(("codec", "drawing", "caption"))]
 
     def groups(self, figures: Figures) -> list[Group]:
         text = {"reward": "mean reward", "facts": "share of the facts of a picture that come back"}

@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any
 
+from uae_lightning.report.captions import CaptionMarker, plain
 from uae_lightning.scenes.captions import COUNTS, PLURALS, ObjectFact, parse_caption
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.scenes.prompts import true_relations
 from uae_lightning.scenes.scene import BACKGROUNDS, COLORS, POSITIONS, SIZES, Scene, SceneObject
-from uae_lightning.study.captions import CaptionMarker, plain
 
 NAMES = frozenset(PLURALS) | frozenset(PLURALS.values())
 _POSITION = re.compile("|".join(sorted(POSITIONS, key=len, reverse=True)))

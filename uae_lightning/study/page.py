@@ -9,13 +9,13 @@ from typing import Any
 import yaml
 
 from uae_lightning.files import write_json
+from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.report.charts import Band
 from uae_lightning.report.pictures import Column
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import build
 from uae_lightning.study import results
-from uae_lightning.study.captions import CaptionMarker
-from uae_lightning.study.claims import Figure, worsened
+from uae_lightning.study.claims import START, Figure, worsened
 from uae_lightning.study.figures import bars, columns_along, contact_sheet, curves, track
 from uae_lightning.study.jobs import Desk
 from uae_lightning.study.plan import Study
@@ -119,17 +119,23 @@ def comparisons_table(study: Study, compared: list[dict[str, Any]]) -> str:
         return ""
     rows = [
         [
-            one["title"], study.arms[one["over"]].title, study.arms[one["of"]].title, span(one["before"]),
+            one["title"], *named(study, one), span(one["before"]),
             span(one["after"]), span(one["gain"], "+"),
             ", ".join(number(value, "+") for value in one["gain"]["of_seeds"]), one["goal"],
             "yes" if one["reached"] else "**no**",
         ]
         for one in compared
     ]  # fmt: skip
-    heads = ["figure", "of", "against", "first", "second", "difference", "each seed", "bar", "reached"]
+    heads = ["figure", "first", "second", "of the first", "of the second", "difference", "each seed", "bar", "reached"]
     text = "Second less first, item by item. The bars were set before."
     reached = f"**{sum(one['reached'] for one in compared)} of {len(compared)} bars are reached.**"
     return f"### Comparisons\n\n{text}\n\n{table(heads, rows)}\n\n{reached}"
+
+
+def named(study: Study, one: dict[str, Any]) -> tuple[str, str]:
+    """What is compared: two arms, or two suites of one."""
+    over, of = ("the start" if name == START else study.arms[name].title for name in (one["over"], one["of"]))
+    return (f"{over}, {one['over_suite']}", of) if "over_suite" in one else (over, of)
 
 
 def worse(outcome: Outcome) -> str:

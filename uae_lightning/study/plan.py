@@ -66,7 +66,7 @@ class Shown:
     bars: {geneval: {title: ..., figures: [geneval/colors, ...]}}   each a drawing NAME.svg, values from 0 to 1
     columns: {unified_bench/overall: unified score}                 of the tables of arms
     claims: [{name, title, figure, goal, paper}]                    `study.claims.read_claim`
-    captions: {class_path: ...}                a `study.captions.CaptionMarker` (may be left out)
+    captions: {class_path: ...}                a `report.captions.CaptionMarker` (may be left out)
     """
 
     bars: dict[str, dict[str, Any]]

@@ -48,7 +48,7 @@ def outcomes(study: Study, place: Path, desk: Desk) -> dict[str, Outcome]:
             continue
         line = [(one.name, stage.name) for one in study.line(arm.name) for stage in one.stages]
         stages = [[place / f"seed-{seed}" / one / stage for one, stage in line] for seed in seeds]
-        rows = [(run_folder.read_rows(of_seed[0])[0], run_folder.read_rows(of_seed[-1])[-1]) for of_seed in stages]
+        rows = [(run_folder.read_rows(of_seed[0])[0], run_folder.final_row(of_seed[-1])) for of_seed in stages]
         first, last = rows[0]
         measures = [name for name in ("reward", "unrewarded") if first.get(f"{name}_name") == last.get(f"{name}_name")]
         about = described(place / START)

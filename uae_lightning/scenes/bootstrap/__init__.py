@@ -1,5 +1,8 @@
 """Trains the embedded default's backbones from scratch, resumable at any moment: `uae bootstrap`.
 
+    uae bootstrap                                  all parts, hours; the same command goes on where it was
+    uae bootstrap --only detector --scale 0.01     a hundredth of one part, to try it out
+
 detector     judge of reports              reads pictures
 verifier     reward of stage 3             a smaller one of the same kind, from another seed
 text         encoder, first phase          reads and writes captions, sees nothing
