@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from uae_lightning.study.plan import decoder_forwards, read_study
+from uae_lightning.study.cost import decoder_forwards
+from uae_lightning.study.plan import read_study
 from uae_lightning.study.run import plan_jobs
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -196,7 +196,7 @@ def again(args, tiny, tmp_path, capsys):
         ({"arms": [{"name": "a", "title": "A", "judges": "b.yaml"}]}, "either run"),
         (
             {"arms": [{"name": "a", "title": "A", "run": str(ROOT / "conf" / "smoke.yaml"), "judges": "b.yaml"}]},
-            "b.yaml does not exist: it is judges of arm 1",
+            "b.yaml does not exist: it is the judges of arm 1",
         ),
         ({"compared": [{"name": "a", "title": "A", "figure": "b/c", "goal": "rises", "of": "ful"}]}, "mean full"),
         ({"shows": "nothing.yaml"}, "nothing.yaml does not exist"),
