@@ -7,7 +7,7 @@ from typing import Any
 
 from uae_lightning.evaluation.intervals import Interval
 
-WIDTH, HEIGHT, LEFT = 640, 22, 64  # px of a bar, and of the word before it
+WIDTH, HEIGHT, LEFT = 1000, 22, 64  # px of a bar, and of the word before it
 
 
 def losses_section(evaluation: dict[str, Any]) -> str:

@@ -87,7 +87,8 @@ def signed_span(gain: dict[str, float]) -> str:
 
 def time_cell(record: dict[str, Any], longest: float) -> str:
     time = record.get("time", {})
-    return f"{duration(record['seconds'])} <small>{escape(in_brackets(time))}</small>{time_bar(time, longest)}"
+    text = f"{duration(record['seconds'])} <small>{escape(in_brackets(time))}</small>"
+    return f'<div class="time">{text}{time_bar(time, longest)}</div>'
 
 
 def duration(seconds: float) -> str:
