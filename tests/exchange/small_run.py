@@ -25,7 +25,9 @@ DECODERS = {
 }  # fmt: skip
 
 
-def write_run(run: Path, start: dict[str, dict], stages: dict[str, dict[str, dict]], kinds: dict = KINDS, **common: Any) -> Path:
+def write_run(
+    run: Path, start: dict[str, dict], stages: dict[str, dict[str, dict]], kinds: dict = KINDS, **common: Any
+) -> Path:
     """A run in which each stage trains some parts.
 
     Args:

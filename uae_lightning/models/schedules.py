@@ -41,8 +41,8 @@ def load_scheduler(folder: Path, obeyed: set[str] = STATIC) -> FlowMatchEulerDis
         settings = {"shift": settings.get("flow_shift", 1.0)}
     elif name != EULER:
         raise ValueError(
-            f"{file}: {name} is not known here, only {EULER}, and {DPM_SOLVER} with use_flow_sigmas and prediction_type "
-            "flow_prediction"
+            f"{file}: {name} is not known here, only {EULER}, and {DPM_SOLVER} with use_flow_sigmas and "
+            "prediction_type flow_prediction"
         )
     defaults = {key: field.default for key, field in signature(FlowMatchEulerDiscreteScheduler).parameters.items()}
     others = {key: value for key, value in settings.items() if key not in obeyed and not key.startswith("_")}
