@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import AutoModel, CLIPTextModelWithProjection
 from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
+from transformers import Qwen3VLForConditionalGeneration as Qwen3
 
 from uae_lightning.models.loading import load
 from uae_lightning.paths import resolve
@@ -23,6 +24,9 @@ Z_IMAGE, QWEN_IMAGE = "Tongyi-MAI/Z-Image", "Qwen/Qwen-Image"
     [  # beside each: what its page on the hub, or its paper, says
         ("Qwen/Qwen2.5-VL-3B-Instruct", Qwen, "", 3_754_622_976),  # 3.75 B
         ("Qwen/Qwen2.5-VL-7B-Instruct", Qwen, "", 8_292_166_656),  # 8.29 B
+        ("Qwen/Qwen3-VL-2B-Instruct", Qwen3, "", 2_127_532_032),  # 2.13 B
+        ("Qwen/Qwen3-VL-4B-Instruct", Qwen3, "", 4_437_815_808),  # 4.438 B
+        ("Qwen/Qwen3-VL-8B-Instruct", Qwen3, "", 8_767_123_696),  # 8.77 B
         (MEDIUM, SD3Transformer2DModel, "transformer", 2_243_171_520 + 384 * 384 * 1536),  # 2.5 B
         (LARGE, SD3Transformer2DModel, "transformer", 8_056_627_520 + 192 * 192 * 2432),  # 8.1 B
         (SANA, diffusers.SanaTransformer2DModel, "transformer", 1_604_462_752),  # 1,604 M

@@ -36,9 +36,9 @@ OPTIONAL = ("image_encoder", "feature_extractor")  # diffusers need not be told 
 NEGATIVE_PROMPT = 'condition(prompts["negative"])'
 NULL_STATE = "torch.zeros(1, 1, {width}, dtype={dtype}, device=device)  # the learned null: one zero state"
 MERGED_ENCODER = """\
-encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "encoder", dtype={dtype})"""
+encoder = {reader}.from_pretrained(root / "encoder", dtype={dtype})"""
 BASE_ENCODER = """\
-encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained("{base}", dtype={dtype})"""
+encoder = {reader}.from_pretrained("{base}", dtype={dtype})"""
 ADAPTED_ENCODER = """
 encoder = PeftModel.from_pretrained(encoder, root / "encoder_lora").merge_and_unload()"""
 
@@ -75,7 +75,12 @@ def card(facts: Facts) -> str:
     texts = {name: text.format(pipeline=decoder.pipeline_class) for name, text in CONTENTS.items() if facts.has(name)}
     rows = [f"| `{name}` | {text} |" for name, text in texts.items()]
     adapters = [adapter(facts, part) for part in ("encoder", "decoder") if facts.has(f"{part}_lora")]
-    head = template("head").format(run=facts.settings["origin"]["run"], contents="\n".join(rows), decoder=decoder.title)
+    head = template("head").format(
+        run=facts.settings["origin"]["run"],
+        contents="\n".join(rows),
+        decoder=decoder.title,
+        encoder=facts.model.encoder.title,
+    )
     return "\n".join([head, drawing(facts), captioning(facts), *adapters, details(facts)])
 
 
@@ -90,6 +95,7 @@ def drawing(facts: Facts) -> str:
         absent=json.dumps([name for name, kind in index.items() if kind == [None, None] and name not in OPTIONAL]),
         dtype=facts.kind("decoder"),
         pipeline=facts.model.decoder.pipeline_class,
+        reader=facts.model.encoder.kind.__name__,
         more=optional(f"more_{facts.model.decoder.family}", dtype=facts.kind("decoder")),
         functions=functions(facts),
         exactness=exactness(facts),
@@ -98,9 +104,10 @@ def drawing(facts: Facts) -> str:
 
 def loading(facts: Facts) -> str:
     """Lines that load the encoder."""
+    reader = facts.model.encoder.kind.__name__
     if facts.has("encoder"):
-        return MERGED_ENCODER.format(dtype=facts.kind("encoder"))
-    line = BASE_ENCODER.format(base=facts.parts["encoder"].base, dtype=facts.kind("encoder"))
+        return MERGED_ENCODER.format(reader=reader, dtype=facts.kind("encoder"))
+    line = BASE_ENCODER.format(reader=reader, base=facts.parts["encoder"].base, dtype=facts.kind("encoder"))
     return line + ADAPTED_ENCODER if facts.has("encoder_lora") else line
 
 
@@ -151,6 +158,7 @@ def adapter(facts: Facts, part: str) -> str:
     decoder = facts.model.decoder
     return template(f"{part}_lora").format(
         kind=decoder.kind.__name__,
+        reader=facts.model.encoder.kind.__name__,
         pipeline=decoder.pipeline_class,
         title=decoder.title,
         rank=source.history.adapter.rank,

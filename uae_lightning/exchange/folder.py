@@ -34,7 +34,7 @@ CODECS = {  # decoder -> codecs that its pipeline in diffusers holds, or the car
     "ZImageDecoder": ("KLCodec",),
     "QwenImageDecoder": ("QwenImageCodec",),
 }
-CLASSES = {"encoder": ("QwenVLEncoder",), "projector": ("MLPProjector",), "decoder": (*CODECS,)}
+CLASSES = {"encoder": ("QwenVLEncoder", "Qwen3VLEncoder"), "projector": ("MLPProjector",), "decoder": (*CODECS,)}
 AS_THEY_ARE = {  # nothing rounded to 4 bits, no compiled blocks
     "encoder.quantization": "none",
     "decoder.quantization": "none",

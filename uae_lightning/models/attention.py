@@ -1,4 +1,4 @@
-"""Attention backends of diffusers, and joint attention of SD3 with what its processor lacks: a mask for padding."""
+"""Attention backends of diffusers; joint attention of SD3 with what its processor lacks, a mask for text padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What decoders of diffusers share: transformer, codec and scheduler from a folder, conditioned on our projector.
+"""What decoders of diffusers share: transformer, latent codec and scheduler, conditioned on our projector.
 
 A family (`sd3.py`, `sana.py`, ...) says which transformer that is, what it is called with, and what a LoRA adapts.
 """

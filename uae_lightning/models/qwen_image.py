@@ -22,7 +22,7 @@ class QwenImageDecoder(DiffusersDecoder):
 
     @property
     def targets(self) -> str:
-        """Those of attention (Flow-GRPO code: the feed-forward layers, too), but for what makes the text that leaves
+        """Those of attention (Flow-GRPO code: the feed-forward layers, too), without what makes the text that leaves
         the last block: nobody reads it."""
         last = len(self.transformer.transformer_blocks) - 1
         through = rf"(?!transformer_blocks\.{last}\.).*attn\.(add_q_proj|to_add_out)"

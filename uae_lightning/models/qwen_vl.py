@@ -385,7 +385,7 @@ class QwenVLEncoder(Encoder):
         return Seen(torch.stack(list(output.pooler_output)), tuple(grid[0, 1:].tolist()), self.deep_features(output))
 
     def deep_features(self, output: Any) -> tuple[Tensor, ...]:
-        """Of the vision tower's output: what the first layers of the text decoder add at the picture, [B, K, D] each."""
+        """What the first layers of the text decoder add at the picture, [B, K, D] each, of the tower's output."""
         return ()
 
     def deep_inputs(self, seen: Seen, kinds: Tensor) -> dict[str, Any]:
