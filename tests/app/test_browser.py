@@ -10,9 +10,10 @@ import time
 import pytest
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed")
 
 from PIL import Image
+from selenium import webdriver
 from selenium.webdriver.common.by import By
 from served import served
 from small_runs import tabs_of, validate, write_runs
@@ -79,8 +80,8 @@ def url(runs):
 def driver():
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                 "--window-size=1200,1000", "--disable-background-networking", "--disable-component-update"):  # fmt: skip
+    words = "headless=new no-sandbox disable-gpu disable-dev-shm-usage window-size=1200,1000 disable-component-update"
+    for word in (f"--{word}" for word in [*words.split(), "disable-background-networking"]):
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
