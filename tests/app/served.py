@@ -11,14 +11,14 @@ from uae_lightning.app.tabs import Tabs
 
 
 @contextmanager
-def served(tabs: Tabs, host: str = "127.0.0.1", password: str | None = None) -> Iterator[str]:
+def served(tabs: Tabs, password: str | None = None) -> Iterator[str]:
     """Its address, while it is served."""
-    with serving.listening(host, 0) as place:
-        server = serving.server(page.application(tabs, serving.hosts_of(host, password), password))
+    with serving.listening("127.0.0.1", 0) as place:
+        server = serving.server(page.application(tabs, serving.hosts_of("127.0.0.1", password), password))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
         thread.start()
         try:
-            yield serving.url_of(place).replace("0.0.0.0", "127.0.0.1")
+            yield serving.url_of(place)
         finally:
             server.should_exit = True
             thread.join(20)

@@ -151,8 +151,8 @@ def test_the_idle_page_answers_within_a_second(url, client):
 def test_a_password_is_asked_for(tabs):
     # red with `auth=None`, or a route of the API without it
     password = "correct horse battery"
-    with served(tabs, "0.0.0.0", password) as url, httpx.Client(timeout=60, base_url=url) as http:
-        assert "small" not in http.get("/").text
+    with served(tabs, password) as url, httpx.Client(timeout=60, base_url=url) as http:
+        assert "Drawn with" not in http.get("/").text
         for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=a"):
             assert http.get(path).status_code == 401, path
         body = {"data": [], "fn_index": 0, "session_hash": "a"}

@@ -107,7 +107,7 @@ def generated(now: Generated) -> str:
 
 def redrawn(found: Redrawn) -> str:
     shown = row([figure(found.before, "before"), figure(found.after, "edited")], "pair")
-    return block(f"{shown}<p class='note'>{found.change:.2%} of the brightness of a pixel changes on average</p>", True)
+    return block(f"{shown}<p class='note'>pixels change by {found.change:.2%} of their range on average</p>", True)
 
 
 def listening(now: Listening) -> str:

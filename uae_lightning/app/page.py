@@ -15,6 +15,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
 from fastapi import FastAPI
 
+from uae_lightning.app.drawing import MOST_CANDIDATES, MOST_GUIDANCE, MOST_STEPS
 from uae_lightning.app.errors import in_words
 from uae_lightning.app.guard import Application, Guard
 from uae_lightning.app.pictures import MOST_BYTES
@@ -93,16 +94,16 @@ def build(tabs: Tabs) -> gr.Blocks:
         run = gr.Dropdown(names, value=names[0] if names else None, label="Drawn with", interactive=True)
         with gr.Tabs():
             with gr.Tab("Reconstruct"):
-                first = reconstruct_tab(tabs, run)
+                first, caption = reconstruct_tab(tabs, run)
             with gr.Tab("Generate"):
                 second = generate_tab(tabs, run)
             with gr.Tab("Compare"):
                 third = compare_tab(tabs, run)
             with gr.Tab("Words"):
-                fourth = words_tab(tabs, run, *first[1:])
+                fourth = words_tab(tabs, run, caption)
             with gr.Tab("Runs"):
                 runs_tab(blocks, tabs, run)
-        sliders = [one for inputs in (first[0], second, third, fourth) for one in (inputs.steps, inputs.guidance)]
+        sliders = [one for inputs in (first, second, third, fourth) for one in (inputs.steps, inputs.guidance)]
         for event in (blocks.load, run.change):
             event(trained_with(tabs, len(sliders) // 2), run, sliders, api_name=False, **LOOK)
     blocks.queue(max_size=WAITING, api_open=False, default_concurrency_limit=1)
@@ -112,7 +113,8 @@ def build(tabs: Tabs) -> gr.Blocks:
 # ------------------------------------------------------------------------------------------------ the tabs
 
 
-def reconstruct_tab(tabs: Tabs, run: gr.Dropdown) -> tuple[Inputs, gr.Button, gr.HTML, gr.State]:
+def reconstruct_tab(tabs: Tabs, run: gr.Dropdown) -> tuple[Inputs, gr.State]:
+    """Its caption goes on to the words tab."""
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             picture, inputs = picture_input(tabs, "reconstruct"), drawing_inputs()
@@ -124,7 +126,7 @@ def reconstruct_tab(tabs: Tabs, run: gr.Dropdown) -> tuple[Inputs, gr.Button, gr
         [run, picture, *inputs.all()], [shown, caption], api_name="reconstruct", show_progress="minimal", **MODEL,
     )  # fmt: skip
     stop.click(None, cancels=event, api_name=False)
-    return inputs, go, shown, caption
+    return inputs, caption
 
 
 def generate_tab(tabs: Tabs, run: gr.Dropdown) -> Inputs:
@@ -133,7 +135,7 @@ def generate_tab(tabs: Tabs, run: gr.Dropdown) -> Inputs:
             prompt = gr.Textbox(
                 label="Prompt", lines=2, elem_id="prompt", placeholder="a large red cat at the center and a blue bus"
             )
-            candidates = gr.Slider(1, 16, value=4, step=1, label="Candidates")
+            candidates = gr.Slider(1, MOST_CANDIDATES, value=4, step=1, label="Candidates")
             names = tabs.models.verifiers()
             verifier = gr.Dropdown(names, value=names[0], label="Ranked by")
             rewrite = gr.Checkbox(label="The encoder rewrites the prompt first (a run that has learned it)")
@@ -163,7 +165,7 @@ def compare_tab(tabs: Tabs, run: gr.Dropdown) -> Inputs:
     return inputs
 
 
-def words_tab(tabs: Tabs, run: gr.Dropdown, _: gr.Button, __: gr.HTML, caption: gr.State) -> Inputs:
+def words_tab(tabs: Tabs, run: gr.Dropdown, caption: gr.State) -> Inputs:
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
             before = gr.Textbox(label="Caption (of the last reconstruction, or your own)", lines=4)
@@ -227,8 +229,8 @@ def picture_input(tabs: Tabs, verb: str) -> gr.HTML:
 
 def drawing_inputs() -> Inputs:
     with gr.Accordion("How it is drawn", open=False):
-        steps = gr.Slider(1, 100, value=10, step=1, label="Steps")
-        guidance = gr.Slider(0, 20, value=1, step=0.1, label="Guidance (1 is none)")
+        steps = gr.Slider(1, MOST_STEPS, value=10, step=1, label="Steps")
+        guidance = gr.Slider(0, MOST_GUIDANCE, value=1, step=0.1, label="Guidance (1 is none)")
         return Inputs(steps, guidance, gr.Number(0, label="Seed", precision=0, minimum=0))
 
 
