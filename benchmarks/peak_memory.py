@@ -76,7 +76,7 @@ class PeakMemory(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         pl_module.timed = lambda verb: self.phase(PHASES.get(verb, verb))
-        if pl_module.encoder is not None:
+        if pl_module.learns_from_reward:  # it writes captions in training
             pl_module.encoder.generate = self._inside("captions", pl_module.encoder.generate)
         self.open = ["loading"]
 
