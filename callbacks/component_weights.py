@@ -45,8 +45,8 @@ class ComponentWeights(L.Callback):
         hand_on: "last", or "best".
 
     Raises:
-        ValueError: EMA is listed after it, or there is no RewardCallback before it to say which weights are best; or the
-            disk has no room, which is found before the first step where it can be, and before anything is written.
+        ValueError: EMA is listed after it, or there is no RewardCallback before it to say which weights are best; or
+            the disk has no room, which is found before the first step where it can be, and before anything is written.
     """
 
     def __init__(self, merged: bool = False, hand_on: Literal["last", "best"] = "last") -> None:
