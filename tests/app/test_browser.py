@@ -118,7 +118,7 @@ def test_a_photo_of_a_phone_is_reconstructed_upright(visitor, photo):
 
 def test_the_slider_moves(visitor):
     # red if the page's policy stops the handler
-    slider = visitor.here().one(".uae-slider input")
+    slider = visitor.here().driver.find_element(By.CSS_SELECTOR, ".uae-slider input")  # unseen, over the pictures
     move = "arguments[0].value = 100; arguments[0].dispatchEvent(new Event('input'))"
     visitor.driver.execute_script(move, slider)
     cut = "return document.querySelector('.uae-slider').style.getPropertyValue('--cut')"
