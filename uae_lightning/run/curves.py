@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 LAYOUT = {  # section -> chart -> patterns of the curves in it, matched from their beginning
@@ -56,8 +57,10 @@ class StageCurves(TensorBoardLogger):
         """Without Lightning's `epoch`: stages count steps, and it stays 0."""
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
+    @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], metrics: Any = None, step: int | None = None) -> None:
         """Settings, which also go to hparams.yaml; the figures beside them are the last of the curves `FINAL`."""
+        params = dict(flat(dict(params)))
         self.hparams.update(params)
         writer = self.experiment._get_file_writer()
         for summary in hparams(params, dict.fromkeys(FINAL, 0.0)):

@@ -156,7 +156,8 @@ def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
         }
         for stage in (seeded(stage, seed) for stage in arm.stages)
     ]
-    target.write_text(yaml.safe_dump({"name": arm.name, "stages": stages}, sort_keys=False))
+    marker = {"captions": study.shown.captions} if study.shown.captions else {}
+    target.write_text(yaml.safe_dump({"name": arm.name, "stages": stages, **marker}, sort_keys=False))
 
 
 def evaluation_job(protocol: Protocol, place: Path, name: str, weights: list[Path], before: Job | None) -> Job:
