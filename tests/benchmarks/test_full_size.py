@@ -37,7 +37,7 @@ def test_a_judge_of_one_block_is_read_by_its_library(tmp_path, monkeypatch):
     model, found = hf.Dinov2Model.from_pretrained(place, output_loading_info=True)
     assert not found["missing_keys"] and len(model.encoder.layer) == 1
     weights = load_file(place / "model.safetensors")
-    assert 0.015 < weights["encoder.layer.0.attention.attention.query.weight"].std() < 0.025
+    assert all(0.01 < tensor.std() < 0.03 for tensor in weights.values() if tensor.dim() == 2 and tensor.numel() > 999)
     assert torch.equal(weights["layernorm.weight"], torch.ones(32)) and not weights["layernorm.bias"].any()
 
 
