@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import transformers as hf
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_lightning.scenes.bootstrap.captioner import build_tokenizer
@@ -17,6 +18,30 @@ TEMPLATE = (  # as Qwen3-VL's: a turn of another role leaves no trace
     "{% endfor %}{% endif %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def save_intern_vl(folder: Path) -> None:
+    """Squares of 56 pixels in patches of 14, merged 2 x 2, and a Qwen2 with positions of one dimension."""
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<img>", "</img>", "<IMG_CONTEXT>"], special_tokens=True)
+    tokenizer.chat_template = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>")
+    token = tokenizer.convert_tokens_to_ids
+    config = hf.InternVLConfig(
+        text_config=dict(
+            model_type="qwen2", vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=64,
+            num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+            bos_token_id=None, eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"),
+            tie_word_embeddings=True,
+        ),
+        vision_config=dict(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=[56, 56],
+            patch_size=[14, 14],
+        ),
+        image_token_id=token("<IMG_CONTEXT>"), image_seq_length=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    hf.InternVLForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    GotOcr2ImageProcessorPil(size={"height": 56, "width": 56}).save_pretrained(folder)
 
 
 def save_qwen3_vl(folder: Path) -> None:

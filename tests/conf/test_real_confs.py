@@ -59,6 +59,9 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_pretrain", ["qwen3_4b"]),
     ("encoder_rl", ["qwen3_4b"]),
     ("decoder_rl", ["qwen3_4b", "sana"]),
+    ("decoder_pretrain", ["intern_2b"]),
+    ("encoder_rl", ["intern_2b"]),
+    ("decoder_rl", ["intern_2b", "sana"]),
 ]
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -66,12 +69,12 @@ FILES = sorted(CONF.rglob("*.yaml"))
 RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
-ENCODERS = ["qwen3_2b", "qwen3_4b", "qwen3_8b"]
+ENCODERS = {"qwen3_2b": "qwen3_vl", "qwen3_4b": "qwen3_vl", "qwen3_8b": "qwen3_vl", "intern_2b": "intern_vl"}
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
 OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], ["levels"], ["cycle"], ["gspo", "dance"], ["prompts"]]
 PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in [*DECODERS, "qwen3_4b"])])]
 ALONE = ["rewrite_sft", "cold_start", "joint_rl", "decoder_matching"]  # stages that are in no run of conf/real
-CHOSEN = [*PLANNED, ("cached", "no_encoder"), ("prompts", "judge"), ("qwen3_2b",), ("qwen3_8b",)]
+CHOSEN = [*PLANNED, ("cached", "no_encoder"), ("prompts", "judge"), ("qwen3_2b",), ("qwen3_8b",), ("intern_2b",)]
 
 
 # ------------------------------------------------------------------------------------------------ without weights
@@ -178,9 +181,9 @@ def test_every_overlay_is_used():
     # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
     choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
-    (*qwen2, small, middle, large), (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
-    assert list(itertools.product(qwen2, sd3, cards)) == PRODUCT
-    assert [sana, flux2, z_image, qwen_image] == DECODERS and [small, middle, large] == ENCODERS
+    (qwen3b, qwen7b, *others), (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
+    assert list(itertools.product([qwen3b, qwen7b], sd3, cards)) == PRODUCT
+    assert [sana, flux2, z_image, qwen_image] == DECODERS and others == [*ENCODERS]
     used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
     assert used == {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
 
@@ -264,6 +267,7 @@ def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     save_models(folder)
     small_encoders.save_qwen3_vl(folder / "qwen3_vl")
+    small_encoders.save_intern_vl(folder / "intern_vl")
     for name in DECODERS:
         getattr(small_decoders, f"save_{name}")(folder / name)
     save_pictures(folder / "pictures", 6, seed=0)
@@ -300,7 +304,8 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
         little = little.replace("{small}", str(small))
         callbacks, auxiliaries = callbacks.replace(large, little), auxiliaries.replace(large, little)
     options = {
-        "model.autoencoder.encoder.path": small / ("qwen3_vl" if {*overlays} & {*ENCODERS} else "qwen"),
+        "model.autoencoder.encoder.path": small
+        / next((ENCODERS[name] for name in overlays if name in ENCODERS), "qwen"),
         "model.autoencoder.encoder.dtype": "float32",  # without AVX512-BF16 bf16 is emulated, 60 times slower
         "model.autoencoder.projector.input_size": HIDDEN,
         "model.autoencoder.projector.output_size": TEXT,

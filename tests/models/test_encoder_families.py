@@ -15,10 +15,14 @@ sys.path.append(str(Path(__file__).parents[1] / "conf"))
 import small_encoders  # noqa: E402
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs  # noqa: E402
+from uae_lightning.models.intern_vl import InternVLEncoder  # noqa: E402
 from uae_lightning.models.qwen3_vl import Qwen3VLEncoder  # noqa: E402
 from uae_lightning.types import Captions, LoRA  # noqa: E402
 
-FAMILIES = {"qwen3_vl": (Qwen3VLEncoder, small_encoders.save_qwen3_vl, hf.Qwen3VLForConditionalGeneration)}
+FAMILIES = {
+    "qwen3_vl": (Qwen3VLEncoder, small_encoders.save_qwen3_vl, hf.Qwen3VLForConditionalGeneration),
+    "intern_vl": (InternVLEncoder, small_encoders.save_intern_vl, hf.InternVLForConditionalGeneration),
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -40,9 +44,10 @@ def encoder(family, folder):
 
 
 @pytest.fixture
-def pictures() -> Tensor:
-    """[3, 3, 64, 96]: of that size no model here scales them."""
-    levels = torch.randint(256, (3, 3, 64, 96), generator=torch.Generator().manual_seed(0))
+def pictures(family) -> Tensor:
+    """[3, 3, H, W]: of that size the model does not scale them."""
+    size = (56, 56) if family == "intern_vl" else (64, 96)
+    levels = torch.randint(256, (3, 3, *size), generator=torch.Generator().manual_seed(0))
     return levels.float() / 255
 
 
@@ -57,14 +62,19 @@ def generated(encoder, pictures: Tensor, length: int = 6) -> tuple[Captions, Ten
     return Captions([""] * len(tokens), tokens, torch.ones_like(tokens, dtype=torch.bool)), torch.stack(out.logits, 1)
 
 
-def test_patches_and_prompt_are_those_of_the_processor(encoder, pictures):
+def test_patches_and_prompt_are_those_of_the_processor(family, encoder, pictures):
     # red with another order in the reshape, mean or side of the patches, or one image token too few
     pil = [Image.fromarray((p.permute(1, 2, 0) * 255).round().byte().numpy()) for p in pictures]
     wanted = encoder.preprocessor(pil, return_tensors="pt")
     inputs = encoder.prompt_inputs(pictures)
-    assert torch.equal(inputs["image_grid_thw"], wanted["image_grid_thw"])
     torch.testing.assert_close(inputs["pixel_values"], wanted["pixel_values"].float(), atol=1e-5, rtol=1e-5)
-    count = int(wanted["image_grid_thw"][0].prod()) // encoder.preprocessor.merge_size**2
+    if family == "qwen3_vl":
+        assert torch.equal(inputs["image_grid_thw"], wanted["image_grid_thw"])
+        count = int(wanted["image_grid_thw"][0].prod()) // encoder.preprocessor.merge_size**2
+    else:
+        count = 4
+        text = encoder.tokenizer.decode(inputs["input_ids"][0])
+        assert "".join(text.split()).count("<img>" + 4 * "<IMG_CONTEXT>" + "</img>") == 1
     assert (inputs["input_ids"] == encoder.model.config.image_token_id).sum(1).tolist() == [count] * 3
 
 
@@ -117,7 +127,7 @@ def test_lora_is_learned_saved_and_read_by_transformers_and_peft(family, folder,
     adapted.adapt(LoRA(rank=4, alpha=8))
     adapted.token_logprobs(pictures, captions, temperature=1.0)[0].sum().backward()
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
-    assert trained and all("lora_" in name and "visual" not in name for name in trained)
+    assert trained and all("lora_" in name and "language_model" in name for name in trained)
     assert all(p.grad is not None for p in trained.values())
     with torch.no_grad():
         for name, parameter in trained.items():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -129,7 +130,11 @@ class QwenVLEncoder(Encoder):
 
     kind: ClassVar[type[PreTrainedModel]] = Qwen2_5_VLForConditionalGeneration
     title: ClassVar[str] = "Qwen2.5-VL"
+    preprocessor_kind: ClassVar[type] = Qwen2VLImageProcessorPil
     reading_role: ClassVar[str] = "generate"  # of the turn in which a caption is read alone
+    placeholders: ClassVar[tuple[str, ...]] = (  # of config.json: tokens that a policy must not sample
+        "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -165,9 +170,7 @@ class QwenVLEncoder(Encoder):
         self.hidden_size = config.text_config.hidden_size
         self.max_pixels = max_pixels
         # a policy must not sample placeholders of pictures: in replay the model would look for pictures there
-        self.never_sampled = [
-            config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id
-        ]  # fmt: skip
+        self.never_sampled = [config.to_dict()[name] for name in self.placeholders]
         self.generate_system, self.caption_system, self.rewrite_prompt = generate_system, caption_system, rewrite_prompt
         if not weightless():
             self._load_text(folder, caption_prompt)
@@ -175,7 +178,7 @@ class QwenVLEncoder(Encoder):
     def _load_text(self, folder: Path, caption_prompt: str) -> None:
         with reading("tokenizer or preprocessor", folder):
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+            self.preprocessor = self.preprocessor_kind.from_pretrained(folder)
         self.foreign_text = ForeignText(self.tokenizer)
         with reading("chat template", folder):
             content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
@@ -195,6 +198,10 @@ class QwenVLEncoder(Encoder):
                 f"the chat template in {folder} has no place for a picture ({picture}), or for the text to draw: copy "
                 "chat_template.jinja and tokenizer.json again"
             )
+        self._check_preprocessor(folder)
+
+    def _check_preprocessor(self, folder: Path) -> None:
+        """Raises ValueError where it cuts pictures otherwise than the vision tower takes them."""
         sides = self.preprocessor.patch_size, self.preprocessor.merge_size
         vision = self.model.config.vision_config
         if sides != (vision.patch_size, vision.spatial_merge_size):
@@ -205,11 +212,45 @@ class QwenVLEncoder(Encoder):
 
     def blocks(self) -> list[nn.Module]:
         language = self.model.model.language_model
-        return [*self.model.model.visual.blocks, *(language.layers if language is not None else [])]
+        return [*self.vision_blocks(), *(language.layers if language is not None else [])]
 
     def drop_language(self) -> None:
         """What remains can `see`, and nothing else."""
         self.model.model.language_model = self.model.lm_head = None
+
+    # ----------------------------------------------------------------- what another family has in another way
+
+    def vision_blocks(self) -> list[nn.Module]:
+        return list(self.model.model.visual.blocks)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Positions [N, T] of words as the text decoder takes them: in time, height and width alike."""
+        return positions.expand(3, -1, -1)
+
+    def prompt_places(self, input_ids: Tensor, kinds: Tensor, grid: Tensor) -> Tensor:
+        """Positions [3, 1, L] of the caption prompt, in which a picture's have rows and columns."""
+        return self.model.model.get_rope_index(
+            input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids)
+        )[0]
+
+    def stand_in_preprocessor(self) -> SimpleNamespace:
+        """What is asked of the preprocessor, by config.json alone: of a plan, for which no other file is read."""
+        vision, half = self.model.config.vision_config, [0.5] * 3
+        return SimpleNamespace(
+            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=half, image_std=half
+        )
+
+    def picture_text(self, pad: str, grid: tuple[int, int]) -> str:
+        """What stands in a prompt in place of `pad`, for a picture of that many patches."""
+        return pad * (grid[0] * grid[1] // self.preprocessor.merge_size**2)
+
+    def deep_features(self, output: Any) -> tuple[Tensor, ...]:
+        """What the first layers of the text decoder add at the picture, [B, K, D] each, of the tower's output."""
+        return ()
+
+    def deep_inputs(self, seen: Seen, kinds: Tensor) -> dict[str, Any]:
+        """The same as arguments of the text decoder; `kinds` [1, L] is 1 where the picture is."""
+        return {}
 
     def adapt(self, learning: Learning) -> None:
         """A LoRA on the linear layers of the text decoder where its `targets` name nothing else; the vision tower stays
@@ -255,7 +296,7 @@ class QwenVLEncoder(Encoder):
             output = self.model.model.language_model(
                 input_ids=chosen[:, None],
                 attention_mask=None if mask is None else F.pad(mask, (0, index + 1), value=True).long(),
-                position_ids=(position + index).expand(3, -1).unsqueeze(-1),
+                position_ids=self.places((position + index)[:, None]),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -299,12 +340,11 @@ class QwenVLEncoder(Encoder):
         input_ids, kinds, grid = self.prompt_of(seen.grid, seen.features.device)
         embeddings = model.get_input_embeddings()(input_ids).expand(len(seen), -1, -1)
         embeddings = embeddings.masked_scatter(kinds.bool().unsqueeze(-1), seen.features.to(embeddings))
-        positions, _ = model.get_rope_index(
-            input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids)
-        )
+        positions = self.prompt_places(input_ids, kinds, grid)
         reader = PromptReader()
         states = model.language_model(
-            inputs_embeds=embeddings, position_ids=positions.expand(3, len(seen), -1), past_key_values=reader,
+            inputs_embeds=embeddings, position_ids=positions.expand(*positions.shape[:-2], len(seen), -1),
+            past_key_values=reader,
             **self.deep_inputs(seen, kinds),
         ).last_hidden_state  # fmt: skip
         return Prefix(reader, states[:, -1], (positions.max() + 1).expand(len(seen)), None)
@@ -314,7 +354,7 @@ class QwenVLEncoder(Encoder):
         states = self.model.model.language_model(
             input_ids=asked.tokens,
             attention_mask=asked.mask.long(),
-            position_ids=torch.arange(length, device=asked.tokens.device).expand(3, rows, -1),
+            position_ids=self.places(torch.arange(length, device=asked.tokens.device).expand(rows, -1)),
             past_key_values=reader,
         ).last_hidden_state
         lengths = asked.mask.sum(1)
@@ -339,7 +379,7 @@ class QwenVLEncoder(Encoder):
         output = self.model.model.language_model(
             input_ids=tokens,  # padding comes last, where nothing attends to it
             attention_mask=None if mask is None else F.pad(mask, (0, tokens.shape[1]), value=True).long(),
-            position_ids=(position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).expand(3, -1, -1),
+            position_ids=self.places(position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)),
             past_key_values=FixedPrefix(prefix.reader, copies),
         )
         return torch.cat([last.unsqueeze(1), output.last_hidden_state], 1)[:, :length]
@@ -384,14 +424,6 @@ class QwenVLEncoder(Encoder):
         output = self.model.model.get_image_features(patches, grid, return_dict=True)
         return Seen(torch.stack(list(output.pooler_output)), tuple(grid[0, 1:].tolist()), self.deep_features(output))
 
-    def deep_features(self, output: Any) -> tuple[Tensor, ...]:
-        """What the first layers of the text decoder add at the picture, [B, K, D] each, of the tower's output."""
-        return ()
-
-    def deep_inputs(self, seen: Seen, kinds: Tensor) -> dict[str, Any]:
-        """The same as arguments of the text decoder; `kinds` [1, L] is 1 where the picture is."""
-        return {}
-
     @torch.no_grad()
     def visual_features(self, images: Tensor) -> Tensor:
         features = self.see(images).features.float()
@@ -400,9 +432,9 @@ class QwenVLEncoder(Encoder):
     def prompt_of(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The caption prompt for a picture of that many patches: (token ids [1, L], where the picture is [1, L], [1, 3]
         as Qwen writes the grid)."""
-        image_tokens = grid[0] * grid[1] // self.preprocessor.merge_size**2
         pad = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-        ids = self.tokenizer(self.prompt.replace(pad, pad * image_tokens), return_tensors="pt")["input_ids"].to(device)
+        text = self.prompt.replace(pad, self.picture_text(pad, grid))
+        ids = self.tokenizer(text, return_tensors="pt")["input_ids"].to(device)
         return ids, (ids == self.model.config.image_token_id).long(), torch.tensor([[1, *grid]], device=device)
 
     def prompt_inputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -453,7 +485,7 @@ class QwenVLEncoder(Encoder):
         self.control_texts += self.foreign_text.with_control(texts)
         before, after = self.generate_prompt(PLACE).split(PLACE)
         input_ids, mask = self.padded(self.foreign_text.encode(texts, before, after))
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
+        positions = self.places(torch.arange(input_ids.shape[1], device=input_ids.device).expand(*input_ids.shape))
         states = self.model.model.language_model(
             input_ids=input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state

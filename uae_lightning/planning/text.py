@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 
 from uae_lightning.models.control_tokens import ForeignText
@@ -71,12 +69,8 @@ class FullLength:
 
 def give_text(encoder: QwenVLEncoder, options: dict) -> None:
     """What `QwenVLEncoder` loads beside its weights; `options` are those of the YAML."""
-    config = encoder.model.config
-    encoder.tokenizer = StandInTokenizer(config.image_token_id)
-    vision = config.vision_config
-    encoder.preprocessor = SimpleNamespace(
-        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    encoder.tokenizer = StandInTokenizer(encoder.model.config.image_token_id)
+    encoder.preprocessor = encoder.stand_in_preprocessor()
     system, prompt = options.get("caption_system", CAPTION_SYSTEM), options.get("caption_prompt", CAPTION_PROMPT)
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     turns = [{"content": system}] if system else []
