@@ -12,6 +12,7 @@ import torch
 
 from uae_lightning.evaluation.geneval import Prompt, certain, check, prompt_of, score, share
 from uae_lightning.evaluation.object_detectors import ObjectDetector
+from uae_lightning.paths import weightless
 from uae_lightning.rewards.vision_features import FrozenReward
 from uae_lightning.types import RewardInput, RewardOutput
 
@@ -36,9 +37,13 @@ class GenEvalReward(FrozenReward):
     def __init__(self, detector: ObjectDetector, total: Literal["share", "fulfilled"] = "share") -> None:
         super().__init__()
         self.detector, self.total = detector, total
+        self.planned = weightless()  # how many objects there are decides what is computed: a plan counts weights alone
         self.freeze()
 
     def forward(self, inputs: RewardInput) -> RewardOutput:
+        if self.planned:
+            nothing = torch.zeros(len(inputs.captions), device=inputs.reconstructions.device)
+            return RewardOutput(nothing, {"share": nothing, "fulfilled": nothing})
         wanted = wanted_of(inputs)
         check(self.detector, wanted)
         pairs = list(zip(wanted, certain(self.detector, wanted, inputs.reconstructions), strict=True))
