@@ -7,6 +7,8 @@ import test_plan as plans
 from test_plan import PROMPTS, SETTING
 
 from callbacks import RewardCallback
+from uae_lightning import cli
+from uae_lightning.commands import plan
 from uae_lightning.models.adapters import lora_layers
 from uae_lightning.planning.report import table
 from uae_lightning.planning.stage_plan import StagePlan, plan_built
@@ -54,3 +56,15 @@ def test_a_reward_that_reads_is_planned(make_stage, make_encoder):
     plan = planned(make_stage("decoder_rl"), CaptionLikelihood(make_encoder()))
     assert plan.phases["reward"].flops > 2 * planned(make_stage("decoder_rl")).phases["reward"].flops
     assert plan.parts[-1].name == "reward" and plan.parts[-1].parameters > 10**6
+
+
+def test_yamls_are_laid_over_a_stage_as_for_fit(monkeypatch, capsys):
+    # red if the second --config replaces the first, or none of both is laid over a run
+    seen = []
+    monkeypatch.setattr(plan, "planned", lambda stage, card, rate: seen.append(stage) or {})
+    stage, over, run = (f"conf/real/{name}.yaml" for name in ("encoder_rl", "sd35_large", "run"))
+    assert cli.main(["plan", "--config", stage, "--config", over, "--tflops", "1"]) == 0
+    parts = seen[0].config.model.init_args.autoencoder.init_args
+    assert parts.decoder.init_args.path.endswith("3.5-large") and parts.encoder.init_args.path.endswith("3B-Instruct")
+    assert cli.main(["plan", "--config", run, "--config", over]) == 2
+    assert f"--config {over} cannot be laid over a run: --with names" in capsys.readouterr().err

@@ -7,6 +7,7 @@ originals needs no scale. It depends on N, which is therefore fixed.
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ class Retrieval(Suite):
         found = subject.round_trip.reconstructions[: self.among]
         originals = first_pictures(subject, max(self.among, self.hard_from))
         items = {}
-        for name, backbone in self.backbones.items():
+        for name, module in self.backbones.items():
+            backbone = cast(EmbeddingSimilarity, module)
             of_originals, of_found = embed(backbone, originals), embed(backbone, found)
             ranks = ranks_of_sources(of_originals[: self.among], of_found)
             items[name] = (ranks == 1).double().tolist()
