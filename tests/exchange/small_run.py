@@ -52,7 +52,7 @@ def write_run(
     return run
 
 
-def write_config(file: Path, parts: dict[str, dict], learn: dict[str, Any], common: dict, kinds: dict) -> None:
+def write_config(file: Path, parts: dict[str, dict], learn: dict[str, Any], common: dict, kinds: dict = KINDS) -> None:
     described = {
         part: {"class_path": f"{kinds[part].__module__}.{kinds[part].__name__}", "init_args": options}
         for part, options in parts.items()
