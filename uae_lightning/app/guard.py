@@ -1,5 +1,4 @@
-"""What stands before the page: who may call it, which addresses of it there are, how much may be sent, and what a browser
-may load."""
+"""What stands before the page: who may call it, which addresses there are, how much may be sent, what may be loaded."""
 
 from __future__ import annotations
 
@@ -43,8 +42,8 @@ class Guard:
         inner: the page.
         hosts: names and addresses under which it may be called: those of the loopback, where another site could give
             itself the loopback's address (DNS rebinding); None are all, for a page with a password.
-        password: of USER, asked for by HTTP's Basic scheme before anything is answered; None asks for none. (Gradio's own
-            login page tells the names of all inputs and choices to whoever opens it.)
+        password: of USER, asked for by HTTP's Basic scheme before anything is answered; None asks for none. (Gradio's
+            own login page tells the names of all inputs and choices to whoever opens it.)
     """
 
     def __init__(self, inner: Application, hosts: tuple[str, ...] | None, password: str | None = None) -> None:
