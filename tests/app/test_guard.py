@@ -22,7 +22,7 @@ async def page(scope, receive, send):
     await send({"type": "http.response.body", "body": str(size).encode()})
 
 
-def ask(path, headers=(LOCAL,), bodies=(b"",), hosts=serving.LOOPBACK):
+def ask(path, headers=(LOCAL,), bodies=(b"",), hosts=serving.LOOPBACK, password=None):
     """(status or None, headers) of the answer."""
     waiting, sent = list(bodies), []
 
@@ -33,7 +33,7 @@ def ask(path, headers=(LOCAL,), bodies=(b"",), hosts=serving.LOOPBACK):
         sent.append(message)
 
     scope = {"type": "http", "path": path, "headers": list(headers)}
-    asyncio.run(guard.Guard(page, hosts)(scope, receive, send))
+    asyncio.run(guard.Guard(page, hosts, password)(scope, receive, send))
     return (sent[0]["status"], dict(sent[0]["headers"])) if sent else (None, {})
 
 
@@ -75,6 +75,21 @@ def test_a_request_is_bounded_also_where_its_length_is_not_told(monkeypatch):
     assert ask("/config", [LOCAL, (b"content-length", b"11")], [b"a"])[0] == 413
     assert ask("/config", [LOCAL], [b"aaaaa", b"aaaaa"])[0] == 200
     assert ask("/config", [LOCAL], [b"aaaaa", b"aaaaaa", b"a"])[0] is None
+
+
+def test_a_password_is_wanted_for_everything(monkeypatch):
+    # red with the look at the password behind that at the path, or "in" in place of equality
+    monkeypatch.setattr(guard.asyncio, "sleep", lambda seconds: done())
+    right = guard.basic("uae", "a long password")
+    for given, status in ((None, 401), (right, 200), (right[:-1], 401), (b"Basic", 401), (b"", 401)):
+        headers = [LOCAL] + ([(b"authorization", given)] if given is not None else [])
+        assert ask("/", headers, password="a long password")[0] == status
+    assert ask("/nowhere", password="a long password")[0] == 401
+    assert b"Basic" in ask("/", password="a long password")[1][b"www-authenticate"]
+
+
+async def done():
+    """In place of a second of waiting."""
 
 
 def test_others_need_a_password():

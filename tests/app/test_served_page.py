@@ -149,16 +149,15 @@ def test_the_idle_page_answers_within_a_second(url, client):
 
 
 def test_a_password_is_asked_for(tabs):
-    # red with `auth=None`, or a route of the API without it
-    password = "correct horse battery"
-    with served(tabs, password) as url, httpx.Client(timeout=60, base_url=url) as http:
-        assert "Drawn with" not in http.get("/").text
-        for path in ("/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=a"):
-            assert http.get(path).status_code == 401, path
-        body = {"data": [], "fn_index": 0, "session_hash": "a"}
-        assert http.post("/gradio_api/queue/join", json=body).status_code == 401
-        assert http.post("/login", data={"username": "uae", "password": "correct"}).status_code == 400
-        client = Client(url, auth=("uae", password), verbose=False)
+    # red with Gradio's own `auth`, whose login page tells the names of all runs
+    known = {"auth": ("uae", "correct horse battery")}
+    with served(tabs, known["auth"][1]) as url, httpx.Client(timeout=60, base_url=url) as http:
+        for path in ("/", "/config", "/gradio_api/info", "/gradio_api/queue/data?session_hash=a", "/theme.css"):
+            answer = http.get(path)
+            assert answer.status_code == 401 and "small" not in answer.text, path
+            assert http.get(path, auth=("uae", "correct horse")).status_code == 401, path
+        assert http.post("/gradio_api/queue/join", json={"data": []}).status_code == 401
+        client = Client(url, httpx_kwargs=known | {"timeout": 60}, verbose=False)
         assert "small" in client.predict(api_name="/runs")
 
 

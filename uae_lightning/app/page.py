@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import hmac
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +22,6 @@ from uae_lightning.app.wording import UNITS
 
 STYLE = Path(__file__).with_name("app.css").read_text("utf-8")
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the visitor's own
-USER = "uae"
 WAITING = 32  # requests in the queue; of more the visitor is told
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # what loads and draws: one after the other
 LOOK = {"concurrency_id": "look", "concurrency_limit": 4, "show_progress": "hidden"}  # what reads a few files
@@ -70,21 +67,11 @@ def application(tabs: Tabs, hosts: tuple[str, ...] | None, password: str | None)
     inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     blocks = build(tabs)
     gr.mount_gradio_app(
-        inner, blocks, path="", auth=asking_for(password) if password else None, show_error=False, ssr_mode=False,
+        inner, blocks, path="", show_error=False, ssr_mode=False,
         pwa=False, mcp_server=False, enable_monitoring=False, run_history=False, footer_links=["api"], allowed_paths=[],
         max_file_size=1, theme=gr.themes.Default(**FONTS), css=STYLE,
     )  # fmt: skip
-    return Guard(inner, hosts)
-
-
-def asking_for(password: str) -> Callable[[str, str], Any]:
-    async def right(user: str, given: str) -> bool:
-        same = hmac.compare_digest(given.encode(), password.encode()) and user == USER
-        if not same:
-            await asyncio.sleep(1)  # guessing takes its time, and the others do not wait
-        return same
-
-    return right
+    return Guard(inner, hosts, password)
 
 
 def build(tabs: Tabs) -> gr.Blocks:
