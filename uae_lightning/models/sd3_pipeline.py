@@ -7,7 +7,10 @@ asks.
 
 from __future__ import annotations
 
+import sys
+
 import transformers
+from diffusers import SD3Transformer2DModel  # noqa: F401  it puts a new module in the place of transformers
 from transformers.utils import is_torchvision_available
 
 NAMES = ("CLIPImageProcessor", "SiglipImageProcessor")
@@ -16,8 +19,9 @@ NAMES = ("CLIPImageProcessor", "SiglipImageProcessor")
 def sd3_pipeline() -> type:
     """StableDiffusion3Pipeline; the first call takes seconds."""
     if not is_torchvision_available():
-        for name in NAMES:
-            setattr(transformers, name, getattr(transformers, f"{name}Pil"))
+        forms = {name: getattr(transformers, f"{name}Pil") for name in NAMES}
+        for name, form in forms.items():
+            setattr(sys.modules["transformers"], name, form)
     from diffusers import StableDiffusion3Pipeline
 
     return StableDiffusion3Pipeline
