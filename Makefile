@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+FULL_SIZE ?= $(HOME)/.cache/uae-full-size
 TORCH_ARGS ?=
 TORCH := torch==2.13.0
 BIN := .venv/bin
@@ -17,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv packages demo reproduce ablations bootstrap smoke test lint tensorboard clean
+.PHONY: help .venv packages demo reproduce ablations bootstrap smoke full-size test lint tensorboard clean
 
 help: ## list these targets
 	@grep -E '^[.a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([.a-z-]+):.*## (.*)/  make \1|\2/' \
@@ -60,8 +61,11 @@ bootstrap: .venv/.installed ## train the shipped backbones from scratch (hours; 
 smoke: .venv/.installed ## two optimiser steps of every stage, to see that all the parts fit
 	$(BIN)/uae run --config conf/smoke.yaml $(ARGS)
 
+full-size: .venv/.installed ## a step of every stage of conf/real with random weights of the published size (13 GB, minutes to hours)
+	$(BIN)/python -m benchmarks.full_size --folder $(FULL_SIZE) $(ARGS)
+
 test: .venv/.installed ## the tests: no network, no GPU, about 15 minutes on 2 cores
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/.installed ## ruff, its formatting, and the types of what [tool.mypy] names
 	$(BIN)/ruff check . $(ARGS)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,8 +53,14 @@ def main() -> None:
             print(f"{Path(config).stem:<20}{phase:<12}{predicted / GB:>14.4f}{measured / GB:>14.4f}{error:>+9.1%}")
 
 
-def compared(config: str, arguments: list[str], device: torch.device) -> list[tuple[str, int, int]]:
-    """(phase, predicted, measured) bytes of a stage's YAML; "step" is the largest phase but for the captions."""
+def compared(
+    config: str, arguments: list[str], device: torch.device, seconds: dict[str, float] | None = None
+) -> list[tuple[str, int, int]]:
+    """(phase, predicted, measured) bytes of a stage's YAML; "step" is the largest phase but for the captions.
+
+    Args:
+        seconds: is given the time that each phase took.
+    """
     cli = parse_stage(["fit", f"--config={config}", *arguments])
     setting, prompts = setting_of(cli.config.fit), prompts_of(cli.config.fit)
     plan = plan_built("plan", *build(cli), setting, prompts)
@@ -62,7 +69,7 @@ def compared(config: str, arguments: list[str], device: torch.device) -> list[tu
     for judge in (judges.reward, judges.unrewarded):
         fill(judge, device)
         judge.eval().requires_grad_(False)
-    measured = measure(stage, judges.score, setting, prompts, device)
+    measured = measure(stage, judges.score, setting, prompts, device, seconds)
     return [(phase, peak_of(plan, phase), bytes_) for phase, bytes_ in measured.items()]
 
 
@@ -99,7 +106,12 @@ def filled(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def measure(
-    stage: Stage, score: Callable, setting: Setting, prompts: dict[str, str], device: torch.device
+    stage: Stage,
+    score: Callable,
+    setting: Setting,
+    prompts: dict[str, str],
+    device: torch.device,
+    seconds: dict[str, float] | None = None,
 ) -> dict[str, int]:
     """Bytes in use at most: while captions are generated, and in the rest of a step, of a stage with weights."""
     give_text(stage.encoder, prompts)
@@ -111,6 +123,7 @@ def measure(
     stage.optimizers, stage.score = lambda: optimizer, score
     side = stage.decoder.image_size
     length = stage.autoencoder.captioning.max_new_tokens
+    seconds = {} if seconds is None else seconds
     images = torch.rand(setting.pictures, 3, side, side, device=device)
     batch = Batch(images, [caption(length, row) for row in range(len(images))], [""] * len(images))
     result = {}
@@ -121,11 +134,24 @@ def measure(
         arguments = {"samples": samples, "seed": 0, **vars(stage.autoencoder.captioning)}
         generate, stage.encoder.generate = stage.encoder.generate, full_length
         step(stage, batch, optimizer, setting)  # the optimiser gets its state
-        result["captions"] = peak(lambda: generate(images, **arguments), stage, optimizer, images)
+        writing = timed(lambda: generate(images, **arguments), "captions", seconds)
+        result["captions"] = peak(writing, stage, optimizer, images)
     else:
         step(stage, batch, optimizer, setting)
-    result["step"] = peak(lambda: step(stage, batch, optimizer, setting), stage, optimizer, images)
+    stepping = timed(lambda: step(stage, batch, optimizer, setting), "step", seconds)
+    result["step"] = peak(stepping, stage, optimizer, images)
     return result
+
+
+def timed(run: Callable, name: str, seconds: dict[str, float]) -> Callable:
+    def inside() -> None:
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds[name] = time.perf_counter() - start
+
+    return inside
 
 
 def full_length(images: torch.Tensor | Seen, *, samples: int, max_new_tokens: int, **options: object) -> Captions:

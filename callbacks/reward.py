@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from uae_lightning.evaluation.image_health import compared
+from uae_lightning.evaluation.image_health import compared, statistics
 from uae_lightning.files import replacing
 from uae_lightning.interfaces import Reward
 from uae_lightning.parallel.collectives import RaisedTogether, gathered, mean_over_ranks, ranks
@@ -22,6 +23,7 @@ from uae_lightning.ranges import Count, checked
 from uae_lightning.rewards.vision_features import EmbeddingSimilarity
 from uae_lightning.run.folder import parse_rows
 from uae_lightning.types import Batch, RewardInput, RewardOutput, ValidationOutput
+from uae_lightning.usage import UsageError
 
 
 @checked
@@ -41,7 +43,9 @@ class RewardCallback(L.Callback):
         micro_batch: pictures scored at a time.
         skip_bad_rewards: a NaN or infinite reward in training passes its group over (it has no advantage; the KL, where
             there is one, still holds), is warned of and counted in `policy/skipped_groups`; False ends the run with a
-            checkpoint of the last whole batch. In validation it always ends the run: pictures are compared one by one.
+            checkpoint of the last whole batch, unless the reward says that it may be passed over (`on_failure` of
+            those that are asked over a network). In validation it always ends the run: pictures are compared one by
+            one.
     """
 
     def __init__(
@@ -54,8 +58,9 @@ class RewardCallback(L.Callback):
         self.reward, self.unrewarded, self.micro_batch = reward, unrewarded, micro_batch
         self.skip_bad_rewards = skip_bad_rewards
         self.last: RewardOutput | None = None  # of the training step under way
-        self.image_ratios: dict[str, Tensor] = {}
+        self.image_figures: dict[str, Tensor] = {}
         self.records: list[dict[str, Any]] = []  # one per validation batch
+        self.held_out = math.nan  # mean reward of the last validation, the same on all ranks
         self.kept: int | None = -1  # the last step whose earlier row counts; None once later ones are cut
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -70,7 +75,20 @@ class RewardCallback(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         pl_module.score = None
 
+    def check_originals(self, batch: Batch) -> None:
+        """Raises UsageError where a reward compares with originals that the data do not have."""
+        for option, reward in (("reward", self.reward), ("unrewarded", self.unrewarded)):
+            if reward is not None and reward.needs_originals and not batch.has_images:
+                raise UsageError(
+                    f"{option} of callbacks.RewardCallback: {type(reward).__name__} compares with the original, and "
+                    "prompts have none: give a reward that judges pictures by their text, such as "
+                    "uae_lightning.rewards.clip_score.ClipScore, or data with pictures"
+                )
+
     # ------------------------------------------------------------------------------------------------ training
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, _: int) -> None:
+        self.check_originals(batch)
 
     def score(self, inputs: RewardInput) -> RewardOutput:
         """The reward of N reconstructions, for a stage's training step; it is logged when the step ends.
@@ -84,12 +102,12 @@ class RewardCallback(L.Callback):
         """
         scores = evaluate(self.reward, inputs, self.micro_batch)
         if bad := not_finite(self.reward, scores):
-            if not self.skip_bad_rewards:
-                raise RaisedTogether(bad + REMEDY)
+            if not (self.skip_bad_rewards or self.reward.skips_failures):
+                raise RaisedTogether(bad + remedy(self.reward))
             rank_zero_warn(f"{bad}; their groups are skipped")
         self.last = RewardOutput(scores.total.detach(), {name: part.detach() for name, part in scores.parts.items()})
         drawn = inputs.reconstructions.detach()
-        self.image_ratios = compared(inputs.originals, drawn, lambda values: mean_over_ranks(values.mean()))
+        self.image_figures = image_figures(inputs.originals, drawn)
         return scores
 
     def on_train_batch_end(
@@ -100,7 +118,7 @@ class RewardCallback(L.Callback):
         total = finite(gathered(self.last.total))  # of all ranks: what is logged here is the same on each
         values = {"train/reward_std": total.std(unbiased=False)}
         values |= {f"train/reward/{name}": finite(gathered(part)).mean() for name, part in self.last.parts.items()}
-        values |= {f"train/image/{name}": ratio for name, ratio in self.image_ratios.items()}
+        values |= {f"train/{name}": figure for name, figure in self.image_figures.items()}
         pl_module.log("train/reward", total.mean(), prog_bar=True)
         pl_module.log_dict(values)
         self.last = None
@@ -110,6 +128,9 @@ class RewardCallback(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.records = []
         self._remember_originals(True)  # they are the same in every validation
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, *_) -> None:
+        self.check_originals(batch)  # before anything is drawn: the first validation comes before training
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._remember_originals(False)
@@ -139,7 +160,7 @@ class RewardCallback(L.Callback):
     def _judged(self, reward: Reward, inputs: RewardInput) -> RewardOutput:
         output = evaluate(reward, inputs, self.micro_batch)
         if bad := not_finite(reward, output):
-            raise RaisedTogether(f"in validation, {bad}{REMEDY}")
+            raise RaisedTogether(f"in validation, {bad}{remedy(reward)}")
         return output
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -147,7 +168,7 @@ class RewardCallback(L.Callback):
         means = {f"val/{name}": _mean(row[name]) for name in ("unrewarded", "caption_tokens") if name in row}
         means |= {f"val/reward/{name}": _mean(values) for name, values in row["parts"].items()}
         means |= {f"val/unrewarded/{name}": _mean(v) for name, v in row.get("unrewarded_parts", {}).items()}
-        reward = _mean(row["reward"])
+        reward = self.held_out = _mean(row["reward"])
         if trainer.sanity_checking:  # self.log is silent here, and this is step 0 of every curve
             for logger in trainer.loggers:
                 logger.log_metrics(means | {"val/reward": reward}, step=trainer.global_step)
@@ -169,7 +190,8 @@ class RewardCallback(L.Callback):
 def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOutput:
     """`reward` of N pictures, `micro_batch` at a time; raises ValueError as `RewardCallback.score` says."""
     originals, reconstructions, captions = inputs.originals, inputs.reconstructions, inputs.captions
-    if originals.shape != reconstructions.shape or len(captions) != len(originals):
+    sized = originals.shape == reconstructions.shape or (not originals.numel() and not reward.needs_originals)
+    if not sized or not len(captions) == len(originals) == len(reconstructions):
         raise ValueError(
             f"a reward compares pictures of one size, with a caption each: originals {tuple(originals.shape)}, "
             f"reconstructions {tuple(reconstructions.shape)}, {len(captions)} captions; "
@@ -178,9 +200,8 @@ def evaluate(reward: Reward, inputs: RewardInput, micro_batch: int) -> RewardOut
     outputs = []
     for start in range(0, len(captions), micro_batch):
         rows = slice(start, start + micro_batch)
-        given = None if inputs.given is None else inputs.given[rows]
         with torch.set_grad_enabled(torch.is_grad_enabled() and reconstructions.requires_grad):
-            output = reward(RewardInput(originals[rows], reconstructions[rows], captions[rows], given))
+            output = reward(inputs[rows])
         if wrong := fault(output, len(captions[rows])):
             raise ValueError(
                 f"{type(reward).__name__} {wrong}; a reward's forward returns RewardOutput(total, parts) of "
@@ -214,6 +235,13 @@ REMEDY = (
 )
 
 
+def remedy(reward: Reward) -> str:
+    """What to do where it was not the pictures' fault, or where nobody knows."""
+    if why := reward.failure():
+        return f" ({why}): once that is mended, go on with --resume"
+    return REMEDY
+
+
 def not_finite(reward: Reward, output: RewardOutput) -> str:
     """Which value is NaN or infinite, and for how many of all ranks' pictures; "" where none is."""
     values = torch.stack([output.total, *output.parts.values()])  # [1 + parts, N]
@@ -223,6 +251,18 @@ def not_finite(reward: Reward, output: RewardOutput) -> str:
         if int(count):
             return f"{type(reward).__name__}: {name!r} is NaN or infinite for {int(count)} of {int(size)} pictures"
     return ""
+
+
+def image_figures(originals: Tensor, drawn: Tensor) -> dict[str, Tensor]:
+    """What no reward asks for, by what it is logged as: image/NAME over that of the originals, drawn/NAME as it is
+    where there are none."""
+
+    def mean(values: Tensor) -> Tensor:
+        return mean_over_ranks(values.mean())
+
+    if originals.numel():
+        return {f"image/{name}": ratio for name, ratio in compared(originals, drawn, mean).items()}
+    return {f"drawn/{name}": value for name, value in statistics(drawn, mean).items()}
 
 
 def finite(values: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ from uae_lightning.types import Batch, RewardInput, ValidationOutput
 class SampleGallery(L.Callback):
     """At each validation, step 0 included, writes the first held-out pictures
 
-    * to `<default_root_dir>/gallery/`: `originals.png` and `step-000123.png` (one row of pictures each, as they are),
-      `captions.json` {step: [captions]}; what is there of later steps, from before a resume, is removed;
-    * to TensorBoard, if it is a logger: originals above reconstructions, both with the captions beside them, and the
-      captions as text.
+    * to `<default_root_dir>/gallery/`: `originals.png` (none of prompts) and `step-000123.png` (one row of pictures
+      each, as they are), `captions.json` {step: [captions]}; what is there of later steps, from before a resume, is
+      removed;
+    * to TensorBoard, if it is a logger: originals above reconstructions, or drawings, both with the captions beside
+      them, and the captions as text.
 
     Args:
         pictures: how many.
@@ -63,32 +64,31 @@ class SampleGallery(L.Callback):
     ) -> None:
         room, inputs = self.pictures - sum(len(shown.captions) for shown in self.shown), outputs.inputs
         if room > 0 and trainer.is_global_zero:
-            self.shown.append(
-                RewardInput(inputs.originals[:room], inputs.reconstructions[:room], inputs.captions[:room])
-            )
+            self.shown.append(inputs[:room])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
-        originals = row_of([shown.originals for shown in self.shown])
-        reconstructions = row_of([shown.reconstructions for shown in self.shown])
+        drawn = row_of([shown.reconstructions for shown in self.shown])
+        originals = [shown.originals for shown in self.shown if shown.originals.numel()]
+        above = [row_of(originals)] if originals else []
         captions = [caption for shown in self.shown for caption in shown.captions]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                grid = torch.cat([originals, reconstructions], 1)
                 logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning logs val/reward
-                logger.experiment.add_image("gallery/original_above_reconstruction", grid, logged)
-                beside = captioned([originals, reconstructions], captions)
-                logger.experiment.add_image("gallery/captions_beside", beside, logged)
+                name = "gallery/original_above_reconstruction" if originals else "gallery/drawings"
+                logger.experiment.add_image(name, torch.cat([*above, drawn], 1), logged)
+                logger.experiment.add_image("gallery/captions_beside", captioned([*above, drawn], captions), logged)
                 logger.experiment.add_text("gallery/captions", "\n".join(f"1. {text}" for text in captions), logged)
         if trainer.state.fn == "fit":
             folder = Path(trainer.default_root_dir) / "gallery"
             folder.mkdir(parents=True, exist_ok=True)
             self.steps = [*(earlier for earlier in self.steps if earlier < step), step]
             kept = thinned(self.steps, self.keep)
-            write_png(originals, folder / "originals.png")
-            write_png(reconstructions, folder / f"step-{step:06d}.png")
+            for row in above:
+                write_png(row, folder / "originals.png")
+            write_png(drawn, folder / f"step-{step:06d}.png")
             add_captions(folder / "captions.json", step, captions, kept)
             forget_others(folder, kept)
 

@@ -17,6 +17,8 @@ class StageCheckpoint(ModelCheckpoint):
     * `every_n_train_steps` counts optimiser steps, of which an RL stage takes `updates_per_batch` in a batch: the
       checkpoint is written at the first end of a batch at or after the step that was asked for. (`val_check_interval`
       of the trainer counts batches.)
+    * The last step has one, whatever `every_n_train_steps` is: from it `--resume` writes the weights of a stage that
+      ended before they were all on disk.
     * Lightning's saves at the end of a batch, before the validation that is due there; a run killed in between would
       resume without that validation, and a curve, or the final score, would lack a point.
     * An error loses no step: where no optimiser step was taken since, the checkpoint is that of the last whole batch,
@@ -41,7 +43,7 @@ class StageCheckpoint(ModelCheckpoint):
         every = self._every_n_train_steps
         if not every:  # by time or by epoch
             super().on_train_batch_end(trainer, pl_module, None, None, 0)
-        elif self.before is not None and trainer.global_step // every > self.before // every:
+        elif self.before is not None and (trainer.global_step // every > self.before // every or is_over(trainer)):
             if not self._should_skip_saving_checkpoint(trainer):
                 self._save(trainer)
 
@@ -63,6 +65,10 @@ class StageCheckpoint(ModelCheckpoint):
             rank_zero_warn(f"the state after step {trainer.global_step} could not be saved: {error}")
         else:
             rank_zero_warn(f"the state after step {trainer.global_step} is saved: --resume goes on from there")
+
+
+def is_over(trainer: L.Trainer) -> bool:
+    return 0 < trainer.max_steps <= trainer.global_step
 
 
 def back_to_last_batch(trainer: L.Trainer, steps: int) -> bool:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from uae_lightning.autoencoder import AutoEncoder, Captioning
-from uae_lightning.interfaces import Reward
+from uae_lightning.interfaces import Component, Reward
 from uae_lightning.stages.common import Stage
 from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput, Sampling, ValidationOutput
 
 
-class Part(nn.Module):
+class Part(Component):
     def __init__(self, path: str) -> None:
         super().__init__()
         if path == "broken":

@@ -6,7 +6,7 @@ A stage trains it, a suite measures it, a command uses it; it knows none of them
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -106,12 +106,31 @@ class AutoEncoder(nn.Module):
         with whole(self.reader):
             return self.reader.rewrite(texts, samples=samples, seed=seed, **vars(how or self.captioning))
 
-    def read(self, texts: list[str], *, into_encoder: bool = False) -> Conditioning:
+    def read(self, texts: list[str], *, into_encoder: bool = False, reference: Tensor | None = None) -> Conditioning:
         """Captions, read and projected: N -> [N, L, D]. Gradients reach the projector, and where it is asked for what
-        the encoder is trained in: the states of the words are soft, the words themselves are given."""
+        the encoder is trained in: the states of the words are soft, the words themselves are given.
+
+        Args:
+            reference: pictures [N, 3, H, W] in [0, 1] whose visual features are drawn from beside the text.
+        """
         with torch.set_grad_enabled(into_encoder and torch.is_grad_enabled()):
             states, mask = self.embed(texts)
-        return Conditioning(self.projector(states), mask)
+        read = self.projector.conditioning(states, mask)
+        return read if reference is None else replace(read, visual=self.visual_features(reference))
+
+    def visual_features(self, images: Tensor) -> Tensor:
+        """Of pictures [N, 3, H, W], for the decoder: [N, K, E].
+
+        Raises:
+            ValueError: the decoder does not look at them.
+        """
+        if not self.decoder.reads_visual:
+            raise ValueError(
+                f"{type(self.decoder).__name__} draws from text alone: a reference picture needs a decoder that was "
+                "trained with one, such as uae_lightning.models.visual_decoder.VisualSD3Decoder "
+                "(conf/scenes/bridge_pretrain.yaml)"
+            )
+        return self.reader.visual_features(images)
 
     @torch.no_grad()
     def draw(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
@@ -125,9 +144,9 @@ class AutoEncoder(nn.Module):
         return captions, self.draw(self.read(captions.texts), self.noise(len(images), seed))
 
     @torch.no_grad()
-    def generate(self, texts: list[str], seed: int = 0) -> Tensor:
-        """N texts -> pictures [N, 3, H, W] in [0, 1], the same for the same seed."""
-        return self.draw(self.read(texts), self.noise(len(texts), seed))
+    def generate(self, texts: list[str], seed: int = 0, reference: Tensor | None = None) -> Tensor:
+        """N texts -> pictures [N, 3, H, W] in [0, 1], the same for the same seed; `reference` as in `read`."""
+        return self.draw(self.read(texts, reference=reference), self.noise(len(texts), seed))
 
     # ------------------------------------------------------------------------------------------------ what they are of
 

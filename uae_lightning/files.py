@@ -70,6 +70,25 @@ def check_writable(path: Path, option: str) -> None:
         raise UsageError(f"{option} {path} cannot be written ({error.strerror}): name another place") from error
 
 
+def check_room(place: Path, needed: int, what: str) -> None:
+    """Before anything is written: whether the disk has room for `needed` bytes of `what`.
+
+    Raises:
+        ValueError: it has not.
+    """
+    free = shutil.disk_usage(next(folder for folder in (place, *place.absolute().parents) if folder.exists())).free
+    if free < needed:
+        raise ValueError(
+            f"no space is left for {what}: {size(needed)} are needed, {place} has {size(free)}; make room, then give "
+            "the same command again (with --resume, if it has that)"
+        )
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Lets an error of the disk that does not say of what it speaks, as that of a write, speak of `path`."""

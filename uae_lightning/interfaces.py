@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,15 @@ class Component(nn.Module, ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the part in the format of its library (safetensors), adapters merged; its class can start from it."""
+
+    def hand_on(self, folder: Path) -> None:
+        """Write what a stage trained, as small as can be, so that the class of the part can start from it: where all
+        else is to be had elsewhere, the adapters alone."""
+        self.save(folder)
+
+    def handed_on(self) -> list[nn.Parameter]:
+        """What `hand_on` writes: ranks that hold shares of it gather nothing else."""
+        return list(self.parameters())
 
     def adapt(self, learning: Learning) -> None:
         """Makes trainable what a stage trains of the part, and nothing else; it is called before weights are sharded.
@@ -71,6 +81,18 @@ class Encoder(Component):
         indexed by rows. For a frozen vision tower its features; the images themselves where there is none."""
         return images
 
+    def visual_features(self, images: Tensor) -> Tensor:
+        """What the vision tower makes of images [B, 3, H, W]: [B, K, E] float32, each of mean 0 and variance 1, without
+        gradient.
+
+        Raises:
+            ValueError: the encoder has no vision tower with features by place.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no visual features to condition on: give model.autoencoder.encoder an encoder "
+            "with `visual_features`, as uae_lightning.models.qwen_vl.QwenVLEncoder has it"
+        )
+
     def ask(self, texts: list[str]) -> Any:
         """Text-only chat turns, each of which asks for a complete caption of the picture that a terse prompt is about.
         They are given to the same methods in place of images, and can be indexed by rows.
@@ -105,12 +127,34 @@ class Encoder(Component):
             "tokenizer": str(self.tokenize([PROBE]).tokens[0].tolist()),
         }
 
+    def by_codes(self) -> CodeEncoder:
+        """The encoder, for who needs one whose language is a codebook; a ValueError where it is none."""
+        raise ValueError(
+            f"{type(self).__name__} has no codebook: give model.autoencoder.encoder a subclass of "
+            "uae_lightning.interfaces.CodeEncoder, such as uae_lightning.models.vision_codes.VisionCodes, or take "
+            "another stage"
+        )
+
     @abstractmethod
     def generate(self, images: Tensor, *, samples: int, temperature: float, max_new_tokens: int, seed: int) -> Captions:
         """`samples` captions of each image [B, 3, H, W]; N = B * samples. Temperature 0 is greedy.
 
         The same seed gives the same captions and leaves the global random state as it was.
         """
+
+    def dictate(
+        self,
+        images: Tensor | Any,
+        heard: Callable[[list[str]], None],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> Captions:
+        """What `generate` says with one sample of each image; `heard` is given the texts so far while it is said."""
+        captions = self.generate(images, samples=1, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+        heard(captions.texts)
+        return captions
 
     @abstractmethod
     def token_logits(self, images: Tensor, captions: Captions) -> Tensor:
@@ -133,6 +177,28 @@ class Encoder(Component):
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
 
 
+class CodeEncoder(Encoder):
+    """An encoder whose language is a codebook that can be trained."""
+
+    codes: int  # V
+
+    def by_codes(self) -> CodeEncoder:
+        return self
+
+    @abstractmethod
+    def quantize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images [B, 3, H, W] -> codes [B, K], states [B, K, hidden_size] with gradients into the codebook, their mask
+        [B, K], and a loss [] of the codebook. The states are what `embed` gives of the codes' words."""
+
+    @abstractmethod
+    def seed(self, images: Tensor, use: Tensor) -> None:
+        """Codes that nothing is near to may move to what is seen in images [B, 3, H, W]: of all ranks, on all alike.
+
+        Args:
+            use: [V] how often each code was used of late, brought up to date in place; all zero at first.
+        """
+
+
 def after_thoughts(text: str) -> str:
     """What stands behind the last `</think>`; "" where thoughts have no end."""
     answer = text.rpartition("</think>")[2]
@@ -148,6 +214,37 @@ class Projector(Component):
 
     @abstractmethod
     def forward(self, states: Tensor) -> Tensor: ...
+
+    def conditioning(self, states: Tensor, mask: Tensor) -> Conditioning:
+        """What the decoder is given of texts that were read as states [N, L, hidden_size]."""
+        return Conditioning(self(states), mask)
+
+    def by_bridge(self) -> Bridge:
+        """The projector, for who needs one that predicts visual features; a ValueError where it does not."""
+        raise ValueError(
+            f"{type(self).__name__} predicts no visual features: give model.autoencoder.projector a subclass of "
+            "uae_lightning.interfaces.Bridge, such as uae_lightning.models.bridge.VisualBridge, or take another stage"
+        )
+
+
+class Bridge(Projector):
+    """A projector that also predicts, from the states of a text alone, visual features of what it describes: nothing of
+    a picture can pass beside the text."""
+
+    def by_bridge(self) -> Bridge:
+        return self
+
+    @abstractmethod
+    def predict(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Visual features [N, K, E] by states [N, L, hidden_size]; without gradient."""
+
+    @abstractmethod
+    def bridge_loss(self, states: Tensor, mask: Tensor, visual: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """[N] of the prediction of `visual` [N, K, E], with noise [N, K, E] and levels sigma [N] in (0, 1) where it
+        learns to generate."""
+
+    def conditioning(self, states: Tensor, mask: Tensor) -> Conditioning:
+        return replace(super().conditioning(states, mask), visual=self.predict(states, mask))
 
 
 class Codec(Component):
@@ -183,6 +280,7 @@ class Decoder(Component):
     image_size: int  # side of the pictures in pixels
     conditioning_size: int  # D
     mask_padding: bool = True  # padding of the conditioning does not reach the picture
+    reads_visual: bool = False  # `Conditioning.visual` reaches the picture
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -217,6 +315,12 @@ class Decoder(Component):
         Args:
             unconditional: what the guidance branch reads; None is the decoder's own null input.
         """
+
+    def draw_in_steps(
+        self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
+    ) -> Iterator[Tensor]:
+        """What the decoder takes the clean latents [N, C, h, w] for, step by step; the last are those of `draw`."""
+        yield self.draw(conditioning, noise, sampling, unconditional)
 
     def redraw(
         self,
@@ -275,6 +379,15 @@ class FlowDecoder(Decoder):
     ) -> Tensor:
         """ODE (Euler)."""
         return self.integrate(noise, self.schedule(sampling.steps), conditioning, sampling.guidance, unconditional)
+
+    def draw_in_steps(
+        self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None
+    ) -> Iterator[Tensor]:
+        """x0 = x - sigma v of each Euler step; the last step, to sigma 0, ends there."""
+        x, sigmas = noise, self.schedule(sampling.steps)
+        for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+            before, x = x, self.ode_step(x, sigma, after, conditioning, unconditional, sampling.guidance)
+            yield x if after == 0 else before - (before - x) * (sigma / (sigma - after))
 
     def redraw(
         self,
@@ -340,6 +453,9 @@ class Reward(nn.Module, ABC):
     """
 
     needs_originals: bool = True  # False: it judges pictures by their captions, and can where nothing is reconstructed
+    skips_failures: bool = (
+        False  # groups that it could not judge (NaN) are passed over in training; False: the run ends
+    )
 
     @abstractmethod
     def forward(self, inputs: RewardInput) -> RewardOutput: ...
@@ -347,6 +463,10 @@ class Reward(nn.Module, ABC):
     def held_out(self) -> Reward:
         """What judges held-out pictures, all of captions that the encoder wrote."""
         return self
+
+    def failure(self) -> str:
+        """Why some of the last pictures that it could not judge, in words; "" where it does not know."""
+        return ""
 
     def title(self) -> str:
         """For people who read figures."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,13 +20,18 @@ TOTAL = "total"  # of a reward, where parts are called by name
 class Batch:
     """What every data module yields."""
 
-    images: Tensor  # [B, 3, H, W] in [0, 1]; [B, 3, 0, 0] where the batch comes from a cache
-    captions: list[str]  # B captions for decoder pre-training; empty strings where there are none
+    images: Tensor  # [B, 3, H, W] in [0, 1]; [B, 3, 0, 0] where there are none: of a cache, of prompts alone
+    captions: list[str]  # B captions for decoder pre-training, or prompts to draw; empty strings where there are none
     keys: list[str]  # B stable names, the same for the same picture in every run
     weights: Tensor | None = None  # [B, 1, H, W] how much each pixel counts in flow matching; None: all the same
     latents: Tensor | None = None  # [B, C, h, w] of the images, from a cache
     embedded: tuple[Tensor, Tensor] | None = None  # what `Encoder.embed` gives of the captions, from a cache
     prompts: list[str] | None = None  # B terse prompts of which the captions are complete ones; None: there are none
+    metadata: list[dict[str, Any]] | None = None  # B, what a file says of each prompt beside its text; None: nothing
+
+    @property
+    def has_images(self) -> bool:
+        return self.images.numel() > 0
 
     def given_captions(self, asking: str, way_out: str) -> list[str]:
         """Those of all pictures; a ValueError that says who was asking and what else can be done where one has none."""
@@ -132,9 +137,30 @@ class Sampling:
     guidance: NonNegative = 1.0
 
     @property
+    def forwards(self) -> int:
+        """Evaluations of the decoder for a picture."""
+        return self.branches * self.steps
+
+    @property
     def branches(self) -> int:
         """Evaluations in a step: with guidance two."""
         return 1 if self.guidance == 1 else 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training spends on one picture of a batch: what studies compare arms by, and estimate their time from.
+
+    Args:
+        decoder_forwards: passes of the decoder for one picture; one with gradients counts three times, since going back
+            costs about as much as two passes forward.
+        captions_written: by the encoder.
+        captions_trained: from which the encoder learns.
+    """
+
+    decoder_forwards: int
+    captions_written: int = 0
+    captions_trained: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +169,12 @@ class RewardInput:
     reconstructions: Tensor  # [N, 3, H, W] in [0, 1]
     captions: list[str]  # N
     given: Tensor | None = None  # [N] bool, the caption is the data's own; None: the encoder wrote all of them
+    metadata: list[dict[str, Any]] | None = None  # N, of the prompts (`Batch.metadata`); None: there is none
+
+    def __getitem__(self, rows: slice) -> RewardInput:
+        given = None if self.given is None else self.given[rows]
+        metadata = None if self.metadata is None else self.metadata[rows]
+        return RewardInput(self.originals[rows], self.reconstructions[rows], self.captions[rows], given, metadata)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ def test_half_written_weights_are_never_picked_up(tmp_path):
 
     stage = TinyStage()
     stage.trained = ("projector", "dies")
-    stage.dies = torch.nn.Module()
+    stage.dies = Tint()
     stage.dies.save = lambda folder: (_ for _ in ()).throw(Killed())
     with pytest.raises(Killed):
         fit(tmp_path, ComponentWeights(), steps=1, stage=stage)

@@ -87,7 +87,7 @@ def test_a_reward_has_a_gradient_where_the_pictures_have_one():
     (found,) = torch.autograd.grad(total.sum(), drawn)
     (wanted,) = torch.autograd.grad(Pixels()(RewardInput(given.originals, drawn, given.captions)).total.sum(), drawn)
     torch.testing.assert_close(found, wanted)
-    kept = [callback.last.total, *callback.last.parts.values(), *callback.image_ratios.values()]
+    kept = [callback.last.total, *callback.last.parts.values(), *callback.image_figures.values()]
     assert not any(tensor.requires_grad for tensor in kept)
     with torch.no_grad():
         assert not callback.score(RewardInput(given.originals, drawn, given.captions)).total.requires_grad

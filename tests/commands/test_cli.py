@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from stand_ins import write_confs
 
-from uae_lightning.cli import COMMANDS, main
-from uae_lightning.commands import init
+from uae_lightning.cli import main
+from uae_lightning.commands import COMMANDS, init
 
 
 @pytest.fixture

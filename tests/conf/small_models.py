@@ -85,6 +85,8 @@ def save_judges(folder: Path) -> None:
     clip.save_pretrained(folder / "clip")
     square = {"crop_size": {"height": 28, "width": 28}}
     hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, **square).save_pretrained(folder / "clip")
+    vocabulary = {"!": 0, "!</w>": 1, "a</w>": 2, "<|startoftext|>": 58, "<|endoftext|>": 59}
+    hf.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16, pad_token="!").save_pretrained(folder / "clip")
     hf.Dinov2Model(hf.Dinov2Config(**vision)).save_pretrained(folder / "dino")
     hf.BitImageProcessorPil(size={"shortest_edge": 32}, **square).save_pretrained(folder / "dino")
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import planning_of_runs
 import pytest
+import small_decoders
+import small_encoders
 import torch
 import yaml
 from jsonargparse import Namespace
@@ -22,7 +24,7 @@ from uae_lightning.run.compiled import parse_evaluation
 from uae_lightning.run.spec import EvaluationSpec, StageSpec
 from uae_lightning.run.stage_cli import parse_stage, run_stage
 from uae_lightning.stages.common import Stage
-from uae_lightning.study.plan import settings_of
+from uae_lightning.study.cost import settings_of
 from uae_lightning.usage import UsageError
 
 SMALL_RUNS = [  # a stage of conf/real and what is laid over it
@@ -37,6 +39,29 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_rl", []),
     ("decoder_rl", ["qwen7b", "sd35_large", "decoder_rl_fast"]),
     ("decoder_rl", ["decoder_rl_cycle"]),
+    ("decoder_pretrain", ["sana"]),
+    ("encoder_rl", ["sana"]),
+    ("decoder_rl", ["sana"]),
+    ("decoder_pretrain", ["flux2"]),
+    ("encoder_rl", ["flux2"]),
+    ("decoder_rl", ["flux2"]),
+    ("decoder_pretrain", ["z_image"]),
+    ("encoder_rl", ["z_image"]),
+    ("decoder_rl", ["z_image"]),
+    ("decoder_pretrain", ["qwen_image"]),
+    ("encoder_rl", ["qwen_image"]),
+    ("decoder_rl", ["qwen_image"]),
+    ("decoder_rl", ["decoder_rl_prompts"]),
+    ("encoder_rl", ["encoder_rl_gspo"]),
+    ("decoder_rl", ["decoder_rl_dance", "decoder_rl_replay"]),
+    ("decoder_matching", []),
+    ("joint_rl", []),
+    ("decoder_pretrain", ["qwen3_4b"]),
+    ("encoder_rl", ["qwen3_4b"]),
+    ("decoder_rl", ["qwen3_4b", "sana"]),
+    ("decoder_pretrain", ["intern_2b"]),
+    ("encoder_rl", ["intern_2b"]),
+    ("decoder_rl", ["intern_2b", "sana"]),
 ]
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -44,8 +69,12 @@ FILES = sorted(CONF.rglob("*.yaml"))
 RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
-PLANNED = [*PRODUCT, *((name, "24gb") for name in ("cached", "fast", "replay", "levels", "cycle"))]
-CHOSEN = [*PLANNED, ("cached", "no_encoder")]
+ENCODERS = {"qwen3_2b": "qwen3_vl", "qwen3_4b": "qwen3_vl", "qwen3_8b": "qwen3_vl", "intern_2b": "intern_vl"}
+DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
+OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], ["levels"], ["cycle"], ["gspo", "dance"], ["prompts"]]
+PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in [*DECODERS, "qwen3_4b"])])]
+ALONE = ["rewrite_sft", "cold_start", "joint_rl", "decoder_matching"]  # stages that are in no run of conf/real
+CHOSEN = [*PLANNED, ("cached", "no_encoder"), ("prompts", "judge"), ("qwen3_2b",), ("qwen3_8b",), ("intern_2b",)]
 
 
 # ------------------------------------------------------------------------------------------------ without weights
@@ -80,18 +109,19 @@ def test_every_run_of_the_real_models_is_planned(overlays, planned):
     assert all(bytes_ < card for bytes_ in planned[overlays].result().values())
 
 
-def test_rewriting_is_planned(planned):
-    # red if the plan has no prompts for the batch, or the stage does not fit its card
-    assert planned["rewrite_sft"].result()["rewrite_sft"] < 24 * GB
+@pytest.mark.parametrize("stage", ALONE)
+def test_stages_of_no_run_are_planned(stage, planned):
+    # red if the plan has no prompts for the batch, or a stage does not fit its card
+    assert planned[stage].result()[stage] < 24 * GB
 
 
 @pytest.fixture(scope="module")
 def planned():
     """All of them, on two cores: it takes minutes."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rewriting = pool.submit(planning_of_runs.needed, CONF / "real" / "rewrite_sft.yaml", ())
-        runs = {overlays: pool.submit(planning_of_runs.needed, RUN, overlays) for overlays in PLANNED}
-        yield runs | {"rewrite_sft": rewriting}
+        needed = planning_of_runs.needed
+        stages = {name: pool.submit(needed, CONF / "real" / f"{name}.yaml", ()) for name in ALONE}
+        yield stages | {overlays: pool.submit(needed, RUN, overlays) for overlays in PLANNED}
 
 
 def stages_of(file: Path, overlays: tuple[str, ...] = ()) -> list[StageSpec]:
@@ -111,7 +141,7 @@ def is_stage(keys: dict) -> bool:
 
 
 def lays_over(keys: dict) -> bool:
-    return "suites" not in keys and bool({"model", "data"} & {*keys}) and not is_stage(keys)
+    return "suites" not in keys and bool({"model", "data", "trainer"} & {*keys}) and not is_stage(keys)
 
 
 def keys_of(file: Path) -> dict:
@@ -134,18 +164,26 @@ def built() -> dict[str, Stage]:
     return {}
 
 
-def test_the_judges_of_real_models_have_the_options_they_are_given():
-    # red with a suite, backbone or option of another name in conf/real/evaluation.yaml
-    spec = EvaluationSpec(Path("conf/real/evaluation.yaml"), {})
-    suites = parse_evaluation(spec).evaluation.suites
-    assert list(suites) == ["unified_bench", "geneval", "language", "images"]
+@pytest.mark.parametrize(
+    ("name", "suites"),
+    [
+        ("evaluation", ["unified_bench", "geneval", "language", "images"]),
+        ("refinement_evaluation", ["geneval", "geneval_best_of_4"]),
+    ],
+)
+def test_the_judges_of_real_models_have_the_options_they_are_given(name, suites):
+    # red with a suite, backbone, verifier or option of another name in the YAML
+    spec = EvaluationSpec(Path(f"conf/real/{name}.yaml"), {})
+    assert list(parse_evaluation(spec).evaluation.suites) == suites
 
 
 def test_every_overlay_is_used():
     # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
     choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
-    assert list(itertools.product(*choices[:3])) == PRODUCT
+    (qwen3b, qwen7b, *others), (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
+    assert list(itertools.product([qwen3b, qwen7b], sd3, cards)) == PRODUCT
+    assert [sana, flux2, z_image, qwen_image] == DECODERS and others == [*ENCODERS]
     used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
     assert used == {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
 
@@ -228,16 +266,22 @@ def test_config_is_a_yaml_or_a_list_of_them(config, tmp_path):
 def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     save_models(folder)
+    small_encoders.save_qwen3_vl(folder / "qwen3_vl")
+    small_encoders.save_intern_vl(folder / "intern_vl")
+    for name in DECODERS:
+        getattr(small_decoders, f"save_{name}")(folder / name)
     save_pictures(folder / "pictures", 6, seed=0)
     save_pictures(folder / "held_out", 2, seed=1)
     pairs = [{"image": f"pictures/{i}.png", "prompt": "a ball", "caption": f"a large red ball {i}"} for i in range(6)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "prompts.txt").write_text("".join(f"a photo of {number} balls\n" for number in range(6)))
     return folder
 
 
 SWAPS = {  # in the text of callbacks and auxiliaries
     "openai/clip-vit-large-patch14": "{small}/clip",
     "facebook/dinov2-large": "{small}/dino",
+    '"yuvalkirstain/PickScore_v1"': '"{small}/clip", "processor": null',
     "Qwen/Qwen2.5-VL-3B-Instruct": "{small}/qwen",
     '"dtype": "bfloat16"': '"dtype": "float32"',
     "[5, 6, 7]": "[0]",  # of DINOv2's layers the small one has three
@@ -260,11 +304,12 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
         little = little.replace("{small}", str(small))
         callbacks, auxiliaries = callbacks.replace(large, little), auxiliaries.replace(large, little)
     options = {
-        "model.autoencoder.encoder.path": small / "qwen",
+        "model.autoencoder.encoder.path": small
+        / next((ENCODERS[name] for name in overlays if name in ENCODERS), "qwen"),
         "model.autoencoder.encoder.dtype": "float32",  # without AVX512-BF16 bf16 is emulated, 60 times slower
         "model.autoencoder.projector.input_size": HIDDEN,
         "model.autoencoder.projector.output_size": TEXT,
-        "model.autoencoder.decoder.path": small / "sd3",
+        "model.autoencoder.decoder.path": small / next((name for name in overlays if name in DECODERS), "sd3"),
         "model.autoencoder.decoder.dtype": "float32",
         "model.autoencoder.decoder.resolution": 64,
         "model.autoencoder.captioning.max_new_tokens": 8,
@@ -281,8 +326,15 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
         "trainer.callbacks": callbacks,
         "model.init_args.auxiliaries": auxiliaries,
     }
-    if stage == "decoder_rl":
+    if stage in ("decoder_rl", "decoder_matching"):
         options["model.init_args.group_size"] = 8  # 24 take a minute
+    if stage == "decoder_rl" and {*overlays} & {*DECODERS}:
+        options |= {"model.init_args.group_size": 2, "model.autoencoder.sampling.steps": 3}
+        options["model.init_args.window"] = "[0, 2]"
+    if "decoder_rl_prompts" in overlays:
+        options["data.init_args.path"] = small / "prompts.txt"
+        for key in ("validation_path", "resolution", "num_workers"):  # of pictures
+            del options[f"data.init_args.{key}"]
     if stage == "rewrite_sft":
         options["data.init_args.path"] = small / "pairs.jsonl"
     return [f"--{key}={value}" for key, value in options.items()]

@@ -80,7 +80,7 @@ CACHE = ["--config=x", "--to=y"]
         *((caption_data.parse, CAPTION_DATA, option, ("0", "-1", "1.5", "nan", "x", "")) for option in (
             "--min-words", "--max-words", "--batch-size", "--max-pixels", "--max-new-tokens", "--shard-size")),
         *((caption_data.parse, CAPTION_DATA, option, ("-1", "nan", "x", "")) for option in (
-            "--temperature", "--max-skipped", "--max-repetition", "--seed", "--near-duplicates", "--part")),
+            "--temperature", "--max-skipped", "--max-repetition", "--seed", "--duplicate-bits", "--part")),
         (caption_data.parse, CAPTION_DATA, "--temperature", ("inf",)),
         (caption_data.parse, CAPTION_DATA, "--max-pixels", ("3199",)),
         *((cache.parse, CACHE, option, ("0", "-1", "1.5", "nan", "x", "")) for option in (

@@ -47,7 +47,11 @@ def write_form(form: str, folder: Path, to: Path) -> Path:
 @pytest.mark.parametrize("form", ["jsonl", "datasets", "shards"])
 def test_every_form_with_columns_gives_pairs(form, folder, tmp_path):
     # red if a prompt is that of another row, a picture without one is trained on, or no .json is read beside a .txt
-    data = data_for(write_form(form, folder, tmp_path), prompt_column="prompt", max_skipped=1.0)
+    source = write_form(form, folder, tmp_path)
+    held_out = write_folder(
+        tmp_path / "held out"
+    )  # of its own: which of the source's are held out depends on their paths
+    data = data_for(source, validation_path=str(held_out), prompt_column="prompt", max_skipped=1.0)
     batches = take(data, 30)
     for batch in batches:
         wanted = [caption.removeprefix("picture ") for caption in batch.captions]

@@ -46,11 +46,14 @@ def adapters(names: dict) -> dict[str, float]:
         base = names["adapted"](**inputs).logits
     found["encoder"] = [(adapted - merged).abs().max().item(), (base - merged).abs().max().item()]
 
-    latents, at = names["noise"](0), torch.tensor([500.0])
-    states = torch.randn(1, 5, pipe.transformer.config.joint_attention_dim, generator=torch.Generator().manual_seed(0))
+    latents = names["noise"](0)
+    states = torch.randn(1, 5, names["condition"]("").shape[-1], generator=torch.Generator().manual_seed(0))
 
     def velocity(transformer):
-        return transformer(latents, states, names["pooled"], at).sample
+        if "pooled" in names:  # SD3
+            return transformer(latents, states, names["pooled"], torch.tensor([500.0])).sample
+        pipe.transformer = transformer
+        return names["velocity"](latents, torch.tensor(0.5), states)
 
     merged, adapted = velocity(pipe.transformer), velocity(names["transformer"])
     names["transformer"].disable_lora()

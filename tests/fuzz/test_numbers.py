@@ -20,9 +20,11 @@ from uae_lightning.usage import UsageError
 STAGES = [
     *(f"conf/scenes/{name}.yaml" for name in ("decoder_pretrain", "encoder_rl", "decoder_rl", "decoder_matching")),
     "conf/real/decoder_pretrain.yaml",
-]
+    "conf/scenes/decoder_rl.yaml conf/scenes/decoder_rl_prompts.yaml conf/scenes/decoder_rl_http.yaml",
+    "conf/real/decoder_rl.yaml conf/real/decoder_rl_prompts.yaml conf/real/decoder_rl_judge.yaml",
+]  # those laid over the first behind it
 NONSENSE = (-7, math.nan)
-ANY_SIGN = ("sigma_mean",)
+ANY_SIGN = ("sigma_mean", "lowest", "highest")
 JUDGED_ELSEWHERE = ("torch.", "bitsandbytes.")  # by optimizers as they are built
 
 NOT_HERE = ("fit", "validate")  # those above
@@ -67,7 +69,7 @@ def accepted(parser, check, config, path) -> list:
 def test_numbers_of_stages_callbacks_rewards_and_trainer():
     wrong, seen = [], set()
     for yaml in STAGES:
-        cli = parse_stage(["fit", f"--config={yaml}"])
+        cli = parse_stage(["fit", *(f"--config={name}" for name in yaml.split())])
         config = {key: value for key, value in cli.config.fit.as_dict().items() if key != "config"}
         for path, owner in numbers(config):
             option = owner, path[-1], path[0]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import LATENT_SHAPE
 
-from uae_lightning.models.adapters import merged_state
+from uae_lightning.models.adapters import MergedState
 from uae_lightning.models.quantization import dequantized, is_quantized, quantize_linears
 from uae_lightning.prepare.captioner import Captioner
 from uae_lightning.scenes.scene import IMAGE_SIZE
@@ -74,7 +74,7 @@ def test_all_linears_of_the_blocks_and_only_those_are_quantized(make_encoder, qu
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_what_was_trained_is_what_is_saved(make_decoder, tmp_path, quantization):
-    # red if `merged_state` keeps the packed weight or leaves the update out, or `dequantized` changes the layer
+    # red if `MergedState` keeps the packed weight or leaves the update out, or `dequantized` changes the layer
     decoder = make_decoder(LORA, quantization=quantization)
     for name, parameter in decoder.named_parameters():
         if "lora_B" in name:
@@ -90,7 +90,7 @@ def test_what_was_trained_is_what_is_saved(make_decoder, tmp_path, quantization)
         start = make_decoder().velocity(noise(2), sigma, conditioning(2))
     # an int8 layer rounds its input as well, which the saved one does not
     assert relative(loaded, trained) < 0.03 < relative(start, trained)
-    assert merged_state(decoder.transformer).keys() == make_decoder().transformer.state_dict().keys()
+    assert MergedState(decoder.transformer).keys() == make_decoder().transformer.state_dict().keys()
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])

@@ -113,7 +113,7 @@ def test_lora_is_on_the_text_decoder_alone_and_reference_is_the_start(make_encod
 
 
 def test_saved_encoder_has_the_adapters_merged_and_loads_in_transformers(make_encoder, images, tmp_path):
-    # red if `merged_state` forgets the update
+    # red if `MergedState` forgets the update
     encoder = make_encoder(LoRA(rank=4, alpha=8))
     for name, parameter in encoder.named_parameters():
         if "lora_B" in name:

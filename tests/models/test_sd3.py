@@ -69,7 +69,7 @@ def test_dropped_rows_are_the_unconditional_branch(make_decoder):
 
 
 def test_lora_reference_save_and_merge(make_decoder, tmp_path):
-    # red if an adapter is left out of `merged_state`
+    # red if an adapter is left out of `MergedState`
     decoder, plain = make_decoder(LoRA(rank=4, alpha=8)), make_decoder()
     trained = [name for name, parameter in decoder.named_parameters() if parameter.requires_grad]
     assert trained and all("lora_" in name and ".attn." in name for name in trained)

@@ -16,6 +16,7 @@ from uae_lightning.data.sources import Columns
 from uae_lightning.prepare.caption_reading import Reading
 from uae_lightning.prepare.caption_set import CaptionData
 from uae_lightning.prepare.filters import Caption, CaptionFilter
+from uae_lightning.prepare.near_duplicates import perceptual_hash
 from uae_lightning.scenes.scene import IMAGE_SIZE, render, sample_scene
 
 
@@ -39,7 +40,8 @@ def caption_data(source: Path | str, folder: Path, *, part: int = 1, parts: int 
     folder.mkdir(parents=True, exist_ok=True)
     captioner = options.pop("captioner", describe)
     defaults = {
-        "caption_filter": CaptionFilter(1, 600, 0.2), "model": "m", "near_duplicates": None, "batch_size": 4,
+        "caption_filter": CaptionFilter(1, 600, 0.2), "model": "m", "duplicate_bits": None, "batch_size": 4,
+        "load_hash": lambda: perceptual_hash,
         "shard_size": 6, "max_pixels": IMAGE_SIZE**2, "max_skipped": 1.0, "seed": 0,
     }  # fmt: skip
     reading = Reading(open_source(str(source), Columns(caption="")), part, parts)

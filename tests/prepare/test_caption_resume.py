@@ -34,7 +34,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options() -> dict:
     """The shipped encoder, sampling; some captions are cut off, and dropped."""
     captioner = Captioner("shipped:scenes/encoder", "describe the picture", max_new_tokens=5, temperature=1.0)
-    return {"captioner": captioner, "near_duplicates": 3}
+    return {"captioner": captioner, "duplicate_bits": 3}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_other_settings_or_other_pictures_are_refused(scenes: Path, tmp_path: Pa
     for change, words in (
         ("--prompt=what is it", ["--prompt was", "what is it"]),
         ("--min-words=3", ["--min-words was 2, is 3"]),
-        ("--near-duplicates=off", ["--near-duplicates was 3, is null"]),
+        ("--duplicate-bits=off", ["--duplicate-bits was 3, is null"]),
         ("--model=shipped:scenes/clip", ["--model"]),
         (f"--from={scenes}", ["--from was"]),
     ):

@@ -135,7 +135,7 @@ def save_bad_files(folder: Path) -> None:
 def test_bad_files_are_converted_or_skipped_and_counted(tmp_path: Path):
     # red if HARMLESS holds "turned upright", or the length of a side is not looked at
     save_bad_files(tmp_path / "mixed")
-    counts = caption_data(tmp_path / "mixed", tmp_path / "set", near_duplicates=3).run()
+    counts = caption_data(tmp_path / "mixed", tmp_path / "set", duplicate_bits=3).run()
     assert (counts.seen, counts.kept) == (28, 20)
     assert counts.dropped == {"exact duplicate": 1, "near-duplicate": 1}
     skipped = {row["key"]: row["reason"] for row in rows(tmp_path / "set" / "skipped.jsonl")}
@@ -196,7 +196,7 @@ def test_captions_are_dropped_by_reason_and_counts_add_up(scenes: Path, tmp_path
         return [Caption(texts[i % 5], i % 5 != 3) for i in range(start, len(asked))]
 
     limits = CaptionFilter(2, 20, 0.2)
-    counts = caption_data(mixed, tmp_path / "set", captioner=captioner, caption_filter=limits, near_duplicates=3).run()
+    counts = caption_data(mixed, tmp_path / "set", captioner=captioner, caption_filter=limits, duplicate_bits=3).run()
     assert len(asked) == 15 and counts.kept == 3
     assert counts.dropped == {
         "too short": 3, "empty caption": 3, "unfinished": 3, "repetitive": 3, "exact duplicate": 1
@@ -262,7 +262,7 @@ def test_mistakes_are_named_with_the_options_of_the_command(scenes: Path, tmp_pa
         ([*call, f"--to={scenes / '000.png'}"], ["is a file"]),
         ([*call, "--min-words=9", "--max-words=8"], ["--min-words (9)", "--max-words (8)"]),
         ([*call, "--part=3/2"], ["--part", "2/8"]),
-        ([*call, "--near-duplicates=16"], ["--near-duplicates", "0 to 15"]),
+        ([*call, "--duplicate-bits=16"], ["--duplicate-bits", "0 to 15"]),
         ([*call, "--max-skipped=5%"], ["--max-skipped", "from 0 to 1"]),
         ([*call, "--batch=4"], ["--batch", "--batch-size"]),
         ([*call, "--model=./none"], ["./none", "does not exist"]),

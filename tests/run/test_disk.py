@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import resource
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from stand_ins import EVALUATION_YAML, write_confs
 
+from callbacks import component_weights
 from uae_lightning import files as disk
 from uae_lightning.cli import main
 from uae_lightning.commands import bootstrap
@@ -99,6 +101,43 @@ def test_what_torch_says_of_a_full_disk_is_understood(tmp_path):
     with pytest.raises(OSError, match="No space left") as caught, disk.naming(tmp_path):
         torch.save(torch.zeros(9), "/dev/full")
     assert caught.value.filename == str(tmp_path)
+
+
+def test_a_stage_whose_weights_find_no_room_is_finished_by_resume(place, monkeypatch, capsys):
+    # red without `is_over` in StageCheckpoint: the steps since the last checkpoint, here all of them, are taken again
+    fit = ["fit", "--config=conf/stage.yaml", "--trainer.default_root_dir=one", "--checkpoint.every_n_train_steps=100"]
+
+    def full(folder, needed, what):
+        if "weights.partial" in str(folder):
+            disk.check_room(folder, 2**60, what)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(component_weights, "check_room", full)
+        assert main(fit) == 1
+    error = capsys.readouterr().err
+    assert "no space is left for the weights of the stage one" in error and "--resume" in error, error
+    assert not Path("one/weights").exists()
+    rows, last = Path("one/validation.jsonl").read_text(), Path("one/checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == max(
+        row["step"] for row in map(json.loads, rows.split("\n")[:-1])
+    )
+    assert main([*fit, "--resume"]) == 0
+    assert Path("one/weights").exists() and Path("one/validation.jsonl").read_text() == rows
+    assert main([word.replace("=one", "=two") for word in fit]) == 0
+    files = [
+        {file.name: file.read_bytes() for file in Path(name, "weights").rglob("*.json")} for name in ("one", "two")
+    ]
+    assert files[0] == files[1] != {}
+
+
+def test_a_stage_for_which_there_is_no_room_does_not_begin(place, monkeypatch, capsys):
+    # red without on_fit_start in ComponentWeights
+    monkeypatch.setattr(
+        component_weights, "check_room", lambda folder, needed, what: disk.check_room(folder, 2**60, what)
+    )
+    assert main(["fit", "--config=conf/stage.yaml", "--trainer.default_root_dir=one"]) == 1
+    assert "what the stage one will write: 1152921504.6 GB are needed" in capsys.readouterr().err
+    assert not Path("one/validation.jsonl").exists()
 
 
 # ------------------------------------------------------------------------------------------------ no permission

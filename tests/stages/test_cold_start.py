@@ -128,6 +128,16 @@ def test_what_is_scored_is_what_is_drawn_afterwards(make_cold, batch):
     assert torch.equal(seen[0].originals, batch.images) and batch.images.max() > 0.5
 
 
+def test_prompts_are_drawn_and_said_to_be_such(make_cold, batch):
+    # red if the encoder's texts stand in front, or the reward is not told which text is whose
+    stage, seen = make_cold(gradient_steps=1, own_captions=0.5), []
+    score = stage.score
+    stage.score = lambda inputs: seen.append(inputs) or score(inputs)
+    stage.training_step(batch, 0)
+    written = stage.autoencoder.write(batch.images[:1], 1, stage.step_seed(0, 0)).texts
+    assert seen[0].captions == [*written, batch.captions[1]] and seen[0].given.tolist() == [False, True]
+
+
 def test_the_words_are_read_softly_where_it_is_asked_for_alone(make_cold):
     # red with gradients into the encoder in every stage, where JointRL's replay of stage 1 would train it too
     model = make_cold().autoencoder

@@ -12,7 +12,7 @@ import yaml
 from uae_lightning import cli
 from uae_lightning.evaluation.geneval import TASKS
 from uae_lightning.run import folder as run_folder
-from uae_lightning.study import jobs, page, plan
+from uae_lightning.study import cost, jobs, page, plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,7 @@ def evaluation_by_hand(args: list[str]) -> None:
     items = {
         "unified_bench": {"overall": values, "pixels": values},
         "geneval": {task: values for task in TASKS},
+        "geneval_unguided": {task: [value - 0.1 for value in values] for task in TASKS},
         "perception": {"small_objects": values, "class": values, "hallucination": values},
         "language": {"tokens": [20 + 50 * gain] * 8},
     }
@@ -67,7 +68,8 @@ def evaluation_by_hand(args: list[str]) -> None:
         suite: {"statistics": {name: {"lists": [name], "kind": "mean", "better": better.get(name, 1)} for name in of}}
         for suite, of in items.items()
     }
-    about["geneval"]["statistics"]["overall"] = {"lists": list(TASKS), "kind": "tasks", "better": 1}
+    for suite in ("geneval", "geneval_unguided"):
+        about[suite]["statistics"]["overall"] = {"lists": list(TASKS), "kind": "tasks", "better": 1}
     interval = {"mean": 0.99, "low": 0.98, "high": 1.0, "n": 8}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_name("evaluation.items.json").write_text(json.dumps(items))
@@ -144,15 +146,32 @@ def again(args, tiny, tmp_path, capsys):
 
     # another study adds its section, and leaves claims and arms of this one; red with `part["arms"]` in merged()
     content = yaml.safe_load(tiny.read_text())
-    del content["claims"], content["compared"]
-    other = tmp_path / "other.yaml"
-    other.write_text(yaml.safe_dump(content | {"name": "other", "title": "Another study", "arms": content["arms"][:1]}))
+    del content["claims"]
+    anew = {"name": "anew", "title": "judged anew", "after": "drawn", "judges": content["evaluation"]["judges"]}
+    score = {"title": "B", "figure": "unified_bench/overall"}
+    content["compared"] = [
+        score | {"name": "start", "of": "drawn", "goal": {"gains": {"least": 0.2}}},
+        score | {"name": "same", "of": "anew", "over": "drawn", "goal": {"keeps": {"within": 0.01}}},
+        {"name": "ways", "title": "C", "of": "anew", "over": "anew", "figure": "geneval_unguided/overall",
+         "over_suite": "geneval", "goal": "falls"},
+        score | {"name": "lacking", "of": "anew", "figure": "no/such", "goal": "rises"},
+    ]  # fmt: skip
+    other, arms = tmp_path / "other.yaml", [content["arms"][0], anew]
+    other.write_text(yaml.safe_dump(content | {"name": "other", "title": "Another study", "arms": arms}))
     shutil.copytree(tmp_path / "runs" / "tiny", tmp_path / "runs" / "other")
-    assert cli.main(["study", f"--config={other}", "--report", "--output=docs"]) == 0, capsys.readouterr().err
+    assert cli.main(["study", f"--config={other}", "--output=docs", "--jobs=1"]) == 0, capsys.readouterr().err
+    assert len(InProcess.calls) == before + 2  # the evaluations by other judges; nothing is trained for them
+    assert [word for word in InProcess.calls[-1] if word.endswith("drawn")]  # red with its own folder among --weights
     data = json.loads((tmp_path / "docs" / "results.json").read_text())
     text = (tmp_path / "docs" / "results.md").read_text()
     assert set(data["arms"]) == set(data["provenance"]) == {"tiny", "other"} and data["claims"]
     assert "## A tiny study" in text and text.count("## Another study") == 1
+    # any two arms are compared, or two suites of one; red with `over_suite` left out, or the start no arm
+    found = {one["name"]: (round(one["gain"]["mean"], 6), one["reached"]) for one in data["comparisons"]["other"]}
+    assert found == {"start": (0.2, True), "same": (0.0, True), "ways": (-0.1, True)}
+    assert "| B | the start | stage 1 |" in text and "**3 of 3 bars are reached.**" in text
+    content = yaml.safe_load(tiny.read_text())
+    del content["claims"], content["compared"]
 
     # settings that changed are noticed, and with them all that came after; red with "starts_from" left out
     content["arms"][0]["stages"][0]["options"] = {"trainer.log_every_n_steps": 2}
@@ -174,6 +193,12 @@ def again(args, tiny, tmp_path, capsys):
         ({"claims": {"a": 1}}, "claims in .* names no arm"),
         ({"evaluation": {"config": "a.yaml", "judges": "b.yaml", "samples": 2, "drawings": 2}}, "evaluation.config"),
         ({"seed": [1]}, "did you mean seeds"),
+        ({"arms": [{"name": "a", "title": "A", "judges": "b.yaml"}]}, "either run"),
+        (
+            {"arms": [{"name": "a", "title": "A", "run": str(ROOT / "conf" / "smoke.yaml"), "judges": "b.yaml"}]},
+            "b.yaml does not exist: it is the judges of arm 1",
+        ),
+        ({"compared": [{"name": "a", "title": "A", "figure": "b/c", "goal": "rises", "of": "ful"}]}, "mean full"),
         ({"shows": "nothing.yaml"}, "nothing.yaml does not exist"),
         ({"compared": [{"name": "a", "title": "A", "figure": "b/c", "goal": "rises", "over": "ful"}]}, "mean full"),
     ],
@@ -197,21 +222,47 @@ def test_mistakes_in_a_study(tiny, change, words):
          6 * 16 * (6 + 2 * 6) * 5),
         ("decoder_rl", {"model.init_args.group_size": 16, "model.autoencoder.sampling.guidance": 2.0,
                         "model.init_args.guidance_gradient": "conditional"}, 6 * 16 * (6 + 2 * 4) * 5),
+        ("decoder_rl", {"model.init_args.auxiliaries": [{"class_path": "uae_lightning.stages.replay.DecoderReplay",
+                                                         "init_args": {"weight": 1.0}}]},
+         6 * (16 * (3 + 2 * 3) + 3) * 5),
+        ("decoder_matching", {"model.init_args.kl_beta": 0.1}, 6 * 16 * (3 + 2 * 4) * 5),
+        ("joint_rl", {"model.init_args.pictures.init_args.window": [1, 2]}, 6 * 4 * 4 * (3 + 3) * 5),
+        ("cold_start", {"model.init_args.gradient_steps": 2}, 6 * (1 + 2 * 3 + 1) * 5),  # one of the two is run again
+        ("rewrite_sft", {}, 0),
     ],
 )  # fmt: skip
 def test_decoder_forwards(stage, options, forwards):
-    # red with a pass with gradients counted once, or guidance left out
+    # red with a pass with gradients counted once, guidance or an auxiliary loss left out, or the defaults of a policy
     fixed = {"trainer.max_steps": 5, "trainer.val_check_interval": 5, "model.autoencoder.sampling.steps": 3,
              "data.init_args.batch_size": 32 if stage == "decoder_pretrain" else 6}  # fmt: skip
-    if stage == "decoder_rl":
+    if stage == "decoder_rl":  # its YAML may change
         fixed |= {"model.init_args.window": [0, 2], "model.init_args.kl_beta": 0.0}
     spec = plan.StageSpec(stage, ROOT / "conf" / "scenes" / f"{stage}.yaml", fixed | options)
-    assert plan.decoder_forwards(spec) == forwards
+    assert cost.decoder_forwards(spec) == forwards
+
+
+def test_a_stage_that_does_not_say_what_it_spends():
+    # red without `except NotImplementedError`
+    scenes = ROOT / "conf" / "scenes" / "encoder_rl.yaml"
+    spec = plan.StageSpec("mine", scenes, {"model.class_path": "uae_lightning.stages.common.Stage"})
+    with pytest.raises(plan.UsageError, match="stage mine .* give its class a method `work`"):
+        cost.decoder_forwards(spec)
+
+
+def test_arms_of_related_systems_spend_about_the_same_where_they_are_compared():
+    # red with any max_steps of these arms in conf/relatives.yaml doubled
+    study = plan.read_study(ROOT / "conf" / "relatives.yaml")
+
+    def spent(name: str) -> int:
+        return sum(cost.decoder_forwards(stage) for arm in study.line(name) for stage in arm.stages)
+
+    for names in (["stage1", "cold_start", "b"], ["a_b", "joint"], ["a", "a_replay", "a_kl", "ppo"]):
+        assert max(map(spent, names)) <= 1.1 * min(map(spent, names)), names
 
 
 def test_arms_of_the_stage_table_spend_the_same_forwards():
     # red with any max_steps of the stage arms in conf/ablations.yaml doubled
     study = plan.read_study(ROOT / "conf" / "ablations.yaml")
     stages = [arm for arm in study.arms.values() if "Stages" in arm.tables]
-    spent = {arm.name: sum(map(plan.decoder_forwards, arm.stages)) for arm in stages}
+    spent = {arm.name: sum(map(cost.decoder_forwards, arm.stages)) for arm in stages}
     assert len(spent) == 5 and max(spent.values()) <= 1.05 * min(spent.values()), spent

@@ -23,6 +23,7 @@ WebDataset shards and a captions.jsonl that `uae fit` reads. (Paper: 700,000 pic
     uae caption-data --from 'web/{000..127}.tar' --to captioned --model MODEL --part 2/8     on the second of 8 machines
     uae caption-data --from scenes --to captioned --model shipped:scenes/encoder --prompt "describe the picture" \\
         --min-words 2 --max-pixels 4096                                                      small, on a CPU
+    uae caption-data --from photos --to captioned --model MODEL --duplicates semantic --duplicate-bits 6
 
 Stopped, killed, or out of disk: the same command again goes on behind the last finished shard, and ends with the same
 set. Try a few hundred pictures first: report.json and dropped.jsonl say what was dropped and why.
@@ -32,6 +33,8 @@ PROMPT = (
     "what there is and how many, where each thing stands and next to what, colors, materials, light, viewpoint and "
     "style. Transcribe text in double quotes. Say only what can be seen."
 )
+DUPLICATE_BITS = {"dct": 3, "semantic": 6}  # by default: what JPEG and scaling change, measured in docs/lab-notes.md
+OFF = "off"
 FEWEST_PIXELS = 3200  # images.MIN_SIDE squared times images.MAX_ASPECT
 
 
@@ -41,6 +44,10 @@ def parse(args: list[str]) -> argparse.Namespace:
     add_model(parser.add_argument_group("model"))
     add_filters(parser.add_argument_group("what is dropped"))
     options = parser.parse(args)
+    if options.duplicate_judge and options.duplicates != "semantic":
+        parser.error("--duplicate-judge is the network of --duplicates semantic: ask for that, or leave it out")
+    asked = DUPLICATE_BITS[options.duplicates] if options.duplicate_bits is None else options.duplicate_bits
+    options.duplicate_bits = None if asked == OFF else asked
     if options.min_words > options.max_words:
         parser.error(f"--min-words ({options.min_words}) must not exceed --max-words ({options.max_words})")
     if options.max_pixels < FEWEST_PIXELS:
@@ -84,8 +91,13 @@ def add_filters(group) -> None:
     add("--max-words", type=Count, default=600, metavar="N", help="longer captions; default: %(default)s")
     add("--max-repetition", type=Share, default=0.2, metavar="SHARE", help="captions of which more than this is runs "
         "of 4 words said before; default: %(default)s")  # fmt: skip
-    add("--near-duplicates", type=bits, default=3, metavar="BITS", help="pictures whose 64-bit hash differs from an "
-        "earlier one's in at most BITS bits, 0 to 15; off: the same bytes only; default: %(default)s")  # fmt: skip
+    add("--duplicates", choices=tuple(DUPLICATE_BITS), default="dct", help="what tells that a picture was seen "
+        "before: a 64-bit hash of its frequencies (dct), or of what a network sees in it (semantic); "
+        "default: %(default)s")  # fmt: skip
+    add("--duplicate-bits", type=bits, metavar="BITS", help="pictures whose hash differs from an earlier one's in at "
+        "most BITS bits, 0 to 15; off: the same bytes only; default: 3 (dct), 6 (semantic)")  # fmt: skip
+    add("--duplicate-judge", type=Path, metavar="YAML", help="network of --duplicates semantic, such as "
+        "conf/scenes/duplicate_judge.yaml; default: DINOv2-large")  # fmt: skip
 
 
 def main(args: list[str]) -> None:
@@ -122,14 +134,40 @@ def caption_data(options: argparse.Namespace, source, folder: Path):
         names = ("model", "prompt", "max_new_tokens", "temperature", "dtype", "quantization")
         return Captioner(**{name: getattr(options, name) for name in names})
 
-    names = ("model", "near_duplicates", "batch_size", "shard_size", "max_pixels", "max_skipped", "seed")
+    names = ("model", "duplicate_bits", "batch_size", "shard_size", "max_pixels", "max_skipped", "seed")
+    reading = Reading(source, options.part.number, options.part.of)
     return CaptionData(
-        reading=Reading(source, options.part.number, options.part.of),
+        reading=reading,
         load_captioner=load_captioner,
+        load_hash=lambda: hash_of(options, reading, folder),
         caption_filter=CaptionFilter(options.min_words, options.max_words, options.max_repetition),
         folder=folder,
         **{name: getattr(options, name) for name in names},
     )
+
+
+def hash_of(options: argparse.Namespace, reading, folder: Path):
+    """What tells whether pictures are alike. A semantic hash is fitted once, on the first pictures, and kept."""
+    from uae_lightning.prepare.near_duplicates import perceptual_hash
+    from uae_lightning.prepare.semantic_hash import FILE, SemanticHash, first_embeddings
+    from uae_lightning.rewards.dino_similarity import DinoSimilarity
+    from uae_lightning.rewards.vision_features import EmbeddingSimilarity
+    from uae_lightning.run.loading import load_reward
+
+    if options.duplicates == "dct":
+        return perceptual_hash
+    path = options.duplicate_judge
+    judge = load_reward(path, "--duplicate-judge", EmbeddingSimilarity) if path else DinoSimilarity()
+    judge = judge.to(best_device()).eval()
+    if not (folder / FILE).exists():
+        SemanticHash.fit(judge, first_embeddings(judge, reading, options.max_pixels)).save(folder / FILE)
+    return SemanticHash.load(judge, folder / FILE)
+
+
+def best_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def print_end(options: argparse.Namespace, left_out: str, folder: Path, counts) -> None:
@@ -167,9 +205,9 @@ def own_option_names() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------------- values of options
 
 
-def bits(text: str) -> int | None:
-    if text == "off":
-        return None
+def bits(text: str) -> int | str:
+    if text == OFF:
+        return OFF
     if not text.isdecimal() or int(text) > 15:
         raise argparse.ArgumentTypeError(f"must be 0 to 15, or off, got {text!r}")
     return int(text)

@@ -22,7 +22,7 @@ OF_A_STAGE = {"fit": FIT, "validate": FIT[:1] + FIT[3:5]}  # the rest are keys o
 
 def main(args: list[str]) -> None:
     Parser(prog="uae completion", description=DESCRIPTION).parse(args)
-    from uae_lightning.cli import COMMANDS
+    from uae_lightning.commands import COMMANDS
     from uae_lightning.terminal.completion import bash
 
     print(bash({name: OF_A_STAGE.get(name) or options_of(module) for name, (_, module) in COMMANDS.items()}), end="")

@@ -19,9 +19,9 @@ What --to gets:
   README.md                  a model card: code to copy that draws and captions, settings, where it all comes from
   settings.json              prompts, sampling and captions as `uae generate` and the training had them
   encoder_lora/              the encoder's adapter, for peft, vLLM and others
-  decoder_lora/              the decoder's adapter, for diffusers; comfyui_lora.safetensors is the same for ComfyUI
+  decoder_lora/              the decoder's adapter, for diffusers; of SD3 also comfyui_lora.safetensors, for ComfyUI
   projector/  processor/     the MLP between them; tokenizer and image processor
-  pipeline/                  a StableDiffusion3Pipeline: adapters merged, conditioned on the projected states
+  pipeline/                  a pipeline of diffusers: adapters merged, conditioned on the projected states
   encoder/                   merged weights, with --merged or where the adapter's base is not on the hub
   base/                      what the adapters belong to, where it is neither on the hub nor a folder of yours
 

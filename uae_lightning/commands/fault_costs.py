@@ -83,6 +83,8 @@ def load(fit_options: list[str]) -> tuple[Reward, LightningDataModule]:
 def held_out(data: LightningDataModule, count: int) -> Iterator[Tensor]:
     """Pictures [N, 3, H, W] of the data, `count` at most."""
     for batch in data.val_dataloader():
+        if not batch.has_images:
+            raise UsageError("faults are planted in pictures, and the stage's data are prompts: name pictures in data")
         yield batch.images[:count]
         count -= len(batch.images)
         if count <= 0:

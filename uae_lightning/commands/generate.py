@@ -14,6 +14,7 @@ from uae_lightning.commands.pictures import (
     gains,
     load_chosen,
     load_refinement,
+    open_picture,
     save_picture,
 )
 from uae_lightning.terminal.progress import watched
@@ -33,6 +34,7 @@ Draws a picture from each text, as the decoder learned to draw from captions.
     uae generate "a ball" "two stars" --weights runs/demo --seed 3        several, side by side
     uae generate --prompts prompts.txt --config conf/scenes/decoder_rl.yaml
     uae generate "a ball" --weights runs/rewriting --rewrite              the encoder writes a complete caption first
+    uae generate "a ball" --weights runs/bridge --reference picture.png   beside the text, what a picture shows
     uae generate "a ball" --weights runs/demo --candidates 4 --verifier conf/scenes/verifier.yaml
 
 Texts are drawn one at a time and from the same noise: a picture depends on its text, the seed and the weights, and not
@@ -42,11 +44,13 @@ on what is drawn beside it. `uae export` writes a folder that draws the same pic
 
 def main(args: list[str]) -> None:
     options = parse(args)
+    picture = open_picture(options.reference) if options.reference else None  # before the models are loaded
     refinement = load_refinement(options, originals=False)
     model = load_chosen(options)
+    reference = None if picture is None else reference_of(model, picture)
     texts = rewritten(model, options.texts, options.seed) if options.rewrite else options.texts
     if refinement is None:
-        drawn = [draw(model, text, options.seed) for text in shown(texts)]
+        drawn = [draw(model, text, options.seed, reference) for text in shown(texts)]
     else:
         pairs = shown(list(zip(texts, options.texts, strict=True)))
         found = [refined(model, refinement, text, prompt, options.seed) for text, prompt in pairs]
@@ -69,11 +73,18 @@ def parse(args: list[str]):
         "--rewrite", action="store_true",
         help="draw the complete caption that the encoder makes of each text (stages.rewrite_sft teaches it)",
     )  # fmt: skip
+    parser.add_argument(
+        "--reference", type=Path, metavar="PICTURE",
+        help="its visual features are drawn from beside the text: by a decoder that learnt to look at them, as "
+        "conf/scenes/bridge_pretrain.yaml trains it",
+    )  # fmt: skip
     add_options(parser)
     options = parser.parse(args)
     options.texts = [*options.texts, *(read_lines(options.prompts) if options.prompts else [])]
     if not options.texts:
         parser.error('say what to draw: a text in quotes, such as "a red ball", or a file of them with --prompts')
+    if options.reference is not None and options.verifier is not None:
+        parser.error("--reference draws a text once: leave --verifier, --candidates and --rounds out")
     check_options(parser, options)
     check_output(options.output)
     return options
@@ -89,9 +100,21 @@ def read_lines(path: Path) -> list[str]:
         raise UsageError(f"--prompts {path} is not UTF-8 text: {error}") from error
 
 
-def draw(model: AutoEncoder, prompt: str, seed: int) -> Tensor:
+def draw(model: AutoEncoder, prompt: str, seed: int, reference: Tensor | None = None) -> Tensor:
     """The picture [3, H, W] in [0, 1] of one text."""
-    return model.generate([prompt], seed)[0]
+    return model.generate([prompt], seed, reference)[0]
+
+
+def reference_of(model: AutoEncoder, picture: Image.Image) -> Tensor:
+    """[1, 3, H, W] in [0, 1] at the decoder's size; a UsageError where the decoder does not look at it."""
+    from uae_lightning.data.images import as_tensor
+
+    reference = as_tensor(picture, model.image_size)[None].to(model.device)
+    try:
+        model.visual_features(reference)
+    except ValueError as error:
+        raise UsageError(f"--reference: {error}") from error
+    return reference
 
 
 def rewritten(model: AutoEncoder, prompts: list[str], seed: int) -> list[str]:

@@ -55,6 +55,18 @@ def check_options(parser: Parser, options) -> None:
         options.config = DEFAULT_CONFIG
 
 
+def open_picture(path: Path) -> Image.Image:
+    """The picture at `path`, upright and in sRGB; a UsageError that names the file if it is none."""
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: name a picture, such as a PNG or JPEG file")
+    from uae_lightning.data.images import BadFile, read_picture
+
+    try:
+        return read_picture(path).image
+    except BadFile as error:
+        raise UsageError(f"{path} cannot be read as a picture ({error}): name a PNG or JPEG file") from error
+
+
 def check_output(path: Path) -> None:
     """Before the models are loaded."""
     if path.suffix.lower() not in FORMATS:

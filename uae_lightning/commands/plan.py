@@ -25,6 +25,7 @@ phase it is, whether it fits a card, FLOPs and time of a step. It runs the stage
 
     uae plan --config conf/demo.yaml                             all stages of a run
     uae plan --config conf/scenes/encoder_rl.yaml                one stage
+    uae plan --config conf/real/encoder_rl.yaml --config conf/real/sd35_large.yaml --config conf/real/80gb.yaml
     uae plan --config conf/real/run.yaml --with sd35_large --card 24 --tflops 60
     uae plan --config conf/real/run.yaml --with sd35_large 80gb --trainer.strategy fsdp --trainer.devices 8 --card 80
 
@@ -37,7 +38,8 @@ MATRIX = {"cuda": (8192, torch.bfloat16), "cpu": (1024, torch.float32)}  # side 
 def main(args: list[str]) -> None:
     options, overrides = parse(args)
     rate, source = (options.tflops * 1e12, "given") if options.tflops else (measured_rate(), MEASURED)
-    specs = run_spec.read_run_or_stage(options.config, options.overlays).stages
+    first, *over = options.config
+    specs = run_spec.read_run_or_stage(first, options.overlays, over).stages
     plans = [planned(StageRun(spec, overrides), options.card, rate) for spec in specs]
     print(f"Times are those of {rate / 1e12:.3g} TFLOP/s, {source}")
     if options.json:
@@ -46,7 +48,10 @@ def main(args: list[str]) -> None:
 
 def parse(args: list[str]):
     parser = Parser(prog="uae plan", description=DESCRIPTION)
-    parser.add_argument("--config", type=Path, metavar="YAML", help="of a run or of a stage (needed)")
+    parser.add_argument(
+        "--config", "-c", type=Path, metavar="YAML", action="append",
+        help="of a run or of a stage (needed); again: laid over the stage's, as for `uae fit`",
+    )  # fmt: skip
     run_spec.add_overlays(parser)
     parser.add_argument(
         "--card", "--card-gb", type=Positive, default=own_card(), metavar="GB",

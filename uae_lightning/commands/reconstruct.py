@@ -15,10 +15,11 @@ from uae_lightning.commands.pictures import (
     gains,
     load_chosen,
     load_refinement,
+    open_picture,
     save_picture,
 )
-from uae_lightning.data.images import BadFile, as_tensor, read_picture
-from uae_lightning.usage import Parser, UsageError
+from uae_lightning.data.images import as_tensor
+from uae_lightning.usage import Parser
 
 if TYPE_CHECKING:
     from uae_lightning.refinement import Refinement
@@ -55,16 +56,6 @@ def parse(args: list[str]):
     check_options(parser, options)
     check_output(options.output)
     return options
-
-
-def open_picture(path: Path) -> Image.Image:
-    """The picture at `path`, upright and in sRGB; a UsageError that names the file if it is none."""
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist: name a picture, such as a PNG or JPEG file")
-    try:
-        return read_picture(path).image
-    except BadFile as error:
-        raise UsageError(f"{path} cannot be read as a picture ({error}): name a PNG or JPEG file") from error
 
 
 def round_trip(model, pictures: list[Image.Image], seed: int, refinement: Refinement | None = None):

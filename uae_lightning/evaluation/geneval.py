@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,9 +162,14 @@ def check(detector: ObjectDetector, wanted: Sequence[Prompt]) -> None:
 
 def judge(detector: ObjectDetector, wanted: Sequence[Prompt], images: Tensor) -> list[bool]:
     """Which of the pictures [N, 3, H, W] fulfil their prompts."""
-    certain = {"counting": detector.counting_threshold}
+    return [score(prompt, found) for prompt, found in zip(wanted, certain(detector, wanted, images), strict=True)]
+
+
+def certain(detector: ObjectDetector, wanted: Sequence[Prompt], images: Tensor) -> list[list[DetectedObject]]:
+    """The objects in each of the pictures [N, 3, H, W] that count for the task of its prompt."""
+    thresholds = {"counting": detector.counting_threshold}
     return [
-        score(prompt, [item for item in found if item.score > certain.get(prompt.task, 0.0)])
+        [item for item in found if item.score > thresholds.get(prompt.task, 0.0)]
         for prompt, found in zip(wanted, detector.detect(images), strict=True)
     ]
 
@@ -188,6 +194,25 @@ def score(prompt: Prompt, found: Sequence[DetectedObject]) -> bool:
                 return False
         matched.append(objects)
     return all(len(_of_class(found, unwanted)) < unwanted.count for unwanted in prompt.exclude)
+
+
+def share(prompt: Prompt, found: Sequence[DetectedObject]) -> float:
+    """How much of what the prompt asks for is there, in [0, 1]; 1 where `score` is True and nowhere else.
+
+    The mean over the entries of `include`, each by its share of objects that are there and right, and of `exclude`.
+    """
+    values: list[float] = []
+    matched: list[list[DetectedObject]] = []
+    for wanted in prompt.include:
+        objects = _of_class(found, wanted)[: wanted.count]
+        right = [item for item in objects if wanted.color in (None, item.color)]
+        if wanted.relation is not None:
+            relation, others = wanted.relation[0], matched[wanted.relation[1]]
+            right = [a for a in right if others and all(relation in relations(a.box, b.box) for b in others)]
+        matched.append(objects)
+        values.append(len(right) / wanted.count)
+    values += [float(len(_of_class(found, unwanted)) < unwanted.count) for unwanted in prompt.exclude]
+    return sum(values) / len(values)
 
 
 def _of_class(found: Sequence[DetectedObject], wanted: Wanted) -> list[DetectedObject]:
@@ -226,7 +251,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             try:
-                read.append(_prompt_of(json.loads(line)))
+                read.append(prompt_of(json.loads(line)))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not in GenEval's format ({type(error).__name__}: {error}): a line is "
@@ -237,7 +262,8 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return read
 
 
-def _prompt_of(record: dict) -> Prompt:
+def prompt_of(record: dict[str, Any]) -> Prompt:
+    """Of a row of GenEval's file; a ValueError, KeyError, TypeError or AttributeError where it is none."""
     task = TASK_OF_TAG.get(record["tag"], record["tag"])
     if task not in TASKS:
         raise ValueError(f"tag {record['tag']!r} is no task of GenEval")
@@ -246,6 +272,19 @@ def _prompt_of(record: dict) -> Prompt:
     if not include or not isinstance(record["prompt"], str):
         raise ValueError("include is empty or prompt is not a text")
     return Prompt(task, record["prompt"], include, exclude)
+
+
+def record_of(prompt: Prompt) -> dict[str, Any]:
+    """What GenEval's file says of a prompt, the inverse of `prompt_of`."""
+    tags = {task: tag for tag, task in TASK_OF_TAG.items()}
+    record = {"tag": tags.get(prompt.task, prompt.task), "prompt": prompt.text}
+    return record | {name: [_entry_of(one) for one in getattr(prompt, name)] for name in ("include", "exclude")}
+
+
+def _entry_of(wanted: Wanted) -> dict[str, Any]:
+    entry: dict[str, Any] = {"class": wanted.name, "count": wanted.count}
+    entry |= {} if wanted.color is None else {"color": wanted.color}
+    return entry | ({} if wanted.relation is None else {"position": list(wanted.relation)})
 
 
 def _wanted_of(entry: dict, index: int) -> Wanted:

@@ -63,10 +63,14 @@ def compared(
 
     On several devices `mean` averages over their pictures as well: the mean of ratios is another number.
     """
-    return {
-        name: mean(of(reconstructions.float())) / mean(of(originals.float())).clamp(min=1e-6)
-        for name, of in STATISTICS.items()
-    }
+    drawn, given = statistics(reconstructions, mean), statistics(originals, mean)
+    return {name: drawn[name] / given[name].clamp(min=1e-6) for name in STATISTICS}
+
+
+@torch.no_grad()
+def statistics(images: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean) -> dict[str, Tensor]:
+    """Each statistic of pictures [N, 3, H, W], averaged over N: []."""
+    return {name: mean(of(images.float())) for name, of in STATISTICS.items()}
 
 
 class ImageHealth(Suite):

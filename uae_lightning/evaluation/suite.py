@@ -164,6 +164,11 @@ class Subject:
         originals, captions, reconstructions, keys = [], [], [], []
         batches = self.held_out()
         for number, batch in enumerate(watched(batches, len(batches), "batch", "round trip")):
+            if not batch.has_images:
+                raise ValueError(
+                    f"{type(self.data).__name__} has prompts, and the round trip begins with pictures: give `data` of "
+                    "the evaluation pictures"
+                )
             images = batch.images.to(self.model.device)
             said, drawn = self.model.reconstruct(images, seed=self.seed_of(number))
             originals.append(images)

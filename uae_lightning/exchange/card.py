@@ -25,7 +25,7 @@ CONTENTS = {
     "encoder_lora": "the encoder's adapter (peft)",
     "projector": "the MLP (`torch.nn.Sequential`)",
     "processor": "tokenizer and image processor (transformers)",
-    "pipeline": "the decoder, adapters merged (diffusers: a `StableDiffusion3Pipeline` without text encoders)",
+    "pipeline": "the decoder, adapters merged (diffusers: a `{pipeline}` without text encoders)",
     "codec": "a linear latent codec, for which diffusers has no class: three tensors for the code below",
     "decoder_lora": "the decoder's adapter (diffusers)",
     "comfyui_lora.safetensors": "the same for ComfyUI: put it into `models/loras`",
@@ -36,9 +36,9 @@ OPTIONAL = ("image_encoder", "feature_extractor")  # diffusers need not be told 
 NEGATIVE_PROMPT = 'condition(prompts["negative"])'
 NULL_STATE = "torch.zeros(1, 1, {width}, dtype={dtype}, device=device)  # the learned null: one zero state"
 MERGED_ENCODER = """\
-encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(root / "encoder", dtype={dtype})"""
+encoder = {reader}.from_pretrained(root / "encoder", dtype={dtype})"""
 BASE_ENCODER = """\
-encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained("{base}", dtype={dtype})"""
+encoder = {reader}.from_pretrained("{base}", dtype={dtype})"""
 ADAPTED_ENCODER = """
 encoder = PeftModel.from_pretrained(encoder, root / "encoder_lora").merge_and_unload()"""
 
@@ -65,10 +65,22 @@ def template(name: str) -> str:
     return (TEMPLATES / f"{name}.txt").read_text("utf-8")
 
 
+def optional(name: str, **values: Any) -> str:
+    """A template that only some families of decoders have."""
+    return template(name).format(**values) if (TEMPLATES / f"{name}.txt").exists() else ""
+
+
 def card(facts: Facts) -> str:
-    rows = [f"| `{name}` | {text} |" for name, text in CONTENTS.items() if facts.has(name)]
+    decoder = facts.model.decoder
+    texts = {name: text.format(pipeline=decoder.pipeline_class) for name, text in CONTENTS.items() if facts.has(name)}
+    rows = [f"| `{name}` | {text} |" for name, text in texts.items()]
     adapters = [adapter(facts, part) for part in ("encoder", "decoder") if facts.has(f"{part}_lora")]
-    head = template("head").format(run=facts.settings["origin"]["run"], contents="\n".join(rows))
+    head = template("head").format(
+        run=facts.settings["origin"]["run"],
+        contents="\n".join(rows),
+        decoder=decoder.title,
+        encoder=facts.model.encoder.title,
+    )
     return "\n".join([head, drawing(facts), captioning(facts), *adapters, details(facts)])
 
 
@@ -82,6 +94,9 @@ def drawing(facts: Facts) -> str:
         layers=", ".join(f"nn.{layer}" for layer in layers),
         absent=json.dumps([name for name, kind in index.items() if kind == [None, None] and name not in OPTIONAL]),
         dtype=facts.kind("decoder"),
+        pipeline=facts.model.decoder.pipeline_class,
+        reader=facts.model.encoder.kind.__name__,
+        more=optional(f"more_{facts.model.decoder.family}", dtype=facts.kind("decoder")),
         functions=functions(facts),
         exactness=exactness(facts),
     )
@@ -89,9 +104,10 @@ def drawing(facts: Facts) -> str:
 
 def loading(facts: Facts) -> str:
     """Lines that load the encoder."""
+    reader = facts.model.encoder.kind.__name__
     if facts.has("encoder"):
-        return MERGED_ENCODER.format(dtype=facts.kind("encoder"))
-    line = BASE_ENCODER.format(base=facts.parts["encoder"].base, dtype=facts.kind("encoder"))
+        return MERGED_ENCODER.format(reader=reader, dtype=facts.kind("encoder"))
+    line = BASE_ENCODER.format(reader=reader, base=facts.parts["encoder"].base, dtype=facts.kind("encoder"))
     return line + ADAPTED_ENCODER if facts.has("encoder_lora") else line
 
 
@@ -103,11 +119,13 @@ def functions(facts: Facts) -> str:
         numbers = {"side": config.patch_size, "scaling": config.scaling_factor, "shift": config.shift_factor}
         decode = template("decode_linear").format(dtype=dtype, **numbers)
     else:
-        decode = template("decode_kl").format(dtype=dtype)
-    if facts.model.sampling.guidance == 1 and dtype == torch.float32:
-        return template("noise") + decode + template("draw_with_pipeline")
+        decode = template(f"decode_{type(decoder.codec.model).__name__}").format(dtype=dtype)
     null = NULL_STATE.format(width=decoder.conditioning_size, dtype=dtype)
     without = null if facts.model.negative_prompt is None else NEGATIVE_PROMPT
+    if velocity := optional(f"velocity_{decoder.family}", dtype=dtype):
+        return template("noise") + decode + velocity + template("draw_by_euler").format(without=without)
+    if facts.model.sampling.guidance == 1 and dtype == torch.float32:
+        return template("noise") + decode + template("draw_with_pipeline")
     return template("noise") + decode + template("draw_step_by_step").format(dtype=dtype, without=without)
 
 
@@ -137,7 +155,12 @@ def adapter(facts: Facts, part: str) -> str:
     source = facts.parts[part]
     names = [name for name, _ in source.history.rounds]
     full = source.history.trained_in_full
+    decoder = facts.model.decoder
     return template(f"{part}_lora").format(
+        kind=decoder.kind.__name__,
+        reader=facts.model.encoder.kind.__name__,
+        pipeline=decoder.pipeline_class,
+        title=decoder.title,
         rank=source.history.adapter.rank,
         alpha=source.history.adapter.alpha,
         base=source.base,
@@ -154,13 +177,15 @@ def details(facts: Facts) -> str:
         part: ", then ".join([source.history.start, *(f"LoRA of stage {name}" for name, _ in source.history.rounds)])
         for part, source in facts.parts.items()
     }
-    shift = model.decoder.scheduler.config.shift
+    config = model.decoder.scheduler.config
+    shift = "of the resolution" if config.use_dynamic_shifting else f"{config.shift:g}"
     return template("details").format(
         steps=model.sampling.steps,
-        shift=f" (shift {shift:g}, spacing {model.decoder.sigma_spacing})",
+        shift=f" (shift {shift}, spacing {model.decoder.sigma_spacing})",
         guidance=model.sampling.guidance,
         negative=repr(model.negative_prompt) if model.negative_prompt is not None else "none (one zero state)",
         shape=", ".join(map(str, model.decoder.latent_shape)),
+        note=optional(f"note_{model.decoder.family}"),
         run=origin["run"],
         stages=", ".join(origin["stages"]),
         trained=origin["written"],

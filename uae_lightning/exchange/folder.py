@@ -17,10 +17,9 @@ from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.exchange import lora
 from uae_lightning.exchange.card import Facts, card
 from uae_lightning.models.adapters import to_dtype
+from uae_lightning.models.diffusers_decoder import DiffusersDecoder
 from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.qwen_vl import QwenVLEncoder
-from uae_lightning.models.sd3 import SD3Decoder
-from uae_lightning.models.sd3_pipeline import sd3_pipeline
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import HUB_ID, SHIPPED, resolve
 from uae_lightning.run import folder as run_folder
@@ -28,8 +27,14 @@ from uae_lightning.run.loading import last_config, load_autoencoder, read_autoen
 from uae_lightning.run.masking import masked
 from uae_lightning.run.provenance import versions
 
-CLASSES = {"encoder": "QwenVLEncoder", "projector": "MLPProjector", "decoder": "SD3Decoder"}
-CODECS = ("KLCodec", "LinearCodec")
+CODECS = {  # decoder -> codecs that its pipeline in diffusers holds, or the card has code for
+    "SD3Decoder": ("KLCodec", "LinearCodec"),
+    "SanaDecoder": ("DCCodec",),
+    "Flux2Decoder": ("Flux2Codec",),
+    "ZImageDecoder": ("KLCodec",),
+    "QwenImageDecoder": ("QwenImageCodec",),
+}
+CLASSES = {"encoder": ("QwenVLEncoder", "Qwen3VLEncoder"), "projector": ("MLPProjector",), "decoder": (*CODECS,)}
 AS_THEY_ARE = {  # nothing rounded to 4 bits, no compiled blocks
     "encoder.quantization": "none",
     "decoder.quantization": "none",
@@ -52,7 +57,7 @@ def write_export(folder: Path, options) -> None:
     model = load_autoencoder(None, run, AS_THEY_ARE | {key: v for key, v in given.items() if v is not None})
     dtype = to_dtype(options.dtype) if options.dtype else None
     for part, source in parts.items():
-        write_adapter(folder, part, source, dtype)
+        write_adapter(folder, part, source, model.decoder, dtype)
     write_projector(folder / "projector", model.projector, dtype)
     write_processor(folder / "processor", model.encoder)
     write_pipeline(folder / "pipeline", model.decoder, dtype)
@@ -75,11 +80,21 @@ def check_classes(config: Path) -> None:
         )
     for part, wanted in CLASSES.items():
         lora.part_settings(config, part)  # says where there is none
-        if (name := str(parts[part].get("class_path")).split(".")[-1]) != wanted:
-            raise ValueError(f"{config}: the {part} is a {name}; `uae export` knows the formats of {wanted} only")
+        if (name := class_name(parts[part])) not in wanted:
+            raise ValueError(
+                f"{config}: the {part} is a {name}; `uae export` knows the formats of {', '.join(wanted)} only"
+            )
+    known = CODECS[class_name(parts["decoder"])]
     if codec := lora.part_settings(config, "decoder").get("codec"):
-        if (name := str(codec.get("class_path")).split(".")[-1]) not in CODECS:
-            raise ValueError(f"{config}: the codec is a {name}; `uae export` knows the formats of {CODECS} only")
+        if (name := class_name(codec)) not in known:
+            raise ValueError(
+                f"{config}: the codec is a {name}; of this decoder `uae export` knows the formats of "
+                f"{', '.join(known)} only"
+            )
+
+
+def class_name(part: dict[str, Any]) -> str:
+    return str(part.get("class_path")).split(".")[-1]
 
 
 # ------------------------------------------------------------------------------------------------ adapters
@@ -103,7 +118,9 @@ def origin(run: Path, stages: list[Path], part: str) -> Origin:
     return Origin(history.base, None, on_hub, history)
 
 
-def write_adapter(folder: Path, part: str, source: Origin, dtype: torch.dtype | None) -> None:
+def write_adapter(
+    folder: Path, part: str, source: Origin, decoder: DiffusersDecoder, dtype: torch.dtype | None
+) -> None:
     """`encoder_lora` or `decoder_lora`, and the base they need; nothing where no adapter was trained."""
     if source.history.adapter is None:
         return
@@ -112,8 +129,9 @@ def write_adapter(folder: Path, part: str, source: Origin, dtype: torch.dtype | 
     if part == "encoder":
         lora.save_peft(adapter, source.base, folder / "encoder_lora")
     else:
-        lora.save_diffusers(adapter, source.base, folder / "decoder_lora")
-        lora.save_comfyui(adapter, folder / "comfyui_lora.safetensors")
+        decoder.save_adapter(adapter.state(""), adapter.config(source.base).to_dict(), folder / "decoder_lora")
+        if decoder.comfyui:
+            lora.save_comfyui(adapter, folder / "comfyui_lora.safetensors")
     if source.copied_from:
         inner = "transformer" if part == "decoder" else ""
         shutil.copytree(source.copied_from / inner, folder / "base" / part / inner)
@@ -148,28 +166,22 @@ def write_processor(folder: Path, encoder: QwenVLEncoder) -> None:
     images.save_pretrained(folder)
 
 
-def write_pipeline(folder: Path, decoder: SD3Decoder, dtype: torch.dtype | None) -> None:
-    """Folder of the standard `StableDiffusion3Pipeline`, its text encoders absent; no code of ours comes with it.
+def write_pipeline(folder: Path, decoder: DiffusersDecoder, dtype: torch.dtype | None) -> None:
+    """Folder of the decoder's standard pipeline, its text encoders absent; no code of ours comes with it.
 
-    Its own loop stacks both branches of guidance into one batch and so needs texts of one length, without a mask; the
-    branch without a text is one zero state here. The model card therefore runs the two branches one after the other.
+    Its own loop stacks both branches of guidance into one batch and so needs texts of one length, often without a mask;
+    the branch without a text is one zero state here. The model card therefore runs the branches one after the other.
     diffusers has no class for the linear codec of the scenes: its three tensors lie in `codec/`, for the card's code.
     """
     print("writing pipeline/", flush=True)
-    codec, vae = decoder.codec.model, decoder.codec.pipeline_model()
-    absent = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+    codec = decoder.codec.model
     for model in (decoder.transformer, codec):
         nn.Module.to(model, dtype)  # the library's own `to` warns of rounding
-    pipeline = sd3_pipeline()(
-        transformer=decoder.transformer,
-        vae=vae,
-        scheduler=decoder.scheduler,
-        **dict.fromkeys(absent),
-    )
+    pipeline = decoder.pipeline()
     diffusers.logging.set_verbosity_error()  # it warns of each part that is absent
     pipeline.save_pretrained(folder)
-    save_file({"pooled": decoder.pooled.cpu()}, folder / "pooled.safetensors", {"format": "pt"})
-    if vae is None:
+    decoder.save_more(folder)
+    if pipeline.vae is None:
         beside = folder.with_name("codec")
         beside.mkdir()
         save_file(codec.state_dict(), beside / "model.safetensors", {"format": "pt"})

@@ -21,7 +21,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from uae_lightning.models.sd3_pipeline import sd3_pipeline
+from uae_lightning.models.handed_on import lora_of, source_of
 from uae_lightning.models.weight_files import verify
 from uae_lightning.run.loading import last_config, read_autoencoder
 from uae_lightning.run.spec import read_stage_yaml
@@ -88,7 +88,7 @@ def history(run: Path, stages: list[Path], part: str) -> History:
         ValueError: the adapter of a stage is missing or does not fit its YAML.
     """
     rounds: list[tuple[str, Adapter]] = []
-    base = part_settings(last_config(run, stages), part)["path"]
+    base = str(part_settings(last_config(run, stages), part)["path"])
     for stage in reversed(stages):
         folder = stage / "weights" / part
         if not folder.is_dir():
@@ -98,10 +98,14 @@ def history(run: Path, stages: list[Path], part: str) -> History:
             return History(str(folder), stage.name, rounds)
         if learnt is not None:
             rounds.insert(0, (stage.name, read_adapter(folder / FILES[part], LoRA(**learnt))))
-        base = part_settings(stage / "config.yaml", part)["path"]
+        base = str(part_settings(stage / "config.yaml", part)["path"])
         if not any(Path(base).parts[-3:] == (earlier.name, "weights", part) for earlier in stages):
             break
-    return History(base, None, rounds)
+    if not Path(base).expanduser().exists():  # on the hub, where no stage hands anything on
+        return History(base, None, rounds)
+    source = source_of(base, [])
+    earlier = [(str(folder), read_adapter(folder / FILES[part], lora_of(folder))) for folder in source.adapters]
+    return History(source.root, None, [*earlier, *rounds])
 
 
 def part_settings(config: Path, part: str) -> dict[str, Any]:
@@ -172,14 +176,6 @@ def sort_targets(file: Path) -> None:
     """peft writes them in the order of a set, another one in each process."""
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"target_modules": sorted(config["target_modules"])}, indent=2, sort_keys=True))
-
-
-def save_diffusers(adapter: Adapter, base: str, folder: Path) -> None:
-    """`load_lora_weights` and `load_lora_adapter` read it; the metadata keep alpha, which the tensors do not tell."""
-    config = {name: sorted(v) if isinstance(v, set) else v for name, v in adapter.config(base).to_dict().items()}
-    sd3_pipeline().save_lora_weights(
-        folder, transformer_lora_layers=adapter.state(""), transformer_lora_adapter_metadata=config
-    )
 
 
 def save_comfyui(adapter: Adapter, file: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -60,6 +60,10 @@ def lora_layers(model: nn.Module) -> list[BaseTunerLayer]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def adapters_of(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The model as it was before adapters were added; does nothing without adapters."""
@@ -73,27 +77,78 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_state(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The state dict the model has without adapters, their update added to the weights; the model is not changed.
+class MergedState(Mapping[str, Tensor]):
+    """The state dict that a model has without adapters, their update added to the weights; the model is not changed.
 
-    Quantised weights become what they stand for: what was trained is what is saved.
+    A tensor is computed when it is asked for: all of them together are a second model in memory. Quantized weights
+    become what they stand for: what was trained is what is saved.
 
     Args:
-        dtype: of the result; None keeps each tensor's own (of a quantised one: that before it was).
+        dtype: of floating-point tensors; None keeps each tensor's own (of a quantized one: that before it was).
     """
-    state = {name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
-    for name, module in model.named_modules():
-        if is_quantized(module):
-            for key in [key for key in state if key.startswith(f"{name}.") and key != f"{name}.bias"]:
-                del state[key]  # the weight in its packed form, its scales and codes
-            state[f"{name}.weight"] = dequantized(module)
-    state = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer):
-            weight = state[f"{name}.weight"]
-            delta = sum(module.get_delta_weight(adapter).float() for adapter in module.active_adapters)
-            state[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
-    return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in state.items()}
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
+        layers = [(name, layer) for name, layer in model.named_modules() if not name.endswith(".base_layer")]
+        self.layers = {f"{plain(name)}.weight": layer for name, layer in layers if rewritten(layer)}
+        packed = {f"{name}." for name, layer in model.named_modules() if is_quantized(layer)}
+        self.others = {}
+        for name, tensor in model.state_dict().items():  # views, no copies
+            of_packed = any(name.startswith(start) for start in packed) and not name.endswith(".bias")
+            if "lora_" not in name and not of_packed and plain(name) not in self.layers:
+                self.others[plain(name)] = tensor
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.others
+        yield from self.layers
+
+    def __len__(self) -> int:
+        return len(self.others) + len(self.layers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = merged_weight(self.layers[name]) if name in self.layers else self.others[name]
+        return tensor.detach().to("cpu", self.written(tensor.dtype)).contiguous()
+
+    def shapes(self) -> dict[str, Tensor]:
+        """How each tensor will be, without data."""
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in self.others.items()}
+        for name, layer in self.layers.items():
+            base = base_of(layer)
+            found[name] = (
+                ((base.out_features, base.in_features), base.weight_dtype)
+                if is_quantized(base)
+                else (base.weight.shape, base.weight.dtype)
+            )
+        return {
+            name: torch.empty(shape, dtype=self.written(dtype), device="meta") for name, (shape, dtype) in found.items()
+        }
+
+    def written(self, own: torch.dtype) -> torch.dtype:
+        return self.dtype if self.dtype is not None and own.is_floating_point else own
+
+
+def rewritten(layer: nn.Module) -> bool:
+    """Whether the weight that is saved of a layer is another than it holds."""
+    return isinstance(layer, BaseTunerLayer) or is_quantized(layer)
+
+
+def plain(name: str) -> str:
+    """The name of a module or tensor in a model without adapters."""
+    return name.replace(".base_layer", "")
+
+
+def base_of(layer: nn.Module) -> nn.Module:
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def merged_weight(layer: nn.Module) -> Tensor:
+    """The weight of a layer with the update of its adapters, unpacked where it is quantized; computed in float32."""
+    base = base_of(layer)
+    weight = dequantized(base) if is_quantized(base) else base.weight
+    if not isinstance(layer, BaseTunerLayer):
+        return weight
+    delta = sum(layer.get_delta_weight(adapter).float() for adapter in layer.active_adapters)
+    return (weight.float() + delta).to(weight.dtype)
 
 
 def to_dtype(name: str) -> torch.dtype:

@@ -1,10 +1,10 @@
-"""Joint attention of SD3 with what diffusers' processor lacks: a mask for text padding."""
+"""Attention backends of diffusers; joint attention of SD3 with what its processor lacks, a mask for text padding."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import SD3Transformer2DModel
+from diffusers import ModelMixin, SD3Transformer2DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from torch import Tensor
 
@@ -13,13 +13,22 @@ def use_masked_attention(transformer: SD3Transformer2DModel, backend: str, *, ma
     """Gives every attention layer a `MaskedJointAttention` with that backend of diffusers.
 
     Raises:
+        ValueError: as `use_backend`.
+    """
+    transformer.set_attn_processor(MaskedJointAttention())
+    use_backend(transformer, backend, masked=masked)
+
+
+def use_backend(transformer: ModelMixin, backend: str, *, masked: bool) -> None:
+    """A backend of diffusers for every attention layer.
+
+    Raises:
         ValueError: the backend is unknown, its package is not installed, or it takes no mask and one is needed.
     """
     if masked and "flash" in backend and "varlen" not in backend and backend != "_native_flash":
         raise ValueError(
             f"attention: {backend} takes no mask for text padding: choose flash_varlen, or set mask_padding: false"
         )
-    transformer.set_attn_processor(MaskedJointAttention())
     if backend == "native":
         return
     try:
@@ -43,6 +52,7 @@ class MaskedJointAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
+        visual: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # noqa: E731  [N, S, D] -> [N, heads, S, d]
         norm = lambda layer, x: x if layer is None else layer(x)  # noqa: E731
@@ -58,12 +68,20 @@ class MaskedJointAttention:
             value = torch.cat([value, heads(attn.add_v_proj(text))], dim=2)
             if text_mask is not None:
                 mask = F.pad(text_mask, (pixels, 0), value=True)[:, None, None]
-        out = self.attend(query, key, value, mask).flatten(2)
+        out = self.attend(query, key, value, mask)
+        if visual is not None and encoder_hidden_states is not None:
+            out = torch.cat([out[:, :pixels] + self.beside(query[:, :, :pixels], visual), out[:, pixels:]], 1)
+        out = out.flatten(2)
         image_out = attn.to_out[1](attn.to_out[0](out[:, :pixels]))
         if encoder_hidden_states is None:
             return image_out
         text_out = out[:, pixels:]
         return image_out, text_out if attn.context_pre_only else attn.to_add_out(text_out)
+
+    def beside(self, query: Tensor, visual: Tensor) -> Tensor:
+        """[N, S, heads, d], added to what the picture's queries [N, heads, S, d] find in picture and text: of visual
+        features [N, K, E], where there are layers for them (`models.visual_decoder`)."""
+        raise NotImplementedError
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[N, heads, S, d] each -> [N, S, heads, d]."""

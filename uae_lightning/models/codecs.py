@@ -1,4 +1,4 @@
-"""Latent codecs in the layout of diffusers: the VAE of Stable Diffusion, DC-AE, and the linear one of the scenes."""
+"""Latent codecs in the layout of diffusers: the VAEs of its decoders, DC-AE, and the linear one of the scenes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Literal
 
-from diffusers import AutoencoderDC, AutoencoderKL
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.paths import resolve
 
 FILES = ["config.json", "diffusion_pytorch_model*"]  # that are wanted of a codec on the hub
+PACKED = 2  # latents of FLUX.2's VAE in each direction that make one
 
 
 class DiffusersCodec(Codec):
@@ -47,7 +50,10 @@ class DiffusersCodec(Codec):
         self.model = load(self.kind, folder, to_dtype(dtype), subfolder).requires_grad_(False)
         if self.sliced:
             self.model.enable_slicing()
-        self.channels = self.model.config.latent_channels
+
+    @property
+    def channels(self) -> int:
+        return self.model.config.latent_channels
 
     @abstractmethod
     def _encode(self, images: Tensor) -> Tensor: ...
@@ -56,12 +62,17 @@ class DiffusersCodec(Codec):
     def _decode(self, latents: Tensor) -> Tensor: ...
 
     @property
-    def shift(self) -> float:
+    def shift(self) -> float | Tensor:
         return self.model.config.shift_factor or 0.0
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> float | Tensor:
         return self.model.config.scaling_factor
+
+    @property
+    def scaling(self) -> str:
+        """In words."""
+        return f"factor {self.scale}, shift {self.shift}"
 
     def encode(self, images: Tensor) -> Tensor:
         return (self._encode((2 * images - 1).to(self.model.dtype)).float() - self.shift) * self.scale
@@ -71,15 +82,15 @@ class DiffusersCodec(Codec):
         return (self._decode(latents.to(self.model.dtype)).float() / 2 + 0.5).clamp(0, 1)
 
     def pipeline_model(self) -> ModelMixin | None:
-        """What a StableDiffusion3Pipeline holds of it; None: diffusers has no class for it."""
-        raise ValueError(f"a StableDiffusion3Pipeline, which `uae export` writes, cannot hold {type(self).__name__}")
+        """What a pipeline of diffusers holds of it; None: diffusers has no class for it."""
+        return self.model
 
     def fingerprint(self, adapters: bool = True) -> dict[str, str]:
         return {
             "VAE": type(self.model).__name__,
             "VAE weights": digest_of(self.model, adapters),
             "VAE dtype": dtypes(self.model, adapters),
-            "VAE scaling": f"factor {self.scale}, shift {self.shift}",
+            "VAE scaling": self.scaling,
         }
 
     def save(self, folder: Path) -> None:
@@ -94,9 +105,6 @@ class KLCodec(DiffusersCodec):
     @property
     def downsampling(self) -> int:
         return 2 ** (len(self.model.config.block_out_channels) - 1)
-
-    def pipeline_model(self) -> ModelMixin:
-        return self.model
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.model.encode(images).latent_dist.mode()
@@ -121,6 +129,71 @@ class DCCodec(DiffusersCodec):
         return self.model.decode(latents).sample
 
 
+class Flux2Codec(DiffusersCodec):
+    """`AutoencoderKLFlux2`; 2 x 2 of its latents make one here, and its batch norm's running statistics scale each
+    channel. Latents are the mode of its distribution."""
+
+    kind, scaling = AutoencoderKLFlux2, "by batch norm"
+
+    @property
+    def channels(self) -> int:
+        return PACKED**2 * self.model.config.latent_channels
+
+    @property
+    def downsampling(self) -> int:
+        return PACKED * 2 ** (len(self.model.config.block_out_channels) - 1)
+
+    @property
+    def shift(self) -> Tensor:
+        return self.model.bn.running_mean.float().view(1, -1, 1, 1)
+
+    @property
+    def scale(self) -> Tensor:
+        return (self.model.bn.running_var.float() + self.model.config.batch_norm_eps).rsqrt().view(1, -1, 1, 1)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return F.pixel_unshuffle(self.model.encode(images).latent_dist.mode(), PACKED)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(F.pixel_shuffle(latents, PACKED)).sample
+
+
+class QwenImageCodec(DiffusersCodec):
+    """`AutoencoderKLQwenImage`, a codec of films that are one frame long, with a mean and a deviation for each channel.
+    Latents are the mode of its distribution."""
+
+    kind = AutoencoderKLQwenImage
+
+    @property
+    def channels(self) -> int:
+        return self.model.config.z_dim
+
+    @property
+    def downsampling(self) -> int:
+        return self.model.spatial_compression_ratio
+
+    @property
+    def shift(self) -> Tensor:
+        return self._by_channel(self.model.config.latents_mean)
+
+    @property
+    def scale(self) -> Tensor:
+        return 1 / self._by_channel(self.model.config.latents_std)
+
+    @property
+    def scaling(self) -> str:
+        return f"means {self.model.config.latents_mean}, deviations {self.model.config.latents_std}"
+
+    def _by_channel(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, device=self.model.device).view(1, -1, 1, 1)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.model.encode(images.unsqueeze(2)).latent_dist.mode().squeeze(2)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents.unsqueeze(2)).sample.squeeze(2)
+
+
 class LinearCodec(DiffusersCodec):
     """`PatchCodec`, principal components of patches."""
 
@@ -140,7 +213,7 @@ class LinearCodec(DiffusersCodec):
         return self.model.decode(latents)
 
 
-CODECS = {codec.kind.__name__: codec for codec in (KLCodec, DCCodec, LinearCodec)}
+CODECS = {codec.kind.__name__: codec for codec in (KLCodec, DCCodec, Flux2Codec, QwenImageCodec, LinearCodec)}
 
 
 def codec_of(folder: Path, dtype: Literal["float32", "bfloat16", "float16"]) -> DiffusersCodec:

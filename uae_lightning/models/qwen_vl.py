@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft.utils import get_peft_model_state_dict
@@ -15,23 +17,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
 
 from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
 from uae_lightning.interfaces import Encoder
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
+from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
 from uae_lightning.models.control_tokens import ForeignText
+from uae_lightning.models.handed_on import save_adapter, source_of
 from uae_lightning.models.loading import load, reading
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.models.quantization import Quantization, quantize_linears
 from uae_lightning.models.resizing import resize
+from uae_lightning.models.saving import save_transformers
 from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
 from uae_lightning.models.weight_files import seal
-from uae_lightning.paths import resolve, weightless
+from uae_lightning.paths import weightless
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Captions, Learning, LoRA
 
@@ -60,12 +64,13 @@ class Seen:
 
     features: Tensor  # [B, K, hidden_size]: one for each merged patch, hence for each image token of the prompt
     grid: tuple[int, int]  # patches in a column and in a row
+    deep: tuple[Tensor, ...] = ()  # as features, for each of the first layers of the text decoder (DeepStack)
 
     def __len__(self) -> int:
         return len(self.features)
 
     def __getitem__(self, rows) -> Seen:
-        return Seen(self.features[rows], self.grid)
+        return Seen(self.features[rows], self.grid, tuple(deep[rows] for deep in self.deep))
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,14 @@ class Prefix:
         return self.last.repeat_interleave(copies, 0), self.position.repeat_interleave(copies, 0), mask
 
 
+def up_to_first(end: Tensor) -> Tensor:
+    """[N, T] bool, True up to the first True of `end` and there."""
+    return end.cumsum(1) - end.long() == 0
+
+
 @checked
 class QwenVLEncoder(Encoder):
-    """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template.
+    """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template; `qwen3_vl.py` is the next generation.
 
     Args:
         path: folder or hub id in the layout of transformers.
@@ -117,6 +127,14 @@ class QwenVLEncoder(Encoder):
         FileNotFoundError: `path` names no model that can be had.
         ValueError: flash-attn is asked for and not installed, or `path` holds another model, or not all of its weights.
     """
+
+    kind: ClassVar[type[PreTrainedModel]] = Qwen2_5_VLForConditionalGeneration
+    title: ClassVar[str] = "Qwen2.5-VL"
+    preprocessor_kind: ClassVar[type] = Qwen2VLImageProcessorPil
+    reading_role: ClassVar[str] = "generate"  # of the turn in which a caption is read alone
+    placeholders: ClassVar[tuple[str, ...]] = (  # of config.json: tokens that a policy must not sample
+        "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -137,12 +155,14 @@ class QwenVLEncoder(Encoder):
                 "attention: flash_attention_2 needs the flash-attn package and a GPU: install the extra "
                 "(`pip install --no-build-isolation 'uae-lightning[flash]'`), or set attention: sdpa"
             )
-        folder, self.dtype = resolve(path, FILES), to_dtype(dtype)
+        self.source, self.dtype, self.quantization = source_of(path, FILES), to_dtype(dtype), quantization
+        folder = self.source.folder
         self.model = load(
-            Qwen2_5_VLForConditionalGeneration, folder, self.dtype,
+            self.kind, folder, self.dtype,
             attn_implementation="sdpa" if weightless() else attention,
         )  # fmt: skip
         self.model.requires_grad_(False)
+        self.source.merge_into(self.model, self.blocks())
         quantize_linears(self.model, self.blocks(), quantization)
         if checkpoint_activations:
             checkpoint_blocks(self.blocks())
@@ -150,9 +170,7 @@ class QwenVLEncoder(Encoder):
         self.hidden_size = config.text_config.hidden_size
         self.max_pixels = max_pixels
         # a policy must not sample placeholders of pictures: in replay the model would look for pictures there
-        self.never_sampled = [
-            config.image_token_id, config.video_token_id, config.vision_start_token_id, config.vision_end_token_id
-        ]  # fmt: skip
+        self.never_sampled = [config.to_dict()[name] for name in self.placeholders]
         self.generate_system, self.caption_system, self.rewrite_prompt = generate_system, caption_system, rewrite_prompt
         if not weightless():
             self._load_text(folder, caption_prompt)
@@ -160,7 +178,7 @@ class QwenVLEncoder(Encoder):
     def _load_text(self, folder: Path, caption_prompt: str) -> None:
         with reading("tokenizer or preprocessor", folder):
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.preprocessor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+            self.preprocessor = self.preprocessor_kind.from_pretrained(folder)
         self.foreign_text = ForeignText(self.tokenizer)
         with reading("chat template", folder):
             content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
@@ -180,6 +198,10 @@ class QwenVLEncoder(Encoder):
                 f"the chat template in {folder} has no place for a picture ({picture}), or for the text to draw: copy "
                 "chat_template.jinja and tokenizer.json again"
             )
+        self._check_preprocessor(folder)
+
+    def _check_preprocessor(self, folder: Path) -> None:
+        """Raises ValueError where it cuts pictures otherwise than the vision tower takes them."""
         sides = self.preprocessor.patch_size, self.preprocessor.merge_size
         vision = self.model.config.vision_config
         if sides != (vision.patch_size, vision.spatial_merge_size):
@@ -189,14 +211,54 @@ class QwenVLEncoder(Encoder):
             )
 
     def blocks(self) -> list[nn.Module]:
-        return [*self.model.model.visual.blocks, *self.model.model.language_model.layers]
+        language = self.model.model.language_model
+        return [*self.vision_blocks(), *(language.layers if language is not None else [])]
+
+    def drop_language(self) -> None:
+        """What remains can `see`, and nothing else."""
+        self.model.model.language_model = self.model.lm_head = None
+
+    # ----------------------------------------------------------------- what another family has in another way
+
+    def vision_blocks(self) -> list[nn.Module]:
+        return list(self.model.model.visual.blocks)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Positions [N, T] of words as the text decoder takes them: in time, height and width alike."""
+        return positions.expand(3, -1, -1)
+
+    def prompt_places(self, input_ids: Tensor, kinds: Tensor, grid: Tensor) -> Tensor:
+        """Positions [3, 1, L] of the caption prompt, in which a picture's have rows and columns."""
+        return self.model.model.get_rope_index(
+            input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids)
+        )[0]
+
+    def stand_in_preprocessor(self) -> SimpleNamespace:
+        """What is asked of the preprocessor, by config.json alone: of a plan, for which no other file is read."""
+        vision, half = self.model.config.vision_config, [0.5] * 3
+        return SimpleNamespace(
+            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=half, image_std=half
+        )
+
+    def picture_text(self, pad: str, grid: tuple[int, int]) -> str:
+        """What stands in a prompt in place of `pad`, for a picture of that many patches."""
+        return pad * (grid[0] * grid[1] // self.preprocessor.merge_size**2)
+
+    def deep_features(self, output: Any) -> tuple[Tensor, ...]:
+        """What the first layers of the text decoder add at the picture, [B, K, D] each, of the tower's output."""
+        return ()
+
+    def deep_inputs(self, seen: Seen, kinds: Tensor) -> dict[str, Any]:
+        """The same as arguments of the text decoder; `kinds` [1, L] is 1 where the picture is."""
+        return {}
 
     def adapt(self, learning: Learning) -> None:
         """A LoRA on the linear layers of the text decoder where its `targets` name nothing else; the vision tower stays
         frozen (paper: unfreezing it collapsed)."""
         if learning == "all":
             raise ValueError(
-                "QwenVLEncoder learns by a LoRA alone: set model.init_args.learn.encoder to {rank: 32, alpha: 64}"
+                f"{type(self).__name__} learns by a LoRA alone: set model.init_args.learn.encoder to "
+                "{rank: 32, alpha: 64}"
             )
         self.model.requires_grad_(False)
         if isinstance(learning, LoRA):
@@ -209,7 +271,14 @@ class QwenVLEncoder(Encoder):
 
     @torch.no_grad()
     def generate(
-        self, images: Tensor | Seen | Asked, *, samples: int, temperature: float, max_new_tokens: int, seed: int
+        self,
+        images: Tensor | Seen | Asked,
+        *,
+        samples: int,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+        heard: Callable[[list[str]], None] | None = None,
     ) -> Captions:
         copies = samples if temperature > 0 else 1
         prefix = self.read_prompt(images)  # once per picture, whatever the group's size
@@ -227,7 +296,7 @@ class QwenVLEncoder(Encoder):
             output = self.model.model.language_model(
                 input_ids=chosen[:, None],
                 attention_mask=None if mask is None else F.pad(mask, (0, index + 1), value=True).long(),
-                position_ids=(position + index).expand(3, -1).unsqueeze(-1),
+                position_ids=self.places((position + index)[:, None]),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -237,14 +306,31 @@ class QwenVLEncoder(Encoder):
             torch.manual_seed(seed)
             tokens, logp = sample_tokens(
                 logits_after, count=len(images) * copies, temperature=temperature, length=max_new_tokens,
-                ends=self.ends, pad=self.pad,
+                ends=self.ends, pad=self.pad, heard=None if heard is None else lambda said: heard(self.spoken(said)),
             )  # fmt: skip
         # all greedy captions of a picture are the same
         tokens, logp = (values.repeat_interleave(samples // copies, 0) for values in (tokens, logp))
         end = is_end(tokens, self.ends)
-        kept = end.cumsum(1) - end.long() == 0  # up to the first end, which is part of the caption
+        return Captions(self.spoken(tokens), tokens, up_to_first(end), logp, cut=~end.any(1))
+
+    def dictate(
+        self,
+        images: Tensor | Seen | Asked,
+        heard: Callable[[list[str]], None],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> Captions:
+        return self.generate(
+            images, samples=1, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, heard=heard
+        )
+
+    def spoken(self, tokens: Tensor) -> list[str]:
+        """The texts of sampled tokens [N, T], each up to its end."""
+        kept = up_to_first(is_end(tokens, self.ends))
         texts = self.tokenizer.batch_decode(tokens.where(kept, self.pad), skip_special_tokens=True)
-        return Captions([text.strip() for text in texts], tokens, kept, logp, cut=~end.any(1))
+        return [text.strip() for text in texts]
 
     def read_prompt(self, images: Tensor | Seen | Asked) -> Prefix:
         """The caption prompt with each picture, or what asks for a caption of each prompt, read once."""
@@ -254,13 +340,13 @@ class QwenVLEncoder(Encoder):
         input_ids, kinds, grid = self.prompt_of(seen.grid, seen.features.device)
         embeddings = model.get_input_embeddings()(input_ids).expand(len(seen), -1, -1)
         embeddings = embeddings.masked_scatter(kinds.bool().unsqueeze(-1), seen.features.to(embeddings))
-        positions, _ = model.get_rope_index(
-            input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids)
-        )
+        positions = self.prompt_places(input_ids, kinds, grid)
         reader = PromptReader()
         states = model.language_model(
-            inputs_embeds=embeddings, position_ids=positions.expand(3, len(seen), -1), past_key_values=reader
-        ).last_hidden_state
+            inputs_embeds=embeddings, position_ids=positions.expand(*positions.shape[:-2], len(seen), -1),
+            past_key_values=reader,
+            **self.deep_inputs(seen, kinds),
+        ).last_hidden_state  # fmt: skip
         return Prefix(reader, states[:, -1], (positions.max() + 1).expand(len(seen)), None)
 
     def _read_asked(self, asked: Asked) -> Prefix:
@@ -268,7 +354,7 @@ class QwenVLEncoder(Encoder):
         states = self.model.model.language_model(
             input_ids=asked.tokens,
             attention_mask=asked.mask.long(),
-            position_ids=torch.arange(length, device=asked.tokens.device).expand(3, rows, -1),
+            position_ids=self.places(torch.arange(length, device=asked.tokens.device).expand(rows, -1)),
             past_key_values=reader,
         ).last_hidden_state
         lengths = asked.mask.sum(1)
@@ -293,7 +379,7 @@ class QwenVLEncoder(Encoder):
         output = self.model.model.language_model(
             input_ids=tokens,  # padding comes last, where nothing attends to it
             attention_mask=None if mask is None else F.pad(mask, (0, tokens.shape[1]), value=True).long(),
-            position_ids=(position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).expand(3, -1, -1),
+            position_ids=self.places(position[:, None] + torch.arange(tokens.shape[1], device=tokens.device)),
             past_key_values=FixedPrefix(prefix.reader, copies),
         )
         return torch.cat([last.unsqueeze(1), output.last_hidden_state], 1)[:, :length]
@@ -335,15 +421,20 @@ class QwenVLEncoder(Encoder):
 
     def see(self, images: Tensor) -> Seen:
         patches, grid = self.patchify(images)
-        features = self.model.model.get_image_features(patches, grid, return_dict=True).pooler_output
-        return Seen(torch.stack(list(features)), tuple(grid[0, 1:].tolist()))
+        output = self.model.model.get_image_features(patches, grid, return_dict=True)
+        return Seen(torch.stack(list(output.pooler_output)), tuple(grid[0, 1:].tolist()), self.deep_features(output))
+
+    @torch.no_grad()
+    def visual_features(self, images: Tensor) -> Tensor:
+        features = self.see(images).features.float()
+        return F.layer_norm(features, features.shape[-1:])
 
     def prompt_of(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The caption prompt for a picture of that many patches: (token ids [1, L], where the picture is [1, L], [1, 3]
         as Qwen writes the grid)."""
-        image_tokens = grid[0] * grid[1] // self.preprocessor.merge_size**2
         pad = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-        ids = self.tokenizer(self.prompt.replace(pad, pad * image_tokens), return_tensors="pt")["input_ids"].to(device)
+        text = self.prompt.replace(pad, self.picture_text(pad, grid))
+        ids = self.tokenizer(text, return_tensors="pt")["input_ids"].to(device)
         return ids, (ids == self.model.config.image_token_id).long(), torch.tensor([[1, *grid]], device=device)
 
     def prompt_inputs(self, images: Tensor) -> dict[str, Tensor]:
@@ -394,14 +485,14 @@ class QwenVLEncoder(Encoder):
         self.control_texts += self.foreign_text.with_control(texts)
         before, after = self.generate_prompt(PLACE).split(PLACE)
         input_ids, mask = self.padded(self.foreign_text.encode(texts, before, after))
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
+        positions = self.places(torch.arange(input_ids.shape[1], device=input_ids.device).expand(*input_ids.shape))
         states = self.model.model.language_model(
             input_ids=input_ids, attention_mask=mask.long(), position_ids=positions, use_cache=False
         ).last_hidden_state
         return states, mask
 
     def generate_prompt(self, text: str) -> str:
-        return self.chat(self.generate_system, "generate", text)
+        return self.chat(self.generate_system, self.reading_role, text)
 
     def chat(self, system: str, role: str, content: str | list[dict[str, str]]) -> str:
         """A turn of that role up to where the answer begins; an empty system line is left out."""
@@ -416,20 +507,31 @@ class QwenVLEncoder(Encoder):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        state = merged_state(self.model, dtype)
+        state = MergedState(self.model, dtype)
         with torch.device("meta"):
-            model = Qwen2_5_VLForConditionalGeneration(self.model.config)
-        model.load_state_dict(state, assign=True)
+            model = self.kind(self.model.config)
+        model.load_state_dict(state.shapes(), assign=True)
         model.tie_weights()
         model.generation_config = self.saved_generation_config
-        model.save_pretrained(folder)
+        sums = save_transformers(model, state, folder)
         self.tokenizer.backend_tokenizer.no_padding()  # of the last texts it read; they would stand in tokenizer.json
         self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         if lora_layers(self.model):
-            save_file(
-                {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()},
-                folder / "adapter_model.safetensors",
-            )
-        seal(folder)
+            self._save_lora(folder)
+        seal(folder, sums)
+
+    def hand_on(self, folder: Path) -> None:
+        if not lora_layers(self.model):
+            return self.save(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_lora(folder)
+        save_adapter(folder, self.model, self.source, self.quantization)
+
+    def handed_on(self) -> list[nn.Parameter]:
+        return adapters_of(self.model) or list(self.parameters())
+
+    def _save_lora(self, folder: Path) -> None:
+        state = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()}
+        save_file(state, folder / "adapter_model.safetensors")

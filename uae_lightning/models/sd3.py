@@ -2,213 +2,65 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import AbstractContextManager
-from inspect import signature
 from pathlib import Path
-from typing import Literal
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from peft.utils import get_peft_model_state_dict
+from diffusers import SD3Transformer2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from uae_lightning.algorithms import flow
 from uae_lightning.files import replacing
-from uae_lightning.interfaces import Codec, FlowDecoder
-from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import adapters_off, add_lora, lora_layers, merged_state, to_dtype
 from uae_lightning.models.attention import use_masked_attention
-from uae_lightning.models.codecs import codec_of
-from uae_lightning.models.loading import check_texts, load, read_object, reading
-from uae_lightning.models.quantization import Quantization, quantize_linears
-from uae_lightning.models.sd3_pipeline import sd3_pipeline
-from uae_lightning.models.weight_files import seal, verify
-from uae_lightning.paths import resolve, weightless
-from uae_lightning.ranges import Count, checked
-from uae_lightning.types import Conditioning, Learning, LoRA
+from uae_lightning.models.diffusers_decoder import DiffusersDecoder
+from uae_lightning.models.loading import check_texts, load, reading
+from uae_lightning.models.weight_files import verify
+from uae_lightning.paths import weightless
 
 TEXT_ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # the CLIPs; T5 is not used
 FOLDERS = ("transformer", "vae", "scheduler", *TEXT_ENCODERS, *TEXT_ENCODERS.values())
 FILES = ["pooled.safetensors", *(f"{folder}/*" for folder in FOLDERS)]  # that are wanted of a model on the hub
-
-# of scheduler_config.json: what `schedule` uses, and what has a meaning under dynamic shifting alone
-OBEYED = {"shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"}
 ATTENTION_PROJECTIONS = [  # Flow-GRPO code: LoRA targets of SD3
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
 ]  # fmt: skip
 
 
-@checked
-class SD3Decoder(FlowDecoder):
-    """`SD3Transformer2DModel` conditioned on projected encoder states.
+class SD3Decoder(DiffusersDecoder):
+    """`SD3Transformer2DModel`; arguments as of `DiffusersDecoder`.
 
-    Args:
-        path: folder or hub id in the layout of diffusers: `transformer/`, `vae/`, `scheduler/`, and the pooled text
-            embedding of the empty prompt (released UAE) in `pooled.safetensors`. Where that file is missing it is
-            computed once from the CLIP text encoders and kept there; where they are missing too, it is zero.
-        resolution: side of the pictures in pixels.
-        codec: None is that in `vae/`, in `dtype`.
-        dtype: of the frozen weights; weights trained in full are kept in float32.
-        quantization: of the linear layers in the blocks, "8bit" or "4bit" (NF4) by bitsandbytes.
-        attention: a backend of diffusers, such as "native" (torch's) or "flash_varlen".
-        checkpoint_activations: compute the blocks' activations again in the backward pass instead of keeping them.
-        compile: torch.compile of the blocks, in sampling and replay alike. It pays on a GPU.
-        mask_padding: nothing attends to text padding; False as the released UAE, where pictures depend on it.
-        sigma_spacing: "sd3" as diffusers' pipeline (the last step before 0 is tiny), "even" between 1 and 1/steps
-            before the shift, which wastes no step when there are few (ours).
-
-    Raises:
-        FileNotFoundError: `path` names no model that can be had.
-        ValueError: the attention backend cannot be used, the model cannot draw at that resolution or with that codec,
-            weights are damaged or incomplete, or a config is of another model or asks for what is not computed here.
+    Beside the rest `path` holds the pooled text embedding of the empty prompt (released UAE) in `pooled.safetensors`.
+    Where that file is missing it is computed once from the CLIP text encoders and kept there; where they are missing
+    too, it is zero.
     """
 
-    def __init__(
-        self,
-        path: str,
-        resolution: Count = 1024,
-        codec: Codec | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        quantization: Quantization = "none",
-        attention: str = "native",
-        checkpoint_activations: bool = False,
-        compile: bool = False,
-        mask_padding: bool = True,
-        sigma_spacing: Literal["sd3", "even"] = "sd3",
-    ) -> None:
-        super().__init__()
-        self.folder, self.dtype = resolve(path, FILES), to_dtype(dtype)
-        self.quantization, self.compiled = quantization, compile
-        self.transformer = load(SD3Transformer2DModel, self.folder, self.dtype, "transformer").requires_grad_(False)
-        use_masked_attention(self.transformer, attention, masked=mask_padding)
-        quantize_linears(self.transformer, self.blocks(), quantization)
-        if checkpoint_activations:
-            checkpoint_blocks(self.blocks())
-        if compile:
-            for block in self.blocks():  # graphs serve all blocks that are alike; a whole transformer takes minutes
-                block.compile()
-        self.codec = codec_of(self.folder, dtype) if codec is None else codec
-        self.scheduler = load_scheduler(self.folder)
-        self.mask_padding, self.sigma_spacing = mask_padding, sigma_spacing
-        config = self.transformer.config
-        self.register_buffer("pooled", empty_prompt_embedding(self.folder, config.pooled_projection_dim))
-        self.image_size, self.conditioning_size = resolution, config.joint_attention_dim
-        self._check_codec()
+    family, title = "sd3", "SD3"
+    kind, pipeline_class, spacing = SD3Transformer2DModel, "StableDiffusion3Pipeline", "sd3"
+    targets, files, comfyui = ATTENTION_PROJECTIONS, FILES, True
 
-    def _check_codec(self) -> None:
-        """Raises ValueError where codec, transformer and resolution do not fit."""
-        config, codec = self.transformer.config, self.codec
-        if codec.channels != config.in_channels:
-            raise ValueError(
-                f"codec and transformer do not fit: the latents of {type(codec).__name__} have {codec.channels} "
-                f"channels, the transformer takes {config.in_channels}; give model.autoencoder.decoder.codec another, "
-                "or model.autoencoder.decoder.path a transformer that was trained on it"
-            )
-        unit, most = codec.downsampling * config.patch_size, config.pos_embed_max_size
-        if self.image_size % unit or self.image_size > unit * most:
-            raise ValueError(
-                f"resolution must be a multiple of {unit}, at most {unit * most} px, got {self.image_size}"
-            )
+    def prepare(self) -> None:
+        size = self.transformer.config.pooled_projection_dim
+        self.register_buffer("pooled", empty_prompt_embedding(self.folder, size))
 
-    def blocks(self) -> list[nn.Module]:
-        return list(self.transformer.transformer_blocks)
+    @property
+    def most_patches(self) -> int:
+        return self.transformer.config.pos_embed_max_size
 
-    def adapt(self, learning: Learning) -> None:
-        """All weights of the transformer, or a LoRA on its attention where its `targets` name nothing else."""
-        if learning == "all":
-            self._make_exact()
-        self.transformer.requires_grad_(learning == "all")
-        if isinstance(learning, LoRA):
-            targets, one_product = ATTENTION_PROJECTIONS, not self.compiled
-            add_lora(self.transformer, learning, targets, self.random_state, one_product=one_product)
+    def use_attention(self, backend: str, *, masked: bool) -> None:
+        use_masked_attention(self.transformer, backend, masked=masked)
 
-    def _make_exact(self) -> None:
-        """Takes the transformer to float32, from the files where its weights were rounded."""
-        if self.quantization != "none":
-            raise ValueError(
-                f"quantization: {self.quantization} is for frozen weights: set model.autoencoder.decoder.quantization "
-                "to none, or model.init_args.learn.decoder to a LoRA"
-            )
-        if self.dtype != torch.float32:
-            exact = load(SD3Transformer2DModel, self.folder, torch.float32, "transformer")
-            self.transformer.load_state_dict(exact.state_dict(), assign=True)
-            self.dtype = torch.float32
-
-    def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:
-        if conditioning is None:  # one zero state: the text embedder's bias is the learned null token
-            conditioning = Conditioning(
-                x.new_zeros(len(x), 1, self.conditioning_size), torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
-            )
-        if self.mask_padding:  # beyond the longest text there is nothing to attend to
-            conditioning = conditioning.cropped()
-        dtype = self.dtype
-        sample = self.transformer(
-            hidden_states=x.to(dtype),
-            timestep=(sigma * self.scheduler.config.num_train_timesteps).to(x.device),
-            encoder_hidden_states=conditioning.states.to(dtype),
-            pooled_projections=self.pooled.to(dtype).expand(len(x), -1),
-            joint_attention_kwargs={"text_mask": conditioning.mask if self.mask_padding else None},
+    def predict(self, x: Tensor, sigma: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
+        return self.transformer(
+            hidden_states=x,
+            timestep=sigma * self.scheduler.config.num_train_timesteps,
+            encoder_hidden_states=states,
+            pooled_projections=self.pooled.to(x.dtype).expand(len(x), -1),
+            joint_attention_kwargs={"text_mask": mask},
         ).sample
-        return sample.float()
 
-    def schedule(self, steps: int) -> Tensor:
-        shift = self.scheduler.config.shift
-        if self.sigma_spacing == "sd3":
-            return flow.sigma_schedule(steps, shift=shift)
-        even = torch.linspace(1.0, 1 / steps, steps)
-        return torch.cat([flow.shift_sigma(even, shift), torch.zeros(1)])
-
-    def reference(self) -> AbstractContextManager[None]:
-        return adapters_off(self.transformer)
-
-    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        state = merged_state(self.transformer, dtype)
-        with torch.device("meta"):
-            model = SD3Transformer2DModel.from_config(self.transformer.config)
-        model.load_state_dict(state, assign=True)
-        model.save_pretrained(folder / "transformer")
-        self.codec.save(folder / "vae")
-        self.scheduler.save_pretrained(folder / "scheduler")
+    def save_more(self, folder: Path) -> None:
         save_file({"pooled": self.pooled.cpu()}, folder / "pooled.safetensors")
-        if lora_layers(self.transformer):
-            adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
-            config = self.transformer.peft_config["default"].to_dict()  # alpha, which the tensors do not tell
-            config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-            sd3_pipeline().save_lora_weights(
-                folder, transformer_lora_layers=adapter, transformer_lora_adapter_metadata=config
-            )
-        seal(folder)
-
-
-def load_scheduler(folder: Path) -> FlowMatchEulerDiscreteScheduler:
-    """Of its settings `schedule` obeys `shift`; others that would change the noise levels are refused.
-
-    Raises:
-        FileNotFoundError: there is no scheduler_config.json.
-        ValueError: it asks for another class, or for what is not computed here.
-    """
-    file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"no scheduler in {folder}: {file} is missing, copy it from the model")
-    settings = read_object(file)
-    name = settings.pop("_class_name", FlowMatchEulerDiscreteScheduler.__name__)
-    if name != FlowMatchEulerDiscreteScheduler.__name__:
-        raise ValueError(f"{file}: {name} is not known here, only FlowMatchEulerDiscreteScheduler")
-    defaults = {key: field.default for key, field in signature(FlowMatchEulerDiscreteScheduler).parameters.items()}
-    others = {key: value for key, value in settings.items() if key not in OBEYED and not key.startswith("_")}
-    if refused := {key: value for key, value in others.items() if key not in defaults or value != defaults[key]}:
-        listed = ", ".join(f"{key}: {json.dumps(value)}" for key, value in refused.items())
-        raise ValueError(f"{file} asks for {listed}, which is not computed here: remove it, and set `shift` instead")
-    shift = settings.get("shift", defaults["shift"])
-    if not isinstance(shift, int | float) or not 0 < shift < float("inf"):
-        raise ValueError(f"{file}: shift must be a positive number, got {json.dumps(shift)}")
-    return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
 def empty_prompt_embedding(folder: Path, size: int) -> Tensor:

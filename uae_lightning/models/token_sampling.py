@@ -31,6 +31,7 @@ def sample_tokens(
     length: int,
     ends: list[int],
     pad: int,
+    heard: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Captions [count, T <= length], each ended by one of `ends` and filled up with `pad`, and their log-probabilities.
 
@@ -41,6 +42,7 @@ def sample_tokens(
         logits_after: (tokens [rows], which of the last rows these are, or None for all, index of the token) -> logits
             [rows, V] of the next token; for the first token it is called with (None, None, 0).
         temperature: 0 is greedy.
+        heard: is given the tokens so far [count, t], after each.
     """
     logits = logits_after(None, None, 0)
     tokens = torch.full((count, length), pad, device=logits.device)
@@ -52,6 +54,8 @@ def sample_tokens(
         tokens[running, index] = chosen
         logp[running, index] = gather_logprobs(logits, chosen, temperature=temperature or 1.0)
         done = done | is_end(chosen, ends)
+        if heard is not None:
+            heard(tokens[:, : index + 1])
         left = int((~done).sum())
         if left == 0 or index == length - 1:
             return tokens[:, : index + 1], logp[:, : index + 1]

@@ -5,20 +5,26 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 SUMS = "SHA256SUMS"  # in the format of sha256sum: `sha256sum -c SHA256SUMS` checks them too
+READ: dict[tuple[int, ...], str] = {}  # the state of a file -> its SHA-256, of those this process has read whole
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, known: Mapping[Path, str] | None = None) -> None:
     """Ends a `save`: SHA256SUMS lists every safetensors file under `folder`, and all have its mode.
 
     safetensors 0.8 and the libraries on it write files that their owner alone can read (mode 0600).
+
+    Args:
+        known: the SHA-256 of files, from who wrote them; the others are read.
     """
-    files = sorted(folder.rglob("*.safetensors"))
+    files, known = sorted(folder.rglob("*.safetensors")), known or {}
     sums = folder / SUMS
     sums.unlink(missing_ok=True)  # one that is written over would keep its mode
-    sums.write_text("".join(f"{digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files))
+    lines = (f"{known.get(file) or digest(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
+    sums.write_text("".join(lines))
     for file in files:
         shutil.copymode(sums, file)
 
@@ -29,6 +35,8 @@ def verify(folder: Path, part: str = "") -> None:
     Args:
         folder: that `seal` was called with.
         part: of the files, those in this sub-folder, or one file.
+
+    A file is read once in a process: the stages of a run start from the same gigabytes.
 
     Raises:
         ValueError: a file is not what was written, or the list is damaged.
@@ -60,5 +68,18 @@ def listed(sums: Path) -> list[tuple[str, str]]:
 
 
 def digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    """SHA-256 of a file, as it was read before where nothing has written to it since."""
+    before = state(file)
+    if before not in READ:
+        with file.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        if state(file) != before:
+            return found
+        READ[before] = found
+    return READ[before]
+
+
+def state(file: Path) -> tuple[int, ...]:
+    """Which file it is, and when it was last written."""
+    found = file.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

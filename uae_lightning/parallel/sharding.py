@@ -11,7 +11,7 @@ which bitsandbytes keeps its own views of.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -86,17 +86,18 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def whole_on_main(module: nn.Module) -> Iterator[None]:
-    """Inside it the parameters of rank 0 are whole, on the CPU, one after the other gathered by all ranks.
+def whole_on_main(module: nn.Module, wanted: Iterable[nn.Parameter] | None = None) -> Iterator[None]:
+    """Inside it the `wanted` parameters of rank 0, or all, are whole, on the CPU, gathered one after the other.
 
     For files that know nothing of ranks. All ranks must enter it; the other ranks' parameters stay as they are. It
     needs no room on the device for more than one parameter. Does nothing where nothing is sharded.
     """
+    chosen = None if wanted is None else {id(parameter) for parameter in wanted}
     shards = [
         (child, name, parameter)
         for child in module.modules()
         for name, parameter in child.named_parameters(recurse=False, remove_duplicate=False)
-        if isinstance(parameter, DTensor)
+        if isinstance(parameter, DTensor) and (chosen is None or id(parameter) in chosen)
     ]
     for child, name, parameter in shards:
         full = parameter.detach().full_tensor()

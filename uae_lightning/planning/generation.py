@@ -61,7 +61,7 @@ class Generation:
         before = self.meter.now.flops
         output = self.encoder.model.model.language_model(
             input_ids=torch.ones(rows, 1, dtype=torch.long),
-            position_ids=torch.full((3, rows, 1), cache.get_seq_length()),
+            position_ids=self.encoder.places(torch.full((rows, 1), cache.get_seq_length())),
             past_key_values=cache,
             use_cache=True,
         )

@@ -16,7 +16,7 @@ def make_optimizer(stage: Stage, *, gpu: bool) -> torch.optim.Optimizer:
     Those of torch are stepped on the fake parameters themselves. bitsandbytes computes on real memory only: its state
     is measured on small real tensors, and its step, which needs no temporaries, left out.
     """
-    optimizer = stage.configure_optimizers()
+    optimizer = stage.make_optimizer()
     if type(optimizer).__module__.startswith("bitsandbytes"):
         return _Stepless(optimizer, stage.optimizer)
     if gpu:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -11,13 +12,16 @@ import lightning as L
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from uae_lightning.data.prompts import MAX_PROMPT_WORDS, PromptData
 from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.vision_codes import VisionCodes
 from uae_lightning.planning.integers import Numbers
 from uae_lightning.planning.meter import Meter, Phase
 from uae_lightning.planning.sharding import Devices, Shares, devices_of, shares
 from uae_lightning.planning.step import Setting, Step
-from uae_lightning.planning.text import give_text
+from uae_lightning.planning.text import FullLength, give_text
 from uae_lightning.planning.weightless import build, give_fake_tensors
+from uae_lightning.rewards.clip_score import ClipScore
 from uae_lightning.stages.common import Stage
 from uae_lightning.stages.policy import PolicyStage
 from uae_lightning.usage import UsageError
@@ -120,15 +124,17 @@ def plan_built(
     policies = list(stage.policies.values()) if isinstance(stage, PolicyStage) else []
     meter = Meter(copies=policies[0].group_size if policies else 1)
     judging = [judge for judge in (judges and judges.reward, judges and judges.unrewarded) if judge is not None]
-    if not isinstance(stage.encoder, QwenVLEncoder):
-        raise UsageError(f"uae plan knows QwenVLEncoder, not {type(stage.encoder).__name__}")
+    if not isinstance(stage.encoder, QwenVLEncoder | VisionCodes):
+        raise UsageError(f"uae plan knows QwenVLEncoder and VisionCodes, not {type(stage.encoder).__name__}")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, meter, Numbers():
         with meter.phase("loading"):
             for module in (stage, *judging):
                 give_fake_tensors(module, mode, meter)
             for judge in judging:
                 judge.eval().requires_grad_(False)
-        give_text(stage.encoder, prompts)
+        give_text(stage.encoder.vision if isinstance(stage.encoder, VisionCodes) else stage.encoder, prompts)
+        for scorer in {inner for judge in judging for inner in judge.modules() if isinstance(inner, ClipScore)}:
+            scorer.tokenizer = FullLength()
         for reader in {inner for judge in judging for inner in judge.modules() if isinstance(inner, QwenVLEncoder)}:
             give_text(reader, {})
         step = Step(stage, judges, meter, setting)
@@ -150,6 +156,7 @@ def prompts_of(config: Any) -> dict[str, str]:
             "encoder takes is then counted too"
         )
     options = encoder.init_args
+    options = options.vision.init_args if "vision" in options else options  # of VisionCodes
     return {name: options[name] for name in ("caption_system", "caption_prompt", "generate_system")}
 
 
@@ -165,7 +172,15 @@ def setting_of(config: Any) -> Setting:
         precision=str(trainer.precision or "32-true"),
         gpu=trainer.accelerator != "cpu",
         average=any(callback.class_path.endswith(".EMA") for callback in trainer.callbacks or []),
+        prompt_words=prompt_words(config.data),
     )
+
+
+def prompt_words(data: Any) -> int | None:
+    """The most that a prompt has; None where there are pictures."""
+    module, _, name = data.class_path.rpartition(".")
+    drawn_from_prompts = issubclass(getattr(sys.modules[module], name), PromptData)
+    return (data.get("init_args") or {}).get("max_prompt_words", MAX_PROMPT_WORDS) if drawn_from_prompts else None
 
 
 def result(

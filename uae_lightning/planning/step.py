@@ -15,7 +15,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from uae_lightning.models.vision_codes import VisionCodes
 from uae_lightning.planning.blocks import repeated_blocks, run_one_of_equal_blocks
+from uae_lightning.planning.codes import CodesGeneration
 from uae_lightning.planning.generation import Generation
 from uae_lightning.planning.meter import Meter
 from uae_lightning.planning.optimizer import make_optimizer
@@ -28,6 +30,7 @@ from uae_lightning.stages.memory_replay import Replay
 from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Batch
 
+TOKENS_PER_WORD = 1.4  # of English prose, estimated
 PROMPT = 24  # tokens of a terse prompt, estimated; those of GenEval have about ten
 PHASES = {"rollout": "pictures", "score": "reward", "update": "update"}  # verb of `Stage.timed` -> phase
 
@@ -43,6 +46,7 @@ class Setting:
         precision: `trainer.precision`.
         gpu: planned for a GPU, where optimisers work on all tensors at a time.
         average: the EMA callback keeps a copy of what is trained.
+        prompt_words: of the longest prompts, where there are no pictures; None: there are some.
     """
 
     pictures: int
@@ -51,6 +55,7 @@ class Setting:
     precision: str = "32-true"
     gpu: bool = True
     average: bool = False
+    prompt_words: int | None = None
 
 
 class Step:
@@ -60,7 +65,8 @@ class Step:
         self.stage, self.judges, self.meter, self.setting = stage, judges, meter, setting
         self.policies = list(stage.policies.values()) if isinstance(stage, PolicyStage) else []
         self.trained = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-        self.generation = Generation(stage.encoder, meter)
+        generation = CodesGeneration if isinstance(stage.encoder, VisionCodes) else Generation
+        self.generation = generation(stage.encoder, meter)
         stage.encoder.generate = self.generation
         for part in (stage.encoder, stage.decoder):
             run_one_of_equal_blocks(meter, part.blocks())
@@ -150,6 +156,9 @@ class Step:
         return self.stage.decoder.image_size
 
     def _batch(self, pictures: int, side: int) -> Batch:
+        if (words := self.setting.prompt_words) is not None:
+            texts = [caption(int(TOKENS_PER_WORD * words), row) for row in range(pictures)]
+            return Batch(torch.empty(pictures, 3, 0, 0), texts, texts)
         texts = [caption(self.stage.captioning.max_new_tokens, row) for row in range(pictures)]
         keys, prompts = [str(index) for index in range(pictures)], [caption(PROMPT, row) for row in range(pictures)]
         return Batch(torch.empty(pictures, 3, side, side), texts, keys, prompts=prompts)

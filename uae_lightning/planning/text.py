@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 
 from uae_lightning.models.control_tokens import ForeignText
@@ -62,14 +60,17 @@ class StandInTokenizer:
         return [caption(tokens.shape[1])] * len(tokens)
 
 
+class FullLength:
+    """In place of the tokenizer of a CLIP, which pads to all places."""
+
+    def __call__(self, texts: list[str], *, max_length: int, **options: object) -> Tokens:
+        return Tokens(input_ids=torch.zeros(len(texts), max_length, dtype=torch.long))
+
+
 def give_text(encoder: QwenVLEncoder, options: dict) -> None:
     """What `QwenVLEncoder` loads beside its weights; `options` are those of the YAML."""
-    config = encoder.model.config
-    encoder.tokenizer = StandInTokenizer(config.image_token_id)
-    vision = config.vision_config
-    encoder.preprocessor = SimpleNamespace(
-        patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
+    encoder.tokenizer = StandInTokenizer(encoder.model.config.image_token_id)
+    encoder.preprocessor = encoder.stand_in_preprocessor()
     system, prompt = options.get("caption_system", CAPTION_SYSTEM), options.get("caption_prompt", CAPTION_PROMPT)
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     turns = [{"content": system}] if system else []

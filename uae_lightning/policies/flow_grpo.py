@@ -95,6 +95,15 @@ class FlowGRPO(Policy[PictureActs]):
         if options.sde == "cps" and options.noise_level > 1:
             raise ValueError(f"noise_level must not exceed 1 with sde 'cps', got {options.noise_level}")
 
+    @staticmethod
+    def decoder_forwards(options: Any) -> int:
+        """For one picture, counted as in `types.Work`: of sampling, and of each trained step with its guidance branch
+        and, under a KL, the reference. What the pictures of a group share is counted for each."""
+        (first, end), sampling = options.window, options.sampling
+        with_gradient = sampling.branches if options.guidance_gradient == "both" else 1
+        of_step = sampling.branches * (2 if options.kl_beta > 0 else 1) + 2 * with_gradient
+        return sampling.forwards + options.updates_per_batch * (end - first) * of_step
+
     def act(self, context: Conditioning, randomness: Randomness) -> PictureActs:
         """G pictures of each of P captions."""
         self.window = self.next_window(randomness)

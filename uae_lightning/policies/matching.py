@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,14 @@ class Matching(Policy[LatentActs]):
         self.levels, self.objective, self.draws, self.moves = levels, objective, draws, moves
         self.strength, self.clip, self.kl_beta = strength, clip, kl_beta
         self.policy_lag, self.lagging = policy_lag, LaggingPolicy(trained)
+
+    @staticmethod
+    def decoder_forwards(options: Any) -> int:
+        """For one picture, counted as in `types.Work`: of sampling, and of each draw with, under a KL, the reference
+        and, off policy, the policy that sampled."""
+        off_policy = options.updates_per_batch * options.update_parts > 1 or options.policy_lag is not None
+        of_draw = options.updates_per_batch * (4 if options.kl_beta > 0 else 3) + off_policy
+        return options.sampling.forwards + options.draws * of_draw
 
     @property
     def decoder(self) -> FlowDecoder:

@@ -12,7 +12,7 @@ from uae_lightning.data.dealing import Place
 from uae_lightning.data.images import BadFile
 from uae_lightning.data.sources import Indexed, Sample, Source, key_bytes
 from uae_lightning.prepare.near_duplicates import SeenPictures
-from uae_lightning.prepare.pictures import Prepared, prepare
+from uae_lightning.prepare.pictures import HashOf, Prepared, prepare
 
 Row = dict[str, Any]  # what becomes of one picture; see `writer`
 Item = TypeVar("Item")
@@ -53,14 +53,19 @@ class Batch:
 
 
 def batches(
-    samples: Iterator[tuple[Place, Sample]], number: int, size: int, max_pixels: int, seen: SeenPictures
+    samples: Iterator[tuple[Place, Sample]],
+    number: int,
+    size: int,
+    max_pixels: int,
+    seen: SeenPictures,
+    hash_of: HashOf,
 ) -> Iterator[Batch]:
-    """The samples of shard `number`, `size` pictures to caption at a time; those are added to `seen`."""
+    """The samples of shard `number`, `size` pictures to caption at a time; those are added to `seen` by their hash."""
     batch = Batch()
     for index, (behind, sample) in enumerate(samples):
         batch.behind, row = behind, {"name": name(number, index), "key": sample.key}
         try:
-            picture = prepare(sample, max_pixels)
+            picture = prepare(sample, max_pixels, hash_of)
         except BadFile as error:
             batch.settled.append(row | {"status": "skipped", "reason": error.reason, "detail": error.detail[:300]})
             continue

@@ -23,7 +23,7 @@ from uae_lightning.prepare.caption_report import Counts
 from uae_lightning.prepare.caption_writer import Record, Shard, records, write_lists, writing
 from uae_lightning.prepare.filters import Caption, CaptionFilter, count_words
 from uae_lightning.prepare.near_duplicates import SeenPictures
-from uae_lightning.prepare.pictures import Prepared, file_to_keep
+from uae_lightning.prepare.pictures import HashOf, Prepared, file_to_keep
 from uae_lightning.terminal.progress import Progress
 
 Captions = Callable[[list[Image.Image]], list[Caption]]
@@ -39,7 +39,8 @@ class CaptionData:
         caption_filter: which captions are kept.
         folder: of the set.
         model: what NAME.json calls the captioner.
-        near_duplicates: of `SeenPictures`.
+        duplicate_bits: of `SeenPictures`.
+        load_hash: gives what tells whether pictures are alike; called once, before the first is read.
         batch_size: pictures captioned at a time.
         shard_size: pictures read for a shard.
         max_pixels: area to which pictures are scaled down before they are captioned.
@@ -52,7 +53,8 @@ class CaptionData:
     caption_filter: CaptionFilter
     folder: Path
     model: str
-    near_duplicates: int | None
+    duplicate_bits: int | None
+    load_hash: Callable[[], HashOf]
     batch_size: int
     shard_size: int
     max_pixels: int
@@ -61,7 +63,7 @@ class CaptionData:
 
     def run(self) -> Counts:
         """Raises UsageError where too many files cannot be used, and what the captioner raises."""
-        self.counts, self.seen = Counts(), SeenPictures(self.near_duplicates)
+        self.counts, self.seen = Counts(), SeenPictures(self.duplicate_bits)
         listed = self.folder / "skipped.jsonl"
         listed.unlink(missing_ok=True)  # begun again from the records; a killed process may have left half a line
         self.skipped = SkippedFiles(self.max_skipped, self.reading.source.name, listed)
@@ -69,7 +71,7 @@ class CaptionData:
         samples = self.reading.samples(place)
         first = next(samples, None)
         if first is not None:
-            self.captioner  # noqa: B018  loaded before the bar appears, and its clock starts
+            self.captioner, self.hash_of  # noqa: B018  loaded before the bar appears, and its clock starts
         with Progress(self.reading.total, "picture", "caption-data", done=self.counts.seen) as self.bar:
             while first is not None:
                 self._shard(number, itertools.chain([first], itertools.islice(samples, self.shard_size - 1)))
@@ -81,6 +83,10 @@ class CaptionData:
     @functools.cached_property
     def captioner(self) -> Captions:
         return self.load_captioner()
+
+    @functools.cached_property
+    def hash_of(self) -> HashOf:
+        return self.load_hash()
 
     def _resume(self) -> tuple[Place, int]:
         """Takes the finished shards into account; returns where to go on, and the number of the next shard."""
@@ -100,7 +106,7 @@ class CaptionData:
                 self.seen.add(int(row["hash"], 16), int(row["digest"], 16), pack(number, index))
 
     def _shard(self, number: int, samples: Iterator) -> None:
-        read = batches(samples, number, self.batch_size, self.max_pixels, self.seen)
+        read = batches(samples, number, self.batch_size, self.max_pixels, self.seen, self.hash_of)
         with writing(self.folder, number) as shard, seeded(self.seed, number):
             for batch in ahead(read):
                 shard.behind = batch.behind

@@ -21,6 +21,8 @@ def settings(options: argparse.Namespace, source: Source) -> dict[str, Any]:
     found = {name: value for name, value in vars(options).items() if name not in FREE}
     if Path(options.source).exists():
         found["source"] = str(Path(options.source).resolve())
+    if options.duplicate_judge:
+        found["duplicate_judge"] = str(options.duplicate_judge.resolve())
     found |= {"part": str(options.part), "pictures": len(source), "names": fingerprint(source)}
     return found
 

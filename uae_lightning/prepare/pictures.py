@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image
@@ -13,9 +14,9 @@ from PIL import Image
 from uae_lightning.data.image_text import image_bytes
 from uae_lightning.data.images import MAX_ASPECT, MIN_SIDE, read_picture
 from uae_lightning.data.sources import Sample
-from uae_lightning.prepare.near_duplicates import perceptual_hash
 
 SIGNATURES = {"jpg": rb"\xff\xd8\xff", "png": rb"\x89PNG\r\n\x1a\n", "webp": rb"RIFF....WEBP"}
+HashOf = Callable[[Image.Image], int]  # 64 bits of an RGB picture
 HARMLESS = {"grayscale", "palette", "color profile"}  # what every reader of pictures understands
 
 
@@ -30,13 +31,13 @@ class Prepared:
     digest: int  # 64 bits of the file's
 
 
-def prepare(sample: Sample, max_pixels: int) -> Prepared:
+def prepare(sample: Sample, max_pixels: int, hash_of: HashOf) -> Prepared:
     """Raises BadFile as `read_picture` does."""
     data = image_bytes(sample)
     picture = read_picture(data, at_least=math.isqrt(max_pixels), min_side=MIN_SIDE, max_aspect=MAX_ASPECT)
     image = scaled_down(picture.image, max_pixels)
     digest = hashlib.blake2b(data, digest_size=8).digest()
-    return Prepared(image, data, picture.converted, perceptual_hash(image), int.from_bytes(digest))
+    return Prepared(image, data, picture.converted, hash_of(image), int.from_bytes(digest))
 
 
 def scaled_down(image: Image.Image, max_pixels: int) -> Image.Image:

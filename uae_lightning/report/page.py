@@ -14,7 +14,7 @@ from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.report.charts import Band, Line, line_chart, smoothed
 from uae_lightning.report.evaluation import evaluation_section
 from uae_lightning.report.losses import losses_section
-from uae_lightning.report.pictures import Column, before_after, gallery, gallery_columns, hero_section
+from uae_lightning.report.pictures import Column, before_after, drawn, gallery, gallery_columns, hero_section
 from uae_lightning.report.stages import StageView, duration, read_stages, signed, stage_table
 from uae_lightning.report.summary import paired_gain
 from uae_lightning.run import folder as run_folder
@@ -102,7 +102,7 @@ def header(record: dict[str, Any], stages: list[StageView]) -> str:
 
 
 def cards(stages: list[StageView], compared: list[StageView]) -> str:
-    first, last = compared[0].rows[0], compared[-1].rows[-1]
+    first, last = compared[0].rows[0], run_folder.final_row(compared[-1].folder)
     seconds = sum(stage.record["seconds"] for stage in stages if stage.record)
     items = []
     for measure, title in [("reward", "reward"), ("unrewarded", "not rewarded")]:
@@ -138,7 +138,7 @@ def marked_captions(columns: list[Column], compared: list[StageView], marker: Ca
     """Of each picture its captions along the run, as Markdown."""
     keys = compared[0].rows[0]["keys"]
     data = (yaml.safe_load((compared[0].folder / "config.yaml").read_text("utf-8")) or {}).get("data", {})
-    along = zip(*(column.captions for column in columns[1:]), strict=True)
+    along = zip(*(column.captions for column in drawn(columns)), strict=True)
     return [marker.mark(captions, key, data) for captions, key in zip(along, keys, strict=False)]
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from uae_lightning.report.captions import as_html
 from uae_lightning.run import folder as run_folder
 
+ORIGINAL = "original"
 CRISP = 200  # px: smaller pictures are enlarged pixel by pixel
 
 
@@ -26,20 +27,30 @@ class Column:
 
 
 def gallery_columns(stages: list[Path]) -> list[Column]:
-    """Originals, the start, and the end of each stage, from the stages' folders; nothing without a gallery."""
+    """Originals where there are some, the start, and the end of each stage, from the stages' folders; nothing without a
+    gallery."""
     galleries = [stage / "gallery" for stage in stages if (stage / "gallery" / "captions.json").exists()]
     if not galleries:
         return []
-    originals = pictures_of(galleries[0] / "originals.png")
-    columns = [Column("original", originals, [""] * len(originals))]
+    columns = originals_in(galleries[0])
     for number, folder in enumerate(galleries):
         captions = run_folder.read_json(folder / "captions.json")
         steps = sorted(map(int, captions))
         if number == 0:
             columns.append(column_at("at the start", folder, captions, steps[0]))
+        step = run_folder.handed_on_step(folder.parent)
+        step = step if step in steps else steps[-1]
         if steps[-1] > 0:
-            columns.append(column_at(f"after {folder.parent.name}", folder, captions, steps[-1]))
+            columns.append(column_at(f"after {folder.parent.name}", folder, captions, step))
     return columns
+
+
+def originals_in(folder: Path) -> list[Column]:
+    """The column of a gallery's originals; none where it shows what was drawn of prompts."""
+    if not (folder / "originals.png").exists():
+        return []
+    originals = pictures_of(folder / "originals.png")
+    return [Column(ORIGINAL, originals, [""] * len(originals))]
 
 
 def column_at(title: str, folder: Path, captions: dict[str, list[str]], step: int) -> Column:
@@ -62,15 +73,23 @@ def gallery(columns: list[Column], marked: list[list[str]], legend: str = "") ->
     """
     if not columns:
         return ""
-    strips = []
+    strips, moments = [], drawn(columns)
     for row, captions in enumerate(marked):
-        shown = [figure(columns[0], row, "")]
-        shown += [figure(column, row, text) for column, text in zip(columns[1:], captions, strict=True)]
+        shown = [figure(column, row, "") for column in columns if column.title == ORIGINAL]
+        shown += [figure(column, row, text) for column, text in zip(moments, captions, strict=True)]
         strips.append(f'<div class="strip">{"".join(shown)}</div>')
-    return (
-        "<h2>What it looks like</h2><p>The same held-out pictures along the run: the encoder writes the caption, and "
-        f"the decoder draws the picture above it from that caption alone. {escape(legend)}</p>{''.join(strips)}"
+    about = (
+        "The same held-out pictures along the run: the encoder writes the caption, and the decoder draws the picture "
+        "above it from that caption alone."
+        if len(moments) < len(columns)
+        else "The same held-out prompts along the run: the decoder draws the picture above each."
     )
+    return f"<h2>What it looks like</h2><p>{about} {escape(legend)}</p>{''.join(strips)}"
+
+
+def drawn(columns: list[Column]) -> list[Column]:
+    """Those of drawings, in the order of time."""
+    return [column for column in columns if column.title != ORIGINAL]
 
 
 def figure(column: Column, row: int, marked: str) -> str:
@@ -85,7 +104,7 @@ def figure(column: Column, row: int, marked: str) -> str:
 
 def before_after(columns: list[Column], side: int = 128, gap: int = 8, margin: int = 96) -> Image.Image | None:
     """Originals, first and last reconstructions, a row each, enlarged without smoothing."""
-    if len(columns) < 3:
+    if len(columns) < 3 or columns[0].title != ORIGINAL:
         return None
     rows = [("original", columns[0]), ("before", columns[1]), ("after", columns[-1])]
     count = len(columns[0].pictures)

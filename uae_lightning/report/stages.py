@@ -51,7 +51,7 @@ def stage_table(stages: list[StageView]) -> str:
     longest = max([stage.record["seconds"] for stage in stages if stage.record], default=0.0)
     rows = []
     for stage in stages:
-        before, after = stage.rows[0], stage.rows[-1]
+        before, after = stage.rows[0], run_folder.final_row(stage.folder)
         gain = paired_gain(before, after, "reward")
         other = signed_span(paired_gain(before, after, "unrewarded")) if "unrewarded" in before else "&ndash;"
         tokens = [sum(row["caption_tokens"]) / len(row["caption_tokens"]) for row in (before, after)]

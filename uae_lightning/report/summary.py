@@ -16,7 +16,7 @@ SUMMARY_KEYS = (
 
 
 def stage_record(name: str, place: Path, steps: int, seconds: float, command: str) -> dict[str, Any]:
-    """What a stage changed on the held-out pictures, from its first and last validation.
+    """What a stage changed on the held-out pictures, from its first validation and that of the weights it hands on.
 
     Raises:
         ValueError: these are not of the weights it began with and of those it hands on, after `steps` steps.
@@ -29,7 +29,7 @@ def stage_record(name: str, place: Path, steps: int, seconds: float, command: st
             "before and after need step 0 and the last one. Keep trainer.num_sanity_val_steps at -1; where "
             "trainer.max_steps was lowered for a resume, raise it again and resume; else start again with --overwrite"
         )
-    before, after = rows[0], rows[-1]
+    before, after = rows[0], run_folder.final_row(place)
     return {
         "name": name,
         "reward_before": mean_interval(before["reward"]),
@@ -59,7 +59,7 @@ def summarise(folder: Path) -> None:
     done = [stage for stage in run_folder.stages_of(folder) if run_folder.is_done(stage)]
     records = [run_folder.read_json(stage / "stage.json", *SUMMARY_KEYS) for stage in done]
     compared = run_folder.comparable(done)
-    before, after = run_folder.read_rows(compared[0])[0], run_folder.read_rows(compared[-1])[-1]
+    before, after = run_folder.read_rows(compared[0])[0], run_folder.final_row(compared[-1])
     run = {
         "gain": paired_gain(before, after, "reward"),
         "unrewarded": {"name": after["unrewarded_name"], "gain": paired_gain(before, after, "unrewarded")},

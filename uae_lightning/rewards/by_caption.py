@@ -25,6 +25,8 @@ class ByCaption(Reward):
     def __init__(self, written: Reward, given: Reward) -> None:
         super().__init__()
         self.written, self.given = written, given
+        self.needs_originals = written.needs_originals or given.needs_originals
+        self.skips_failures = written.skips_failures or given.skips_failures
 
     def forward(self, inputs: RewardInput) -> RewardOutput:
         written, given = self.written(inputs).total, self.given(inputs).total
@@ -33,6 +35,9 @@ class ByCaption(Reward):
 
     def held_out(self) -> Reward:
         return self.written
+
+    def failure(self) -> str:
+        return "; ".join(filter(None, (self.written.failure(), self.given.failure())))
 
     def title(self) -> str:
         return f"{self.written.title()}, {self.given.title()} of given captions"

@@ -26,6 +26,8 @@ class CaptionLikelihood(FrozenReward):
             [0, 1], which hardly tells bad pictures from worse ones.
     """
 
+    needs_originals = False
+
     def __init__(self, encoder: Encoder, scale: Literal["nats", "probability"] = "nats") -> None:
         super().__init__()
         self.encoder, self.scale = encoder, scale

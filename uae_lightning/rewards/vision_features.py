@@ -130,17 +130,18 @@ class Preprocessing(nn.Module):
         return (shortest, long) if height <= width else (long, shortest)
 
 
-def vision_folder(model: str, owner: str) -> Path:
+def vision_folder(model: str, owner: str, files: list[str] = FILES) -> Path:
     """The folder of a vision model of transformers, from a local path, "shipped:NAME" or a hub id.
 
     Args:
         owner: name of the reward, for the message.
+        files: patterns of what is wanted of a model on the hub.
 
     Raises:
         FileNotFoundError: it is neither on this machine nor to be had.
     """
     try:
-        return resolve(model, FILES)
+        return resolve(model, files)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{owner}: {error}. A folder needs config.json, model.safetensors and preprocessor_config.json; "

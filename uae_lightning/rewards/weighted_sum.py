@@ -36,6 +36,7 @@ class WeightedSum(Reward):
         self.rewards = nn.ModuleDict(rewards)
         self.weights = dict(weights)
         self.needs_originals = any(reward.needs_originals for reward in rewards.values())
+        self.skips_failures = any(reward.skips_failures for reward in rewards.values())
 
     def forward(self, inputs: RewardInput) -> RewardOutput:
         outputs = {name: reward(inputs) for name, reward in self.rewards.items()}
@@ -44,6 +45,9 @@ class WeightedSum(Reward):
 
     def held_out(self) -> Reward:
         return self if self.judges_held_out is None else self.rewards[self.judges_held_out].held_out()
+
+    def failure(self) -> str:
+        return "; ".join(filter(None, (reward.failure() for reward in self.rewards.values())))
 
     def title(self) -> str:
         return " + ".join(reward.title() for reward in self.rewards.values())

@@ -12,6 +12,7 @@ runs/NAME/
     checkpoints/last.ckpt     to resume this stage
     time.json                 on what the seconds were spent (callbacks.Throughput)
     weights/COMPONENT/        what the stage trained, for the next stage
+    handed_on.json            of which step they are, where it is not the last one
     gallery/                  reconstructions and captions of the same few held-out pictures
     events.out.tfevents...    TensorBoard
 """
@@ -27,6 +28,7 @@ from typing import Any
 from uae_lightning.usage import UsageError
 
 TIME = "time.json"
+HANDED_ON = "handed_on.json"
 LEFT_BY_A_STAGE = (
     "stage.json",
     "hparams.yaml",
@@ -39,6 +41,7 @@ LEFT_BY_A_STAGE = (
     "events.out.*",
     "skipped.jsonl",
     TIME,
+    HANDED_ON,
     "config.yaml",
 )  # fmt: skip  in the order in which they are cleared: killed half-way, it is still the folder of a stage, and not done
 WRITTEN_FIRST = "# lightning.pytorch=="  # how config.yaml begins, which is there before all else
@@ -165,6 +168,19 @@ def read_rows(stage: Path) -> list[dict[str, Any]]:
         if not (rows and whole) or (last is not None and last not in rows):
             raise ValueError(f"{path} is damaged: it lacks rows, or parts of them; repeat the stage {stage.name}")
     return [rows[step] for step in sorted(rows)]
+
+
+def final_row(stage: Path) -> dict[str, Any]:
+    """The validation row of the weights that the stage hands on: the last one unless it says otherwise."""
+    rows = read_rows(stage)
+    step = handed_on_step(stage)
+    return next((row for row in rows if row["step"] == step), rows[-1])
+
+
+def handed_on_step(stage: Path) -> int | None:
+    """None where it is the last one, or not known yet."""
+    file = stage / HANDED_ON
+    return read_json(file, "step")["step"] if file.exists() else None
 
 
 def comparable(stages: list[Path]) -> list[Path]:

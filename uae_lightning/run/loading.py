@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -127,8 +127,14 @@ def read_autoencoder(config: Path, settings: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-def load_reward(path: Path, option: str) -> Reward:
+Judge = TypeVar("Judge", bound=Reward)
+
+
+def load_reward(path: Path, option: str, kind: type[Judge] = Reward) -> Judge:
     """The reward that a YAML of class_path and init_args describes.
+
+    Args:
+        kind: what it has to be.
 
     Raises:
         UsageError: it is none; the option that names the YAML is named.
@@ -140,6 +146,31 @@ def load_reward(path: Path, option: str) -> Reward:
         raise UsageError(f"{option} {path} is not the YAML of a reward: it has no class_path")
     quiet()
     try:
-        return build(Reward, content).requires_grad_(False)
+        return build(kind, content).requires_grad_(False)
     except UsageError as error:
         raise UsageError(f"{option} {path}: {error}") from error
+
+
+def load_judges(config: Path) -> list[Reward]:
+    """What judges held-out pictures in a stage: the reward of its RewardCallback, and what it does not reward.
+
+    Raises:
+        UsageError: the YAML names something that is no reward.
+    """
+    callbacks = (read_stage_yaml(config).get("trainer") or {}).get("callbacks") or []
+    given = next((one.get("init_args", {}) for one in callbacks if is_reward_callback(one)), {})
+    judges = []
+    for described in filter(None, (given.get(key) for key in ("reward", "unrewarded"))):
+        if isinstance(described, str):
+            described = read_yaml(config.parent / described, "a reward")
+        described = OmegaConf.to_container(OmegaConf.create(described), resolve=True)
+        quiet()
+        try:
+            judges.append(build(Reward, described).requires_grad_(False).held_out())
+        except UsageError as error:
+            raise UsageError(f"{config}: {error}") from error
+    return judges
+
+
+def is_reward_callback(described: Any) -> bool:
+    return isinstance(described, dict) and str(described.get("class_path", "")).endswith(".RewardCallback")

@@ -10,6 +10,7 @@ from uae_lightning.usage import UsageError
 FREE = ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "resume", "overwrite")  # of this call, or moved
 MIXED = (  # a checkpoint brings its own, or half of the stage would be of one kind and half of another
     "seed_everything", "model.class_path", "model.init_args.seed", "model.init_args.optimizer",
+    "model.init_args.lr_scheduler",
     "model.init_args.learning_rates",
     "data.class_path", "data.init_args.seed",
 )  # fmt: skip

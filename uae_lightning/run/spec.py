@@ -143,16 +143,27 @@ def overlaid(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     return base | overlay | both
 
 
-def read_run_or_stage(path: Path, given: Sequence[str]) -> RunSpec:
-    """The run of a YAML that lists stages; of a stage's the run of that one, judged by evaluation.yaml beside it."""
+def read_run_or_stage(path: Path, given: Sequence[str], over: Sequence[Path] = ()) -> RunSpec:
+    """The run of a YAML that lists stages; of a stage's the run of that one, judged by evaluation.yaml beside it.
+
+    Args:
+        given: names of overlays that a run offers.
+        over: YAMLs that are laid over a stage's, the later one counts.
+    """
     content = read_yaml(path, "a run or of a stage, such as conf/demo.yaml")
     if isinstance(content, dict) and "stages" in content:
+        if over:
+            raise UsageError(
+                f"--config {over[0]} cannot be laid over a run: --with names what {path} lays over its stages"
+            )
         return read_run(path, given)
+    for one in over:
+        read_stage_yaml(one)
     if given:
         raise UsageError(f"--with {' '.join(given)} needs the YAML of a run, and {path} is that of a stage")
     beside = path.parent / "evaluation.yaml"
     evaluation = EvaluationSpec(beside, {}) if beside.is_file() else None
-    return RunSpec(path.stem, [StageSpec(path.stem, path, {})], evaluation)
+    return RunSpec(path.stem, [StageSpec(path.stem, path, {}, tuple(over))], evaluation)
 
 
 def read_stage(entry: Any, path: Path, number: int) -> StageSpec:

@@ -80,6 +80,8 @@ FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only
     "checkpoint.every_n_train_steps": ranges.Natural,
     "checkpoint.save_top_k": ranges.NaturalOrAll,
 }
+OF_LEARN = r"(--model(?:\.init_args)?\.learn)\.(\w+)"
+NULLS = ("null", "Null", "NULL", "~")  # YAML's
 DESCRIPTIONS = {
     "fit": "Train one stage. Options are dotted keys of the YAML: --trainer.max_steps 20, "
     "--model.init_args.group_size 8; --print_config shows the outcome.",
@@ -311,11 +313,27 @@ def parse_stage(args: list[str]) -> ParsedStage:
 @contextmanager
 def command_line(args: list[str]) -> Iterator[None]:
     """`sys.argv` as if `uae ARGS` had been typed: Lightning starts the other ranks of a stage with that command."""
-    before, sys.argv = sys.argv, [sys.argv[0], *args]
+    before, sys.argv = sys.argv, [sys.argv[0], *nothing_learnt(args)]
     try:
         yield
     finally:
         sys.argv = before
+
+
+def nothing_learnt(args: list[str]) -> list[str]:
+    """`--model.learn.decoder=null` as `--model.learn={decoder: null}`, which leaves the other parts as they are.
+
+    jsonargparse (4.53) hands a None that is set inside of a dataclass on as the text "None", and refuses it.
+    """
+    found: list[str] = []
+    for word in args:
+        apart = found and re.fullmatch(OF_LEARN, found[-1])  # `--model.learn.decoder null`
+        option, value = (found.pop(), word) if apart else word.partition("=")[::2]
+        if (match := re.fullmatch(OF_LEARN, option)) and value.strip() in NULLS:
+            found.append(f"{match[1]}={{{match[2]}: null}}")
+        else:
+            found += [option, word] if apart else [word]
+    return found
 
 
 def check_yamls(args: list[str]) -> None:

@@ -35,8 +35,6 @@ class StatedObjects(FrozenReward):
 
     needs_originals = False
 
-    needs_originals = False
-
     def __init__(self, path: str | Path = "shipped:scenes/verifier") -> None:
         super().__init__()
         self.detector = SceneDetector.from_folder(resolve(path))

@@ -24,6 +24,7 @@ class Auxiliary(ABC):
 
     name: str  # logged as train/NAME, before the weight
     trains: tuple[str, ...]  # components that it has gradients for
+    decoder_forwards = 0  # for one picture of the stage's batch, counted as in `types.Work`
 
     def __init__(self, weight: float) -> None:
         self.weight = weight

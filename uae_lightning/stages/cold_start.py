@@ -16,9 +16,10 @@ from torch import Tensor
 
 from uae_lightning.algorithms.truncated_backprop import unroll
 from uae_lightning.parallel.collectives import own_rows, ranks
-from uae_lightning.ranges import Count, checked
+from uae_lightning.ranges import Count, Share, checked
 from uae_lightning.stages.common import Stage
-from uae_lightning.types import Batch, RewardInput
+from uae_lightning.stages.own_captions import captions_to_draw, drawn_from_their_own
+from uae_lightning.types import Batch, RewardInput, Work
 
 
 @checked
@@ -37,6 +38,8 @@ class ColdStart(Stage):
         gradient_steps: K, the steps of the sampler that gradients flow through, the last ones (DRaFT-K, arXiv
             2309.17400). The last steps are about details: what a caption says is decided in the first. A step as tiny
             as the last one of sigma_spacing "sd3" (from sigma 0.01 to 0) has next to no gradient: count one more.
+        own_captions: share of a batch's pictures whose caption is that of the data, such as prompts, where the others'
+            is the encoder's; `rewards.by_caption.ByCaption` has a reward for each.
         **parts: of `Stage`.
 
     Raises:
@@ -46,9 +49,9 @@ class ColdStart(Stage):
     trained = ("encoder", "projector", "decoder")
     learns_from_reward = True
 
-    def __init__(self, *args, gradient_steps: Count = 1, **parts) -> None:
+    def __init__(self, *args, gradient_steps: Count = 1, own_captions: Share = 0.0, **parts) -> None:
         super().__init__(*args, **parts)
-        self.gradient_steps = gradient_steps
+        self.gradient_steps, self.own_captions = gradient_steps, own_captions
 
     @staticmethod
     def check_training(options: Any) -> None:
@@ -63,14 +66,22 @@ class ColdStart(Stage):
                 "adapters: set model.autoencoder.condition_on to adapted, or leave encoder out of model.init_args.learn"
             )
 
+    @staticmethod
+    def work(options: Any) -> Work:
+        """Of the steps with gradient all but the last are computed twice."""
+        sampling, trained = options.sampling, options.gradient_steps
+        return Work(sampling.forwards + sampling.branches * (3 * trained - 1), 1, 1)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.score is not None  # `on_train_batch_start` has asked
-        with self.timed("rollout"):
-            captions = self.autoencoder.write(batch.images, 1, self.step_seed(0, self.global_rank))
+        own = drawn_from_their_own(batch, self.own_captions, self.global_rank)
+        with self.timed("rollout"), torch.no_grad():
+            captions = captions_to_draw(self, batch, own)
         noise = torch.randn(len(batch.images) * ranks(), *self.decoder.latent_shape, generator=self.generator(1))
         pictures = self.draw(captions.texts, own_rows(noise).to(batch.images.device))
         with self.timed("score"):
-            rewards = self.score(RewardInput(batch.images, pictures, captions.texts)).total
+            given = torch.tensor(own, device=batch.images.device)
+            rewards = self.score(RewardInput(batch.images, pictures, captions.texts, given)).total
         if not rewards.requires_grad:
             raise ValueError(
                 "ColdStart learns by the gradient of the reward, and that of callbacks.RewardCallback has none: give "

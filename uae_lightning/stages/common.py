@@ -14,12 +14,13 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.interfaces import Decoder, Encoder, Projector
@@ -33,7 +34,7 @@ from uae_lightning.parallel.collectives import (
 from uae_lightning.parallel.sharding import shard
 from uae_lightning.ranges import Limit, Positive, Seed, checked
 from uae_lightning.stages.auxiliary import Auxiliary
-from uae_lightning.types import Batch, Learn, RewardInput, RewardOutput, Sampling, ValidationOutput
+from uae_lightning.types import Batch, Captions, Learn, RewardInput, RewardOutput, Sampling, ValidationOutput, Work
 
 OVERFLOWS = 20  # in a row: the loss scale of float16 starts at 2^16 and is halved by each; below 1 it is not the reason
 OF_AUXILIARIES = 1_000_000  # their randomness is for no other purpose
@@ -47,6 +48,8 @@ class Stage(L.LightningModule):
         autoencoder: the parts.
         learn: what is trained of each part, such as {projector: all, decoder: {rank: 32, alpha: 64}}.
         optimizer: called with the trainable parameters.
+        lr_scheduler: called with the optimizer, and stepped with it: of torch.optim.lr_scheduler, or
+            `stages.schedules.WarmUp`; None: the rates stay as they are.
         max_grad_norm: gradients are clipped to it, those of float16 once their loss scale is taken out; infinity clips
             none.
         seed: of noise and captions.
@@ -60,6 +63,7 @@ class Stage(L.LightningModule):
 
     trained: tuple[str, ...] = ()  # components that can learn here, and whose weights this stage hands on
     trains_from_cache = False  # on `uae_lightning.data.cached.CachedData`
+    trains_from_prompts = False  # on `uae_lightning.data.prompts.PromptData`, where there are no pictures
     learns_from_reward = False  # and so needs callbacks.RewardCallback
     batches_seen: Tensor  # [] of the run so far, kept in checkpoints
 
@@ -68,6 +72,7 @@ class Stage(L.LightningModule):
         autoencoder: AutoEncoder,
         learn: Learn = Learn(),  # noqa: B008  nobody writes to it
         optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
         max_grad_norm: Limit = 1.0,
         seed: Seed = 0,
         learning_rates: dict[str, Positive] | None = None,
@@ -77,7 +82,8 @@ class Stage(L.LightningModule):
         self.autoencoder = autoencoder
         self.learn = learn
         self._adapt(learn)
-        self.optimizer, self.max_grad_norm, self.seed = optimizer, max_grad_norm, seed
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.max_grad_norm, self.seed = max_grad_norm, seed
         self.learning_rates, self.auxiliaries = learning_rates or {}, auxiliaries or []
         for auxiliary in self.auxiliaries:
             auxiliary.check(self)
@@ -128,6 +134,12 @@ class Stage(L.LightningModule):
         It is asked before anything is loaded, too; commands that train nothing never ask.
         """
 
+    @staticmethod
+    def work(options: Any) -> Work:
+        """What training spends on one picture of a batch, by the same options; of auxiliary losses they say it
+        themselves."""
+        raise NotImplementedError("the stage does not say what it spends: give its class a method `work`")
+
     def on_fit_start(self) -> None:
         self.check_training(self)
 
@@ -145,7 +157,16 @@ class Stage(L.LightningModule):
                 yield auxiliary.weight * loss
             self.log(f"train/{auxiliary.name}", total, sync_dist=True)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> torch.optim.Optimizer | dict[str, Any]:  # type: ignore[override]
+        optimizer = self.make_optimizer()
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError("lr_scheduler: ReduceLROnPlateau follows a figure, not the steps: take another one")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError(
@@ -188,8 +209,16 @@ class Stage(L.LightningModule):
     def validation_step(  # type: ignore[override]  # Lightning hands anything on to callbacks, but declares less
         self, batch: Batch, batch_idx: int
     ) -> ValidationOutput:
-        captions, images = self.autoencoder.reconstruct(batch.images, seed=1_000_000 + batch_idx * ranks() + rank())
-        return ValidationOutput(RewardInput(batch.images, images, captions.texts), captions.lengths, batch.keys)
+        captions, images = self.held_out_drawings(batch, 1_000_000 + batch_idx * ranks() + rank())
+        inputs = RewardInput(batch.images, images, captions.texts, metadata=batch.metadata)
+        return ValidationOutput(inputs, captions.lengths, batch.keys)
+
+    @torch.no_grad()
+    def held_out_drawings(self, batch: Batch, seed: int) -> tuple[Captions, Tensor]:
+        """The round trip of pictures; prompts that have none are drawn as they are."""
+        if batch.has_images:
+            return self.autoencoder.reconstruct(batch.images, seed)
+        return self.autoencoder.reader.tokenize(batch.captions), self.autoencoder.generate(batch.captions, seed)
 
     # ------------------------------------------------------------------------------------------------ bookkeeping
 
@@ -228,6 +257,8 @@ class Stage(L.LightningModule):
             self.clip_to_norm()
         optimizer.step()
         optimizer.zero_grad()
+        if self.lr_scheduler is not None and isinstance(optimizer, LightningOptimizer):
+            self.lr_schedulers().step()  # type: ignore[union-attr]  # `configure_optimizers` makes one
         return self.grad_norm
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -257,6 +288,8 @@ class Stage(L.LightningModule):
                     f"step {self.global_step} is skipped: its gradients overflow in float16 at a loss scale of "
                     f"{scaler.get_scale():g}, which is halved. A few such steps are normal, the first ones above all"
                 )
+        if self.lr_scheduler is not None:
+            self.log("train/lr", optimizer.param_groups[0]["lr"])
         if self.automatic_optimization:
             self.log("train/grad_norm", self.grad_norm)
 

@@ -15,6 +15,7 @@ from uae_lightning.policies.matching import Matching, PolicyLag
 from uae_lightning.ranges import Count, Finite, ModeScale, NonNegative, Positive, Several, Share, checked
 from uae_lightning.stages.decoder_rl import PictureStage
 from uae_lightning.stages.policy import Rollout
+from uae_lightning.types import Work
 
 
 @checked
@@ -76,6 +77,10 @@ class DecoderMatching(PictureStage):
             clip=clip, kl_beta=kl_beta, advantage_scale=advantage_scale, advantage_clip=advantage_clip,
         )  # fmt: skip
         self.policies = {"pictures": pictures}
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        return Work(options.group_size * Matching.decoder_forwards(options), captions_written=1)
 
     def update(self, rollout: Rollout, *advantages: Tensor) -> None:
         super().update(rollout, *advantages)

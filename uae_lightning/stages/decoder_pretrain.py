@@ -5,6 +5,8 @@ B pictures in the batch   L text positions   D conditioning width   C h w latent
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +16,7 @@ from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.common import Stage
-from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput
+from uae_lightning.types import Batch, Conditioning, RewardInput, ValidationOutput, Work
 
 
 @checked
@@ -37,7 +39,7 @@ class DecoderPretrain(Stage):
         **parts: of `Stage`.
     """
 
-    trained = ("projector", "decoder")
+    trained: tuple[str, ...] = ("projector", "decoder")
     trains_from_cache = True
 
     def __init__(
@@ -58,10 +60,23 @@ class DecoderPretrain(Stage):
         self.loss_weighting, self.precondition_outputs = loss_weighting, precondition_outputs
         self.condition_dropout = condition_dropout
 
+    @staticmethod
+    def work(options: Any) -> Work:
+        return Work(3)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self.step_loss(batch, condition_of(self.autoencoder, batch))
+
+    def step_loss(self, batch: Batch, conditioning: Conditioning) -> Tensor:
+        """Flow matching on the batch's pictures by `conditioning`, logged, and auxiliary losses.
+
+        Raises:
+            FloatingPointError: it is no number.
+        """
         loss = flow_matching(
             self.autoencoder,
             batch,
+            conditioning,
             self.generator(0),
             self.levels,
             self.condition_dropout,
@@ -96,6 +111,7 @@ class DecoderPretrain(Stage):
 def flow_matching(
     autoencoder: AutoEncoder,
     batch: Batch,
+    conditioning: Conditioning,
     generator: torch.Generator,
     levels: flow.SigmaLevels,
     condition_dropout: float,
@@ -107,7 +123,7 @@ def flow_matching(
     decoder, device = autoencoder.flow_decoder, batch.images.device
     size = len(batch.images) * ranks()  # of the global batch
     dropped = own_rows(torch.rand(size, generator=generator)).to(device) < condition_dropout
-    conditioning = condition_of(autoencoder, batch).drop(dropped)  # [B, L, D]
+    conditioning = conditioning.drop(dropped)  # [B, L, D]
     x0 = latents_of(autoencoder, batch)  # [B, C, h, w]
     noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
     sigma = own_rows(flow.sample_sigma(size, **levels, generator=generator, device=device))
@@ -120,8 +136,7 @@ def flow_matching(
 def condition_of(autoencoder: AutoEncoder, batch: Batch) -> Conditioning:
     if batch.embedded is None:
         return autoencoder.read(batch.captions)
-    states, mask = batch.embedded
-    return Conditioning(autoencoder.projector(states), mask)
+    return autoencoder.projector.conditioning(*batch.embedded)
 
 
 @torch.no_grad()

@@ -11,12 +11,14 @@ import torch
 
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.ranges import Count, Natural, NonNegative, Positive, Several, Share, checked
+from uae_lightning.stages.own_captions import captions_to_draw, drawn_from_their_own
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import Batch, Captions, RewardInput
+from uae_lightning.types import Batch, RewardInput, Work
 
 
 class PictureStage(PolicyStage):
-    """Base of the stages whose one policy draws: a caption of each picture, and G pictures of each caption.
+    """Base of the stages whose one policy draws: a caption of each picture, and G pictures of each caption. Prompts
+    without pictures (`data.prompts.PromptData`) are drawn as they are.
 
     Args:
         own_captions: share of a batch's pictures whose caption is that of the data, where the others' is the encoder's:
@@ -25,6 +27,7 @@ class PictureStage(PolicyStage):
     """
 
     trained = ("decoder",)
+    trains_from_prompts = True
 
     def __init__(self, *args, own_captions: Share, **parts) -> None:
         super().__init__(*args, **parts)
@@ -32,29 +35,14 @@ class PictureStage(PolicyStage):
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:
-        own = self.drawn_from_their_own(len(batch.keys))
-        captions = self.captions_of(batch, own)
+        own, group = drawn_from_their_own(batch, self.own_captions, self.global_rank), self.policy.group_size
+        captions = captions_to_draw(self, batch, own)
         acts = self.policy.act(self.autoencoder.read(captions.texts), self)
-        images = batch.images.repeat_interleave(self.policy.group_size, 0)
-        texts = [text for text in captions.texts for _ in range(self.policy.group_size)]
-        given = torch.tensor(own, device=images.device).repeat_interleave(self.policy.group_size)
-        return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given))
-
-    def drawn_from_their_own(self, count: int) -> list[bool]:
-        """Which of a rank's pictures: evenly spread over the global batch, whatever the number of ranks."""
-        places = range(self.global_rank * count, (self.global_rank + 1) * count)
-        return [int((place + 1) * self.own_captions) > int(place * self.own_captions) for place in places]
-
-    def captions_of(self, batch: Batch, own: list[bool]) -> Captions:
-        """One of each picture, that of the data where it is drawn from its own."""
-        others, seed = [row for row, given in enumerate(own) if not given], self.step_seed(0, self.global_rank)
-        if len(others) == len(own):
-            return self.autoencoder.write(batch.images, 1, seed)
-        texts = batch.given_captions(type(self).__name__, "set model.init_args.own_captions to 0")
-        written = iter(self.autoencoder.write(batch.images[others], 1, seed).texts if others else ())
-        return self.autoencoder.reader.tokenize(
-            [t if given else next(written) for t, given in zip(texts, own, strict=True)]
-        )
+        images = batch.images.repeat_interleave(group, 0)
+        texts = [text for text in captions.texts for _ in range(group)]
+        given = torch.tensor(own, device=images.device).repeat_interleave(group)
+        metadata = None if batch.metadata is None else [row for row in batch.metadata for _ in range(group)]
+        return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given, metadata))
 
 
 @checked
@@ -137,3 +125,7 @@ class DecoderRL(PictureStage):
     @staticmethod
     def check_training(options: Any) -> None:
         FlowGRPO.check(options)
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        return Work(options.group_size * FlowGRPO.decoder_forwards(options), captions_written=1)

@@ -15,7 +15,7 @@ from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.policies.token_objectives import TokenObjective
 from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import Batch, RewardInput
+from uae_lightning.types import Batch, RewardInput, Work
 
 
 @checked
@@ -71,6 +71,11 @@ class EncoderRL(PolicyStage):
     @staticmethod
     def check_training(options: Any) -> None:
         CaptionGRPO.check(options)
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        captions = options.group_size
+        return Work(captions * options.sampling.forwards, captions, options.updates_per_batch * captions)
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:

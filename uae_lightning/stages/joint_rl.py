@@ -17,7 +17,7 @@ from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.policies.flow_grpo import FlowGRPO
 from uae_lightning.ranges import Count, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
-from uae_lightning.types import TOTAL, Batch, RewardInput, RewardOutput
+from uae_lightning.types import TOTAL, Batch, RewardInput, RewardOutput, Work
 
 
 @checked
@@ -54,6 +54,13 @@ class JointRL(PolicyStage):
     def check_training(options: Any) -> None:
         CaptionGRPO.check(SimpleNamespace(**vars(options.captions.init_args), captioning=options.captioning))
         FlowGRPO.check(SimpleNamespace(**vars(options.pictures.init_args), sampling=options.sampling))
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        captions, pictures, updates = options.captions.init_args.group_size, options.pictures, options.updates_per_batch
+        drawn = SimpleNamespace(**vars(pictures.init_args), sampling=options.sampling, updates_per_batch=updates)
+        forwards = captions * drawn.group_size * FlowGRPO.decoder_forwards(drawn)
+        return Work(forwards, captions, updates * captions)
 
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:

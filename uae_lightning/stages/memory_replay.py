@@ -48,7 +48,8 @@ class Replay(Auxiliary):
         weight: what the loss is multiplied by.
         data: whose first training batches are remembered; its batch_size is that of a replay, on all ranks together.
         batches: how many of them.
-        micro_batch: pictures per forward and backward pass.
+        micro_batch: pictures per forward and backward pass. On float32 weights every pass adds the adapters to them
+            anew (`models.lora_product`), so that small ones compute more.
         feature_weight: of the distance of states, a mean over texts; the KL is a mean over tokens.
         balance: of `algorithms.distillation.rarity_weights`; 0 weighs all tokens alike.
 
@@ -99,7 +100,7 @@ class Replay(Auxiliary):
         if len(found) < self.batches:
             raise ValueError(f"Replay is to remember {self.batches} batches, its data has {len(found)}: lower batches")
         for batch in found:
-            if not batch.images.numel():
+            if not batch.has_images:
                 raise ValueError("Replay looks at pictures, and a cache has none: give its data with pictures")
             if len(batch.images) % ranks():
                 raise ValueError(

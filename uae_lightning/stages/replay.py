@@ -10,7 +10,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
 from uae_lightning.stages.auxiliary import Auxiliary
 from uae_lightning.stages.common import Stage
-from uae_lightning.stages.decoder_pretrain import flow_matching
+from uae_lightning.stages.decoder_pretrain import condition_of, flow_matching
 from uae_lightning.stages.rewrite_sft import cross_entropy
 from uae_lightning.types import Batch
 
@@ -26,6 +26,7 @@ class DecoderReplay(Auxiliary):
     """
 
     name, trains = "decoder_replay", ("projector", "decoder")
+    decoder_forwards = 3
 
     def __init__(
         self,
@@ -43,7 +44,12 @@ class DecoderReplay(Auxiliary):
 
     def loss(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Tensor:
         self.captions_of(batch)
-        return flow_matching(stage.autoencoder, batch, generator, self.levels, self.condition_dropout)
+        if batch.latents is None and not batch.has_images:
+            raise ValueError(
+                "DecoderReplay learns from pictures, and prompts have none: take it out of model.init_args.auxiliaries"
+            )
+        model = stage.autoencoder
+        return flow_matching(model, batch, condition_of(model, batch), generator, self.levels, self.condition_dropout)
 
 
 @checked
@@ -62,7 +68,7 @@ class EncoderReplay(Auxiliary):
 
     def loss(self, stage: Stage, batch: Batch, generator: torch.Generator) -> Tensor:
         texts, encoder = self.captions_of(batch), stage.autoencoder.reader
-        if not batch.images.numel():
+        if not batch.has_images:
             raise ValueError("EncoderReplay looks at pictures, and a cache has none: give data with pictures")
         with torch.no_grad():
             seen = encoder.see(batch.images)  # the vision tower is frozen

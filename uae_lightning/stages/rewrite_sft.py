@@ -14,7 +14,7 @@ from torch import Tensor
 from uae_lightning.interfaces import Encoder
 from uae_lightning.parallel.collectives import mean_over_ranks
 from uae_lightning.stages.common import Stage
-from uae_lightning.types import Batch, Captions
+from uae_lightning.types import Batch, Captions, Work
 
 
 class RewriteSFT(Stage):
@@ -29,6 +29,10 @@ class RewriteSFT(Stage):
     """
 
     trained = ("encoder",)
+
+    @staticmethod
+    def work(options: Any) -> Work:
+        return Work(0, captions_trained=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         prompts, captions = pairs(batch)

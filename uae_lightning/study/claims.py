@@ -87,6 +87,7 @@ class Goal:
 
 GOALS = {
     "rises": Goal("rises, interval above 0", lambda one: one.gain["low"] > 0),
+    "falls": Goal("falls, interval below 0", lambda one: one.gain["high"] < 0),
     "no_loss": Goal("does not get worse (no interval on the wrong side of 0)", lambda one: one.gain["high"] >= 0),
     "no_rise": Goal("does not rise (no interval above 0)", lambda one: one.gain["low"] <= 0),
 }
@@ -106,11 +107,15 @@ def grows(times: float, or_ends_above: float) -> Goal:
     )
 
 
+def keeps(within: float) -> Goal:
+    return Goal(f"{-within:+} or more", lambda one: one.gain["mean"] >= -within)
+
+
 def ends(at_least: float) -> Goal:
     return Goal(f"ends at {at_least} or above", lambda one: one.after["mean"] >= at_least)
 
 
-WITH_NUMBERS = {"gains": gains, "grows": grows, "ends": ends}
+WITH_NUMBERS = {"gains": gains, "grows": grows, "keeps": keeps, "ends": ends}
 
 
 @dataclass(frozen=True)
@@ -121,13 +126,16 @@ class Claim:
     goal: Goal
     paper: str = ""  # what the paper reports, on its own scale and data
     over: str = START  # the arm whose figure is the one before
+    of: str = ""  # the arm whose figure is the one after; that which the study claims where there is none
+    over_suite: str = ""  # of the figure before, where it is another suite's
 
 
 def read_claim(entry: Any, where: str) -> Claim:
     """`{name: ..., title: ..., figure: SUITE/NAME, goal: rises | no_loss | no_rise | {gains: {least: 0.13}}}`, with
-    `paper` where it is known, and `over` where an arm is compared with another."""
+    `paper` where it is known, `over` (and `of`) where an arm is compared with another, and `over_suite` where the
+    figure before is that of the same name in another suite."""
     required = ("name", "title", "figure", "goal")
-    check_keys(entry, required=required, allowed=(*required, "paper", "over"), where=where)
+    check_keys(entry, required=required, allowed=(*required, "paper", "over", "of", "over_suite"), where=where)
     if wrong := [key for key, value in entry.items() if key != "goal" and not isinstance(value, str)]:
         raise UsageError(f"{wrong[0]} of {where} must be a text, got {entry[wrong[0]]!r}")
     return Claim(**entry | {"goal": read_goal(entry["goal"], where)})
@@ -152,10 +160,10 @@ def claimed(claims: tuple[Claim, ...], found: Mapping[str, dict[str, Figure]]) -
         found: by the arm before, the figures; arms that are not done are not in it.
     """
     known = [(claim, found.get(claim.over, {}).get(claim.figure)) for claim in claims]
-    return [
-        {"name": claim.name, "title": claim.title, "paper": claim.paper, "over": claim.over}
-        | one.as_json()
-        | {"goal": claim.goal.text, "reached": claim.goal.reached(one)}
-        for claim, one in known
-        if one is not None
-    ]
+    return [as_json(claim, one) for claim, one in known if one is not None]
+
+
+def as_json(claim: Claim, one: Figure) -> dict[str, Any]:
+    said = {"name": claim.name, "title": claim.title, "paper": claim.paper, "over": claim.over}
+    said |= {name: value for name, value in (("of", claim.of), ("over_suite", claim.over_suite)) if value}
+    return said | one.as_json() | {"goal": claim.goal.text, "reached": claim.goal.reached(one)}

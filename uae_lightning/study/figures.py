@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from uae_lightning.report.charts import Band, Frame, Line, line_chart, ticks
-from uae_lightning.report.pictures import Column, column_at, pictures_of
+from uae_lightning.report.pictures import Column, column_at, originals_in
 from uae_lightning.run import folder as run_folder
 
 COLORS = ("#2563a8", "#b4632a", "#2f7d4f", "#8a3fa0", "#b23b30", "#5f6770", "#0f8b8d", "#c29a17", "#7a5c3e")
@@ -119,8 +119,7 @@ def columns_along(stages: list[Path], most: int = 8) -> list[Column]:
     room = min(len(others), max(0, most - 1 - len(ends)))
     picked = [others[(2 * place + 1) * len(others) // (2 * room)] for place in range(room)]  # evenly
     moments = [column for _, column in sorted(start + picked + ends, key=lambda moment: moment[0])]
-    originals = pictures_of(stages[0] / "gallery" / "originals.png")
-    return [Column("original", originals, [""] * len(originals)), *moments]
+    return [*originals_in(stages[0] / "gallery"), *moments]
 
 
 def contact_sheet(columns: list[Column], side: int = 96, gap: int = 6, head: int = 40) -> Image.Image:

@@ -15,7 +15,7 @@ from uae_lightning.report.pictures import Column
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import build
 from uae_lightning.study import results
-from uae_lightning.study.claims import Figure, worsened
+from uae_lightning.study.claims import START, Figure, worsened
 from uae_lightning.study.figures import bars, columns_along, contact_sheet, curves, track
 from uae_lightning.study.jobs import Desk
 from uae_lightning.study.plan import Study
@@ -36,7 +36,7 @@ def write_results(study: Study, place: Path, desk: Desk, output: Path, command: 
     found = results.outcomes(study, place, desk)
     if not found:
         raise ValueError(f"{place} has no arm that was evaluated with these settings: run the study without --report")
-    part = results.as_json(study, place, desk, found, command)
+    part = results.part_of(study, place, desk, found, command)
     (output / "results").mkdir(parents=True, exist_ok=True)
     text, page = section(study, found, part, output / "results"), output / "results.md"
     write_json(output / "results.json", results.merged(output / "results.json", part), indent=None)
@@ -66,8 +66,10 @@ def section(study: Study, found: dict[str, Outcome], part: dict[str, Any], folde
         blocks.append(arm_table(study, name, {key: one for key, one in found.items() if name in one.arm.tables}))
         blocks.append(arm_curves(study, number, [one for one in found.values() if name in one.arm.tables], folder))
     if not study.claims:  # else the whole run was shown above
-        blocks += [folded(study, outcome, folder) for outcome in found.values()]
-    return "\n\n".join(filter(None, [*blocks, instruments(facts["instruments"]), provenance(facts)]))
+        blocks[2:2] = [comparisons_table(study, part["comparisons"][study.name])]
+        blocks += [folded(study, outcome, folder) for outcome in found.values() if outcome.arm.stages]
+    judges = instruments(facts["instruments"]) if facts["instruments"] else ""
+    return "\n\n".join(filter(None, [*blocks, judges, provenance(facts)]))
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -112,6 +114,30 @@ def claims_table(claims: list[dict[str, Any]], outcome: Outcome) -> str:
     return f"### Start and end\n\n{rewarded}\n\n{table(heads, rows)}\n\n{verdict}"
 
 
+def comparisons_table(study: Study, compared: list[dict[str, Any]]) -> str:
+    if not compared:
+        return ""
+    rows = [
+        [
+            one["title"], *named(study, one), span(one["before"]),
+            span(one["after"]), span(one["gain"], "+"),
+            ", ".join(number(value, "+") for value in one["gain"]["of_seeds"]), one["goal"],
+            "yes" if one["reached"] else "**no**",
+        ]
+        for one in compared
+    ]  # fmt: skip
+    heads = ["figure", "first", "second", "of the first", "of the second", "difference", "each seed", "bar", "reached"]
+    text = "Second less first, item by item. The bars were set before."
+    reached = f"**{sum(one['reached'] for one in compared)} of {len(compared)} bars are reached.**"
+    return f"### Comparisons\n\n{text}\n\n{table(heads, rows)}\n\n{reached}"
+
+
+def named(study: Study, one: dict[str, Any]) -> tuple[str, str]:
+    """What is compared: two arms, or two suites of one."""
+    over, of = ("the start" if name == START else study.arms[name].title for name in (one["over"], one["of"]))
+    return (f"{over}, {one['over_suite']}", of) if "over_suite" in one else (over, of)
+
+
 def worse(outcome: Outcome) -> str:
     rows = figure_rows(worsened(outcome.figures))
     text = "Every figure whose interval lies on the wrong side of 0, whether or not it was a goal."
@@ -137,7 +163,7 @@ def arm_table(study: Study, name: str, group: dict[str, Outcome]) -> str:
     keys = [key for key in columns if any(key in one.figures for one in group.values())]
     rows = [
         [one.arm.title, ", ".join(map(str, one.seeds)), f"{sum(one.forwards):,}"]
-        + [f"{number(one.figures[key].after['mean'])} ({span(one.figures[key].gain, '+')})" for key in keys]
+        + [f"{number(of.after['mean'])} ({span(of.gain, '+')})" if (of := one.figures.get(key)) else "" for key in keys]
         for one in group.values()
     ]
     missing = [arm.title for arm in study.arms.values() if name in arm.tables and arm.name not in group]

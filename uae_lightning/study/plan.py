@@ -9,7 +9,8 @@ evaluation:                       of the start, and of every arm with every seed
   samples: 192                    pictures
   drawings: 480                   prompts
 claims: full                      the arm whose gains over the start are claimed (may be left out)
-compared: [{..., over: ARM}]      further claims, of its gains over other arms (may be left out)
+compared: [{..., over: ARM}]      further claims, of its gains over other arms, or with `of: ARM` of that arm's (may be
+                                  left out)
 shows: scenes/study.yaml          what the page shows and claims (see `Shown`)
 options: {trainer.log_every_n_steps: 5}      for every stage of every arm (may be left out)
 arms:
@@ -19,33 +20,21 @@ arms:
     after: pretrained             begins with the weights with which that arm ended (may be left out)
     run: demo.yaml                the stages of a run; or `stages`, a list of them as in a run's YAML
     options: {...}                for every stage of this arm (may be left out)
+    evaluation: scenes/codes.yaml  in place of the study's `config`, for other kinds of parts (may be left out)
+    judges: scenes/rewriting.yaml  this arm is evaluated with these in place of the study's (may be left out); such an
+                                  arm needs no stages: it is the arm it comes after, with other judges
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from uae_lightning import ranges
 from uae_lightning.ranges import Count, Seed
-from uae_lightning.run.compiled import StageRun
-from uae_lightning.run.spec import (
-    StageSpec,
-    check_keys,
-    check_name,
-    overlaid,
-    read_run,
-    read_stage,
-    read_stage_yaml,
-    read_yaml,
-)
-from uae_lightning.stages.common import Stage
+from uae_lightning.run.spec import StageSpec, check_keys, check_name, read_run, read_stage, read_yaml
 from uae_lightning.study.claims import START, Claim, read_claim
-from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError, closest
 
 
@@ -56,6 +45,8 @@ class Arm:
     stages: tuple[StageSpec, ...]
     after: str | None
     tables: tuple[str, ...]
+    config: Path | None = None  # by which it is evaluated; None: the study's
+    judges: Path | None = None  # in place of the study's
 
 
 @dataclass(frozen=True)
@@ -143,11 +134,12 @@ def read_study(path: Path) -> Study:
         read_claim(entry, f"comparison {n} in {path}") for n, entry in enumerate(content.get("compared", []), 1)
     ]
     for claim in compared:
-        if claims is None or claim.over not in arms:
-            raise UsageError(
-                f"{claim.name} in {path} compares the arm that `claims` names with `over`, another: got {claims!r} and "
-                f"{claim.over!r}{closest(claim.over, arms)}"
-            )
+        for name in (claim.of or claims, claim.over):
+            if name not in arms and not (name == START and name == claim.over):
+                raise UsageError(
+                    f"{claim.name} in {path} compares the arm that `of` or else `claims` names with `over`, another: "
+                    f"got {claim.of or claims!r} and {claim.over!r}{closest(str(name), arms)}"
+                )
     return Study(content["name"], content["title"], path, tuple(content["seeds"]),
                  read_protocol(content["evaluation"], path), arms, claims, tuple(compared),
                  read_shown(path.parent / content["shows"]))  # fmt: skip
@@ -165,10 +157,11 @@ def read_shown(path: Path) -> Shown:
 
 def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Arm:
     where = f"arm {number} in {path}"
-    allowed = ("name", "title", "tables", "after", "run", "stages", "options")
+    allowed = ("name", "title", "tables", "after", "run", "stages", "options", "evaluation", "judges")
     check_keys(entry, required=("name", "title"), allowed=allowed, where=where)
     check_name(entry["name"], where=f"name of {where}")
-    if bool(entry.get("run")) == bool(entry.get("stages")):
+    judged_anew = bool(entry.get("judges")) and bool(entry.get("after"))  # the arm before, by other judges
+    if bool(entry.get("run")) == bool(entry.get("stages")) and not (judged_anew and "run" not in entry):
         raise UsageError(f"{where} needs either run, the YAML of a run, or stages, a list of them")
     if not isinstance(entry.get("stages") or [], list) or not isinstance(entry.get("run", ""), str):
         raise UsageError(f"{where}: stages must be a list, run the name of a YAML")
@@ -177,10 +170,22 @@ def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Ar
     if "run" in entry:
         stages = read_run(path.parent / entry["run"]).stages
     else:
-        stages = [read_stage(stage, path, place) for place, stage in enumerate(entry["stages"], 1)]
+        stages = [read_stage(stage, path, place) for place, stage in enumerate(entry.get("stages") or [], 1)]
     options = options | (entry.get("options") or {})
     stages = tuple(replace(stage, options=stage.options | options) for stage in stages)
-    return Arm(entry["name"], entry["title"], stages, entry.get("after"), tuple(entry.get("tables", ())))
+    config, judges = (arm_file(entry, key, path, where) for key in ("evaluation", "judges"))
+    return Arm(
+        entry["name"], entry["title"], stages, entry.get("after"), tuple(entry.get("tables", ())), config, judges
+    )
+
+
+def arm_file(entry: dict[str, Any], key: str, path: Path, where: str) -> Path | None:
+    if not entry.get(key):
+        return None
+    file = path.parent / str(entry[key])
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: it is the {key} of {where}")
+    return file
 
 
 def read_protocol(entry: Any, path: Path) -> Protocol:
@@ -210,78 +215,4 @@ def seeded(stage: StageSpec, seed: int) -> StageSpec:
     return replace(stage, options=stage.options | {"seed_everything": seed})
 
 
-# ------------------------------------------------------------------------------------------------ what a stage costs
-
-# Seconds of one core for each decoder forward, all else that the stage does included (2 cores of an EPYC with AVX2,
-# fp32). They only order the jobs and feed the estimates; a study corrects them by what its own jobs take.
-SECONDS_PER_FORWARD = {"DecoderPretrain": 0.017, "EncoderRL": 0.072, "DecoderRL": 0.018, "DecoderMatching": 0.012}
-SECONDS_PER_SAMPLE = 0.15  # of an evaluation: pictures and drawings
-
-
-def seconds_estimate(stage: StageSpec) -> float:
-    """On one core."""
-    return decoder_forwards(stage) * SECONDS_PER_FORWARD[settings_of(stage)["model"]["class_path"].rsplit(".", 1)[-1]]
-
-
-def decoder_forwards(stage: StageSpec) -> int:
-    """Forward passes of the decoder, counted by picture, that a stage spends on training (not on validation).
-
-    A pass with gradients counts three times: going back costs about as much as two passes forward.
-
-        pre-training   3 for each picture of a batch
-        encoder RL     the sampler's steps for each caption of a group
-        decoder RL     the sampler's steps for each picture of a group, then 3 for each trained step, and one more where
-                       a KL compares it with the reference
-        matching       the sampler's steps for each picture of a group, then 3 for each draw of a noise level, one more
-                       for the KL, and one more where the policy that sampled is not the one in training
-        guidance       one more of the same beside each of these but those of pre-training; beside trained steps with
-                       guidance_gradient "conditional" it has no gradients
-
-    Raises:
-        UsageError: the stage is none of these, or its YAML or options are wrong.
-    """
-    try:
-        return forwards_of(stage.name, settings_of(stage))
-    except UsageError:
-        raise
-    except (ArithmeticError, AttributeError, ImportError, LookupError, TypeError, ValueError) as error:  # unchecked
-        StageRun(stage).check()  # says what is wrong, which takes seconds
-        raise UsageError(f"stage {stage.name} ({stage.config}): its cost cannot be counted ({error!r})") from error
-
-
-def forwards_of(name: str, settings: dict[str, Any]) -> int:
-    kind, args = settings["model"]["class_path"].rsplit(".", 1)[-1], settings["model"]["init_args"]
-    steps, pictures = int(settings["trainer"]["max_steps"]), int(settings["data"]["init_args"]["batch_size"])
-    if kind not in SECONDS_PER_FORWARD:
-        raise UsageError(f"stage {name}: decoder_forwards cannot count {kind}, add its arithmetic there")
-    if kind == "DecoderPretrain":
-        return 3 * pictures * steps
-    sampling = args["autoencoder"]["sampling"]
-    branches = 1 if sampling["guidance"] == 1 else 2
-    of_each = branches * sampling["steps"]
-    if kind == "DecoderRL":
-        trained = args["window"][1] - args["window"][0]
-        trained_branches = branches if args["guidance_gradient"] == "both" else 1
-        of_step = branches + 2 * trained_branches + branches * (args["kl_beta"] > 0)
-        of_each += args["updates_per_batch"] * trained * of_step
-    if kind == "DecoderMatching":
-        moves = args["updates_per_batch"] * args["update_parts"] > 1 or args["policy_lag"] is not None
-        of_each += args["draws"] * (args["updates_per_batch"] * (3 + (args["kl_beta"] > 0)) + moves)
-    steps_per_batch = args["updates_per_batch"] * args.get("update_parts", 1)
-    return -(-steps // steps_per_batch) * pictures * args["group_size"] * of_each
-
-
-def settings_of(stage: StageSpec) -> dict[str, Any]:
-    """A stage's YAML with its options, and the defaults of its class, but unchecked: parsing takes seconds."""
-    configs = map(read_stage_yaml, (stage.config, *stage.overlays))
-    settings = functools.reduce(overlaid, configs)
-    for key, value in stage.options.items():
-        *path, last = key.replace("model.autoencoder.", "model.init_args.autoencoder.").split(".")
-        functools.reduce(lambda inner, part: inner.setdefault(part, {}), path, settings)[last] = value
-    module, _, name = settings["model"]["class_path"].rpartition(".")
-    classes = (Stage, getattr(importlib.import_module(module), name))
-    defaults = {key: p.default for one in classes for key, p in inspect.signature(one).parameters.items()}
-    args = settings["model"]["init_args"]
-    args["autoencoder"]["sampling"] = vars(Sampling()) | args["autoencoder"].get("sampling", {})
-    settings["model"]["init_args"] = defaults | args
-    return settings
+SECONDS_PER_SAMPLE = 0.15  # of an evaluation: pictures and drawings, on one core

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uae_lightning.evaluation.statistics import Items
+from uae_lightning.evaluation.statistics import Items, Statistic
 from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.provenance import provenance
-from uae_lightning.study.claims import START, Figure, claimed, figures
+from uae_lightning.study.claims import START, Claim, Figure, as_json, claimed, figure, figures
+from uae_lightning.study.cost import decoder_forwards
 from uae_lightning.study.jobs import Desk
-from uae_lightning.study.plan import Arm, Study, decoder_forwards
+from uae_lightning.study.plan import Arm, Study
 
 VALIDATION = {  # the figures of validations, as an evaluation describes its own
     "validation": {
@@ -46,10 +48,10 @@ def outcomes(study: Study, place: Path, desk: Desk) -> dict[str, Outcome]:
             continue
         line = [(one.name, stage.name) for one in study.line(arm.name) for stage in one.stages]
         stages = [[place / f"seed-{seed}" / one / stage for one, stage in line] for seed in seeds]
-        rows = [(run_folder.read_rows(of_seed[0])[0], run_folder.read_rows(of_seed[-1])[-1]) for of_seed in stages]
+        rows = [(run_folder.read_rows(of_seed[0])[0], run_folder.final_row(of_seed[-1])) for of_seed in stages]
         first, last = rows[0]
         measures = [name for name in ("reward", "unrewarded") if first.get(f"{name}_name") == last.get(f"{name}_name")]
-        about = described(place)
+        about = described(place / START)
         before = items_of(place / START, first, measures)
         after = [
             items_of(place / f"seed-{seed}" / arm.name, last, measures)
@@ -61,20 +63,34 @@ def outcomes(study: Study, place: Path, desk: Desk) -> dict[str, Outcome]:
     return found
 
 
-def described(place: Path) -> dict[str, Any]:
-    """What an evaluation of this study says of its figures, by suite."""
-    return json.loads((place / START / "evaluation.json").read_text())["suites"] | VALIDATION
+def described(*folders: Path) -> dict[str, Any]:
+    """What these evaluations say of their figures, by suite."""
+    found = [json.loads((folder / "evaluation.json").read_text())["suites"] for folder in folders]
+    return functools.reduce(dict.__or__, found) | VALIDATION
 
 
-def figures_over(study: Study, place: Path, found: dict[str, Outcome]) -> dict[str, dict[str, Figure]]:
-    """The figures of the arm that is claimed, over the start and over each arm it is compared with."""
-    of = found[study.claims]
-    over = {START: of.figures}
-    for name in {claim.over for claim in study.compared} & found.keys():
-        if seeds := [seed for seed in found[name].seeds if seed in of.seeds]:
-            before, after = ([arm.items[arm.seeds.index(seed)] for seed in seeds] for arm in (found[name], of))
-            over[name] = figures(described(place), before, after)
-    return over
+def compared(study: Study, place: Path, found: dict[str, Outcome]) -> list[dict[str, Any]]:
+    """The comparisons of arms that are done, by the seeds that both have."""
+    known = [(claim, figure_of(study, place, found, claim)) for claim in study.compared]
+    return [as_json(claim, one) for claim, one in known if one is not None]
+
+
+def figure_of(study: Study, place: Path, found: dict[str, Outcome], claim: Claim) -> Figure | None:
+    """What a comparison is about; None where one of both arms, or the figure, is not there."""
+    of = found.get(claim.of or study.claims or "")
+    known = [*found[claim.over].seeds] if claim.over in found else []
+    seeds = [seed for seed in (of.seeds if of else []) if claim.over == START or seed in known]
+    if of is None or not seeds:
+        return None
+    suite, name = claim.figure.split("/", 1)
+    after = [of.items[of.seeds.index(seed)].get(suite) for seed in seeds]
+    starts = [place / START if claim.over == START else place / f"seed-{seed}" / claim.over for seed in seeds]
+    before = [items_of(folder, {}, []).get(claim.over_suite or suite) for folder in starts]
+    about = described(starts[0], place / f"seed-{seeds[0]}" / of.arm.name)
+    one = about.get(suite, {"statistics": {}})["statistics"].get(name)
+    if one is None or None in before or None in after:
+        return None
+    return figure(Statistic(tuple(one["lists"]), one["kind"]), before, after, one["better"])
 
 
 def items_of(folder: Path, row: dict[str, Any], measures: list[str]) -> dict[str, Items]:
@@ -90,12 +106,15 @@ def judge(row: dict[str, Any], measure: str) -> str:
     return f"{name} of {', '.join(parts)}" if len(parts) > 1 else name
 
 
-def as_json(study: Study, place: Path, desk: Desk, found: dict[str, Outcome], command: str) -> dict[str, Any]:
+def part_of(study: Study, place: Path, desk: Desk, found: dict[str, Outcome], command: str) -> dict[str, Any]:
     """This study's part of results.json."""
     start = json.loads((place / START / "evaluation.json").read_text())
     part: dict[str, Any] = {"arms": {study.name: {}}}
+    comparisons = compared(study, place, found)
     if study.claims in found:
-        part["claims"] = claimed((*study.shown.claims, *study.compared), figures_over(study, place, found))
+        part["claims"] = claimed(study.shown.claims, {START: found[study.claims].figures}) + comparisons
+    elif study.claims is None:
+        part["comparisons"] = {study.name: comparisons}
     for name, outcome in found.items():
         part["arms"][study.name][name] = {
             "title": outcome.arm.title,
@@ -124,6 +143,7 @@ def merged(path: Path, part: dict[str, Any]) -> dict[str, Any]:
     known = json.loads(path.read_text()) if path.exists() else {"claims": [], "arms": {}, "provenance": {}}
     return {
         "claims": part.get("claims", known["claims"]),
+        "comparisons": known.get("comparisons", {}) | part.get("comparisons", {}),
         "arms": known["arms"] | part["arms"],
         "provenance": known["provenance"] | part["provenance"],
     }

@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,10 @@ from uae_lightning.paths import resolve
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import StageRun
 from uae_lightning.run.spec import StageSpec, read_stage_yaml
+from uae_lightning.study.cost import decoder_forwards, seconds_estimate
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.study.page import write_results
-from uae_lightning.study.plan import (
-    SECONDS_PER_SAMPLE,
-    START,
-    Arm,
-    Study,
-    decoder_forwards,
-    read_study,
-    seconds_estimate,
-    seeded,
-)
+from uae_lightning.study.plan import SECONDS_PER_SAMPLE, START, Arm, Protocol, Study, read_study, seeded
 from uae_lightning.usage import UsageError
 
 
@@ -90,7 +83,7 @@ def show(desk: Desk, arms: list[Arm], slots: int) -> None:
 
 def plan_jobs(study: Study, place: Path, arms: list[Arm], seeds: Iterable[int]) -> list[Job]:
     """The evaluation of the start; for each seed and arm its stages, one after the other, and an evaluation."""
-    jobs = [evaluation_job(study, place / START, START, [], None)]
+    jobs = [evaluation_job(study.protocol, place / START, START, [], None)]
     for seed in seeds:
         last: dict[str | None, Job | None] = {None: None}  # of each arm
         for arm in arms:
@@ -99,8 +92,11 @@ def plan_jobs(study: Study, place: Path, arms: list[Arm], seeds: Iterable[int]) 
                 before = stage_job(study, place / f"seed-{seed}", arm, index, seed, before)
                 jobs.append(before)
             last[arm.name] = before
-            weights = [place / f"seed-{seed}" / one.name for one in study.line(arm.name)]
-            jobs.append(evaluation_job(study, weights[-1], f"seed-{seed}/{arm.name}", weights, before))
+            weights = [place / f"seed-{seed}" / one.name for one in study.line(arm.name) if one.stages]
+            config, judges = arm.config or study.protocol.config, arm.judges or study.protocol.judges
+            protocol = replace(study.protocol, config=config, judges=judges)
+            name = f"seed-{seed}/{arm.name}"
+            jobs.append(evaluation_job(protocol, place / name, name, weights, before))
     return jobs
 
 
@@ -164,8 +160,8 @@ def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
     target.write_text(yaml.safe_dump({"name": arm.name, "stages": stages, **marker}, sort_keys=False))
 
 
-def evaluation_job(study: Study, place: Path, name: str, weights: list[Path], before: Job | None) -> Job:
-    protocol, output = study.protocol, place / "evaluation.json"
+def evaluation_job(protocol: Protocol, place: Path, name: str, weights: list[Path], before: Job | None) -> Job:
+    output = place / "evaluation.json"
     args = ["--config", protocol.config, "--evaluation", protocol.judges, "--output", output]
     args += ["--samples", protocol.samples, "--drawings", protocol.drawings]
     if weights:  # the judges themselves are measured once, at the start

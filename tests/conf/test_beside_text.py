@@ -1,0 +1,105 @@
+"""What crosses beside or in place of text, at full size without weights and in two steps of small models."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import planning_of_runs
+import pytest
+from small_models import HIDDEN, TEXT, save_models, save_pictures
+
+from uae_lightning.planning.stage_plan import GB
+from uae_lightning.run.stage_cli import run_stage
+
+CONF = Path(__file__).parents[2] / "conf" / "real"
+STAGES = ["codebook_pretrain", "bridge_pretrain"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_it_is_planned_at_full_size(stage):
+    # red if the plan meets text where there are codes, or the stage does not fit its card
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        needed = pool.submit(planning_of_runs.needed, CONF / f"{stage}.yaml", ()).result()
+    assert 5 * GB < needed[stage] < 24 * GB
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    save_models(folder)
+    save_pictures(folder / "pictures", 4, seed=0)
+    save_pictures(folder / "held_out", 2, seed=1)
+    return folder
+
+
+def options(small: Path, place: Path) -> dict[str, object]:
+    reward = {"reward": {"class_path": "uae_lightning.rewards.pixel_similarity.PixelSimilarity"}}
+    callbacks = [
+        {"class_path": "callbacks.RewardCallback", "init_args": reward},
+        {"class_path": "callbacks.ComponentWeights"},
+    ]
+    return {
+        "model.autoencoder.projector.input_size": HIDDEN,
+        "model.autoencoder.projector.output_size": TEXT,
+        "model.autoencoder.decoder.path": small / "sd3",
+        "model.autoencoder.decoder.dtype": "float32",
+        "model.autoencoder.decoder.resolution": 64,
+        "data.init_args.path": small / "pictures",
+        "data.init_args.validation_path": small / "held_out",
+        "data.init_args.resolution": 64,
+        "data.init_args.batch_size": 2,
+        "data.init_args.validation_pictures": 2,
+        "data.init_args.num_workers": 0,
+        "trainer.precision": "32-true",
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.accumulate_grad_batches": 1,
+        "trainer.val_check_interval": 2,
+        "trainer.callbacks": json.dumps(callbacks),
+        "trainer.default_root_dir": place,
+    }
+
+
+def check(module, place: Path) -> None:
+    rows = [json.loads(line) for line in (place / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 2]
+    assert {path.name for path in (place / "weights").iterdir()} == set(module.trained)
+    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    assert len(module.optimizers(use_pl_optimizer=False).state) == len(trainable)  # each one had a gradient
+
+
+def test_two_steps_with_a_bridge(small, tmp_path):
+    # red if bridge or channel are not handed on, or one of their weights has no gradient
+    more = {
+        "model.autoencoder.encoder.path": small / "qwen",
+        "model.autoencoder.encoder.dtype": "float32",
+        "model.autoencoder.encoder.max_pixels": 3136,
+        "model.autoencoder.captioning.max_new_tokens": 8,
+        "model.autoencoder.projector.visual_size": HIDDEN,
+        "model.autoencoder.projector.places": 4,
+        "model.autoencoder.projector.width": 32,
+        "model.autoencoder.decoder.visual_size": HIDDEN,
+    }
+    words = [f"--{key}={value}" for key, value in (options(small, tmp_path) | more).items()]
+    module = run_stage(["fit", f"--config={CONF / 'bridge_pretrain.yaml'}", *words]).model
+    check(module, tmp_path)
+    assert (tmp_path / "weights" / "projector" / "bridge.safetensors").exists()
+    assert (tmp_path / "weights" / "decoder" / "visual.safetensors").exists()
+
+
+def test_two_steps_on_codes(small, tmp_path):
+    # red if what is trained is not handed on, or a weight of the codebook has no gradient
+    more = {
+        "model.autoencoder.encoder.vision.path": small / "qwen",
+        "model.autoencoder.encoder.vision.dtype": "float32",
+        "model.autoencoder.encoder.quantizer.codes": 16,
+        "model.autoencoder.encoder.places": 4,
+    }
+    words = [f"--{key}={value}" for key, value in (options(small, tmp_path) | more).items()]
+    module = run_stage(["fit", f"--config={CONF / 'codebook_pretrain.yaml'}", *words]).model
+    check(module, tmp_path)
+    saved = json.loads((tmp_path / "weights" / "encoder" / "config.json").read_text())
+    assert saved == {"quantizer": "SimVQ", "codes": 16, "width": HIDDEN, "places": 4}

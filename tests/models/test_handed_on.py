@@ -1,0 +1,176 @@
+"""Adapters handed on by reference are the weights that were trained, bit for bit; saving takes no second model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SCENES_PROMPTS, adapted
+from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file
+
+from uae_lightning.models import tensor_files
+from uae_lightning.models.adapters import MergedState, add_lora
+from uae_lightning.models.handed_on import BASE, source_of
+from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.saving import save_diffusers
+from uae_lightning.models.sd3 import ATTENTION_PROJECTIONS, SD3Decoder
+from uae_lightning.models.tensor_files import write_shards
+from uae_lightning.models.weight_files import SUMS
+from uae_lightning.scenes.scene import IMAGE_SIZE
+from uae_lightning.types import LoRA
+
+KINDS = {
+    "encoder": lambda path, **options: QwenVLEncoder(str(path), **SCENES_PROMPTS, **options),
+    "decoder": lambda path, **options: SD3Decoder(str(path), IMAGE_SIZE, **options),
+}
+
+
+def trained(part: str, path: Path, rank: int = 4, **options):
+    made = adapted(KINDS[part](path, **options), LoRA(rank=rank, alpha=8))
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def weights(part) -> dict[str, torch.Tensor]:
+    return dict(MergedState(part))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("part", "options"),
+    [
+        ("encoder", {}),
+        ("encoder", {"dtype": "bfloat16", "quantization": "4bit"}),
+        ("decoder", {"dtype": "bfloat16"}),
+        ("decoder", {"quantization": "8bit"}),
+    ],
+)
+def test_rounds_of_adapters_load_as_the_merged_weights_would(part, options, parts_folder, tmp_path):
+    # red if `merge` keeps one round of two, adds the update in bfloat16, or if `round_linears` goes
+    first = trained(part, parts_folder / part, **options)
+    first.hand_on(tmp_path / "first")
+    second = trained(part, tmp_path / "first", rank=2, **options)
+    second.hand_on(tmp_path / "second")
+    second.save(tmp_path / "merged")
+    assert (tmp_path / "merged" / SUMS).stat().st_size > 0 and not (tmp_path / "merged" / BASE).exists()
+    plain = {name: value for name, value in options.items() if name != "quantization"}
+    state = torch.get_rng_state()
+    again = KINDS[part](tmp_path / "second", **plain)
+    assert torch.equal(torch.get_rng_state(), state) and not any(p.requires_grad for p in again.parameters())
+    assert same(weights(again), weights(KINDS[part](tmp_path / "merged", **plain)))
+    assert not same(weights(again), weights(KINDS[part](tmp_path / "first", **plain)))
+    handed = sum(file.stat().st_size for file in (tmp_path / "second").rglob("*.safetensors"))
+    assert handed < 0.2 * sum(file.stat().st_size for file in (tmp_path / "merged").rglob("*.safetensors"))
+
+
+def test_full_training_on_top_of_adapters_starts_from_both(parts_folder, tmp_path):
+    # red if `_make_exact` forgets the adapters, or reads anew what was not rounded
+    first = trained("decoder", parts_folder / "decoder")
+    first.hand_on(tmp_path / "first")
+    exact = adapted(KINDS["decoder"](tmp_path / "first", dtype="bfloat16"), "all")
+    assert same(weights(exact.transformer), weights(KINDS["decoder"](tmp_path / "first").transformer))
+    exact.hand_on(tmp_path / "whole")
+    assert not (tmp_path / "whole" / BASE).exists()
+    shutil.rmtree(tmp_path / "first")
+    assert same(weights(KINDS["decoder"](tmp_path / "whole").transformer), weights(exact.transformer))
+
+
+def test_a_base_that_moved_with_the_run_is_found_and_one_that_changed_is_refused(parts_folder, tmp_path):
+    # red if `beside` goes, or `identity` is not compared
+    base = tmp_path / "run" / "one" / "weights" / "encoder"
+    shutil.copytree(parts_folder / "encoder", base)
+    trained("encoder", base).hand_on(tmp_path / "run" / "two" / "weights" / "encoder")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    adapter, base = (tmp_path / "moved" / name / "weights" / "encoder" for name in ("two", "one"))
+    assert source_of(adapter, []).folder == base
+    file = base / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content + b" ")
+    with pytest.raises(ValueError, match="has changed since .model.safetensors.: repeat the stage"):
+        source_of(adapter, [])
+    file.write_bytes(content)
+    shutil.rmtree(base)
+    with pytest.raises(FileNotFoundError, match=f"which is not there any more.*{adapter / BASE}"):
+        source_of(adapter, [])
+
+
+@pytest.mark.parametrize("damage", ["adapter", "base", "itself"])
+def test_damaged_adapters_are_named(damage, parts_folder, tmp_path):
+    # red if `verify` goes from `merge`, or a base.json without a key is passed on
+    trained("encoder", parts_folder / "encoder").hand_on(tmp_path)
+    content = json.loads((tmp_path / BASE).read_text())
+    if damage == "adapter":
+        file = tmp_path / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    else:
+        changed = {"beside": "."} if damage == "itself" else {"base": 1, "beside": None}
+        (tmp_path / BASE).write_text(json.dumps(content | changed | {"is": {}}))
+    with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)):
+        KINDS["encoder"](tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ one at a time
+
+
+def test_shards_are_those_of_the_libraries(tmp_path):
+    # red if a shard begins where the last one did, the header is not padded, or a scalar has no bytes
+    torch.manual_seed(0)
+    state = {f"layer.{i}": torch.randn(7, i + 1).to(dtype) for i, dtype in enumerate(tensor_files.KINDS)}
+    state |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 2), "turned": torch.randn(3, 4).T}
+    shapes = {name: tensor.to("meta") for name, tensor in state.items()}
+    sums = write_shards(tmp_path, "model", shapes, state.__getitem__, shard=300)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(sums) == len(set(index.values())) > 2 and index.keys() == state.keys()
+    for file in sums:
+        found = load_file(file)
+        assert all(torch.equal(found[name], state[name]) for name in found)
+        assert sums[file] == tensor_files.hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(RuntimeError, match="not torch.float16"):
+        write_shards(tmp_path, "x", {"a": torch.zeros(1, dtype=torch.float16, device="meta")}, lambda _: torch.zeros(1))
+
+
+def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    # red without `check_room` in `write_shards`
+    monkeypatch.setattr(tensor_files.check_room.__globals__["shutil"], "disk_usage", lambda place: Usage())
+    with pytest.raises(
+        ValueError, match=r"no space is left for the weights in .*: 8.0 MB are needed.*1.0 MB.*--resume"
+    ):
+        write_shards(
+            tmp_path, "model", {"a": torch.zeros(2_000_000, device="meta")}, lambda name: torch.zeros(2_000_000)
+        )
+    assert not list(tmp_path.iterdir())
+
+
+class Usage:
+    free = 1_000_000
+
+
+def peak(run) -> int:
+    """Bytes of tensors alive at most while it runs, beyond those that were there."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(torch.tensor(alive).cumsum(0).tolist(), default=0)
+
+
+def test_saving_takes_the_memory_of_a_few_tensors(tmp_path):
+    # red if `write_tensors` asks for all tensors before it writes the first, or MergedState keeps what it computed
+    sizes = dict(num_layers=10, attention_head_dim=64, num_attention_heads=5, joint_attention_dim=64)
+    more = dict(sample_size=8, caption_projection_dim=320, pooled_projection_dim=8, pos_embed_max_size=8)
+    model = SD3Transformer2DModel(**sizes, **more)
+    add_lora(model, LoRA(rank=4, alpha=8), ATTENTION_PROJECTIONS, torch.get_rng_state())
+    size = sum(tensor.nbytes for tensor in MergedState(model).shapes().values())
+    assert size > 30e6 and peak(lambda: {name: tensor.clone() for name, tensor in MergedState(model).items()}) > size
+    assert peak(lambda: save_diffusers(model, MergedState(model), tmp_path)) < 0.1 * size
+    assert same(load_file(tmp_path / "diffusion_pytorch_model.safetensors"), weights(model))

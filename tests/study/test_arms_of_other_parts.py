@@ -1,0 +1,47 @@
+"""The study of what crosses from encoder to decoder: its arms have parts of several kinds."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from uae_lightning.study.cost import decoder_forwards
+from uae_lightning.study.plan import read_study
+from uae_lightning.study.run import plan_jobs
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture
+def study():
+    return read_study(CONF / "relatives_two.yaml")
+
+
+def test_each_arm_is_evaluated_as_its_parts_are(study, tmp_path):
+    # red if all arms are evaluated by the study's own YAML, whose encoder has no codebook
+    jobs = {job.name: job for job in plan_jobs(study, tmp_path, list(study.arms.values()), [0])}
+    configs = {}
+    for name in ("start", *(f"seed-0/{arm}" for arm in study.arms)):
+        words = jobs[f"{name}/evaluation"].command()
+        configs[name.rpartition("/")[2]] = Path(words[words.index("--config") + 1]).stem
+    codes = dict.fromkeys(("codes_10", "codes_8", "codes_6", "codes_4"), "codebook_pretrain")
+    bridges = dict.fromkeys(("bridge", "bridge_regression"), "bridge_pretrain")
+    assert configs == dict.fromkeys(("start", "captions", "captions_rl"), "decoder_rl") | codes | bridges
+    assert jobs["seed-0/codes_4/evaluation"].digest != jobs["seed-0/captions/evaluation"].digest
+
+
+def test_codes_are_given_fewer_decoder_forwards_than_captions(study):
+    # red if what codes win could be won by training longer
+    forwards = {arm.name: sum(map(decoder_forwards, arm.stages)) for arm in study.arms.values()}
+    assert forwards["captions"] == 14_400 and {forwards[f"codes_{bits}"] for bits in (4, 6, 8, 10)} == {8_640}
+
+
+def test_a_missing_evaluation_is_named(tmp_path):
+    # red if it is found out once the arm is trained
+    content = yaml.safe_load((CONF / "relatives_two.yaml").read_text())
+    content["arms"][2]["evaluation"] = "none.yaml"
+    for folder in ("scenes",):
+        (tmp_path / folder).symlink_to(CONF / folder)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(FileNotFoundError, match="none.yaml does not exist: it is the evaluation of arm 3"):
+        read_study(tmp_path / "study.yaml")

@@ -1,0 +1,195 @@
+"""What a stage hands on of a part that learned by adapters: the adapters, and which weights they belong to.
+
+weights/PART/
+  base.json             the weights they belong to, by reference: a hub id, a folder, or the PART of an earlier stage
+  adapter_config.json   of peft
+  FILE                  the adapters, in the file that the part's library looks for
+  SHA256SUMS
+
+Of rank 32, in float32: 240 MB where the merged weights of Qwen2.5-VL-3B are 7.5 GB, 75 MB where those of SD3.5-medium
+are 5 GB. The classes in `models` start from such a folder as from one with whole weights: they load the base and merge
+into it, layer by layer.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from uae_lightning.files import write_json
+from uae_lightning.models.adapters import adapters_of, merged_weight
+from uae_lightning.models.loading import read_object
+from uae_lightning.models.quantization import Quantization, round_linears
+from uae_lightning.models.weight_files import SUMS, digest, seal, verify
+from uae_lightning.paths import SHIPPED, resolve, weightless
+from uae_lightning.types import LoRA
+
+BASE = "base.json"
+PREFIX = "transformer."  # that diffusers puts before the names of a transformer's adapters
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights as they lie on disk.
+
+    Args:
+        name: as they were named: a hub id, a folder, "shipped:...".
+        place: the folder that is.
+        folder: the one with whole weights, in the layout of its library; `place` itself where there are no adapters.
+        adapters: folders of those to merge into them, in that order.
+        root: how `folder` is named.
+    """
+
+    name: str
+    place: Path
+    folder: Path
+    adapters: tuple[Path, ...]
+    root: str
+
+    def merge_into(self, model: nn.Module, blocks: list[nn.Module]) -> None:
+        """Adds all adapters to a model that was loaded from `folder`, in place; a model without weights stays.
+
+        Args:
+            blocks: whose linear layers were quantized where the adapters were trained.
+
+        Raises:
+            ValueError: an adapter is damaged or does not fit.
+        """
+        if not weightless():
+            for adapter in self.adapters:
+                merge(adapter, model, blocks)
+
+
+def source_of(path: str | Path, files: list[str]) -> Source:
+    """Where the weights are that `path` names, and what is to be merged into them.
+
+    Args:
+        files: as `paths.resolve` has them.
+
+    Raises:
+        FileNotFoundError: there is nothing, or the base of an adapter has gone.
+        ValueError: the base of an adapter is not what it was.
+    """
+    place = folder = resolve(path, files)
+    root = str(path)
+    adapters: list[Path] = []
+    while (folder / BASE).is_file():
+        if folder in adapters:
+            raise ValueError(f"{folder / BASE} is damaged: the adapter is its own base; copy the folder again")
+        adapters.insert(0, folder)
+        root, folder = find_base(folder, files)
+    return Source(str(path), place, folder, tuple(adapters), root)
+
+
+def find_base(adapter: Path, files: list[str]) -> tuple[str, Path]:
+    """How the weights that adapters belong to are named, and where they are."""
+    content = read_object(adapter / BASE)
+    try:
+        named, beside = str(content["base"]), content["beside"]
+        near = beside is not None and (adapter / beside).exists()
+        found = Path(os.path.normpath(adapter / beside)) if near else resolve(named, files)
+    except KeyError as error:
+        raise ValueError(f"{adapter / BASE} is damaged: copy the folder again (it has no {error})") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{adapter} holds adapters for {named!r}, which is not there any more: put it back, or name where it is "
+            f"now under `base` in {adapter / BASE} ({error})"
+        ) from error
+    was, now = content.get("is") or {}, identity(found)
+    if not weightless() and (changed := [key for key in was if key in now and was[key] != now[key]]):
+        raise ValueError(
+            f"{adapter} holds adapters for {found}, which has changed since ({changed[0]}): repeat the stage that "
+            f"wrote {adapter}, or put the earlier weights back"
+        )
+    return str(found) if near else named, found
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    """By what weights are known again without reading them: sizes, the list of sums, the revision on the hub."""
+    found: dict[str, Any] = {
+        file.relative_to(folder).as_posix(): file.stat().st_size for file in sorted(folder.rglob("*.safetensors"))
+    }
+    if (folder / SUMS).is_file():
+        found[SUMS] = digest(folder / SUMS)
+    if folder.parent.name == "snapshots":
+        found["revision"] = folder.name
+    return found
+
+
+def lora_of(adapter: Path) -> LoRA:
+    """Rank and alpha of the adapters in a folder."""
+    config = read_object(adapter / CONFIG)
+    return LoRA(rank=config["r"], alpha=config["lora_alpha"])
+
+
+# ------------------------------------------------------------------------------------------------ merging
+
+
+@torch.no_grad()
+def merge(adapter: Path, model: nn.Module, blocks: list[nn.Module]) -> None:
+    verify(adapter)
+    round_linears(blocks, read_object(adapter / BASE)["quantization"])
+    config, state = LoraConfig.from_pretrained(str(adapter)), read_state(adapter)
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(config, model)
+    for parameter in adapters_of(model):
+        parameter.data = parameter.data.float()  # peft gives them the type of the base
+    found = set_peft_model_state_dict(model, state)
+    if lost := [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]:
+        raise ValueError(
+            f"the adapters in {adapter} do not fit the model in its base ({lost[0]}): copy the folder again"
+        )
+    for name, layer in [(name, one) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]:
+        base, (parent, _, leaf) = layer.get_base_layer(), name.rpartition(".")
+        base.weight.data = merged_weight(layer)
+        setattr(model.get_submodule(parent), leaf, base)
+    del model.peft_config
+    model.requires_grad_(False)
+
+
+def read_state(adapter: Path) -> dict[str, Tensor]:
+    """The adapters as peft names them; raises ValueError where their file is damaged."""
+    files = sorted(adapter.glob("*.safetensors"))
+    try:
+        return {name.removeprefix(PREFIX): tensor for name, tensor in load_file(files[0]).items()}
+    except (SafetensorError, IndexError) as error:
+        raise ValueError(f"the adapters in {adapter} are damaged: copy the folder again ({error})") from error
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def save_adapter(folder: Path, model: nn.Module, source: Source, quantization: Quantization) -> None:
+    """Writes what belongs to the adapters, which lie in a file in `folder` already, and seals it.
+
+    Args:
+        model: that has them.
+        source: the weights that `model` started from.
+        quantization: of its blocks while they were trained.
+    """
+    local = not source.name.startswith(SHIPPED) and Path(source.name).expanduser().exists()
+    content = {
+        "base": str(source.place.absolute()) if local else source.name,
+        "beside": os.path.relpath(source.place, folder) if local else None,  # a run may be moved as a whole
+        "quantization": quantization,
+        "is": identity(source.place),
+    }
+    write_json(folder / BASE, content)
+    trained = model.peft_config["default"]
+    LoraConfig(
+        r=trained.r,
+        lora_alpha=trained.lora_alpha,
+        target_modules=trained.target_modules,
+        base_model_name_or_path=content["base"],
+    ).save_pretrained(folder)
+    seal(folder)
