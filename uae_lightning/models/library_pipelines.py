@@ -7,8 +7,11 @@ asks.
 
 from __future__ import annotations
 
+import sys
+
 import diffusers
 import transformers
+from diffusers import ModelMixin  # noqa: F401  it puts a new module in the place of transformers
 from transformers.utils import is_torchvision_available
 
 NAMES = ("CLIPImageProcessor", "SiglipImageProcessor")
@@ -17,6 +20,7 @@ NAMES = ("CLIPImageProcessor", "SiglipImageProcessor")
 def library_pipeline(name: str) -> type:
     """A pipeline class of diffusers by its name; the first call takes seconds."""
     if not is_torchvision_available():
-        for processor in NAMES:
-            setattr(transformers, processor, getattr(transformers, f"{processor}Pil"))
+        forms = {processor: getattr(transformers, f"{processor}Pil") for processor in NAMES}
+        for processor, form in forms.items():
+            setattr(sys.modules["transformers"], processor, form)
     return getattr(diffusers, name)
