@@ -47,7 +47,8 @@ class VisualChannel(Suite):
 
     def drawn(self, subject: Subject) -> dict[str, Tensor]:
         """Pictures [N, 3, H, W] of each way, from the captions and noise of the round trip."""
-        model, texts, parts = subject.model, subject.round_trip.captions.texts, {way: [] for way in WAYS}
+        model, texts = subject.model, subject.round_trip.captions.texts
+        parts: dict[str, list[Tensor]] = {way: [] for way in WAYS}
         for number, batch in enumerate(subject.held_out()):
             read, texts = model.read(texts[: len(batch.keys)]), texts[len(batch.keys) :]
             noise = model.noise(len(batch.keys), subject.seed_of(number))

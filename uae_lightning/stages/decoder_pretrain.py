@@ -37,7 +37,7 @@ class DecoderPretrain(Stage):
         **parts: of `Stage`.
     """
 
-    trained = ("projector", "decoder")
+    trained: tuple[str, ...] = ("projector", "decoder")
     trains_from_cache = True
 
     def __init__(
