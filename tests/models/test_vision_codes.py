@@ -129,6 +129,8 @@ def test_a_saved_codebook_comes_back(kind, make_codes, images, tmp_path):
     again = make_codes(kind, path=str(tmp_path))
     torch.testing.assert_close(again.quantize(images)[1], encoder.quantize(images)[1])
     assert not any(name.startswith("vision") for name in again.config)
+    larger = VisionCodes(again.vision, SimVQ(8) if kind == "simvq" else BSQ(3), places=9, path=str(tmp_path))
+    assert larger.codes == 16 and torch.equal(larger.where, again.where)  # what was saved says how many there are
     other = next(name for name in QUANTIZERS if name != kind)
     with pytest.raises(ValueError, match="of another codebook"):
         make_codes(other, path=str(tmp_path))

@@ -175,6 +175,21 @@ def test_bridge_and_channel_learn_and_nothing_else(true_share, make_stage, image
     assert learnt == {n for n, p in stage.named_parameters() if p.requires_grad}
 
 
+def test_features_alone_are_drawn_from(make_stage, images):
+    # red if the text stays, or the features go with it
+    def loss(captions: list[str], pictures: torch.Tensor) -> float:
+        stage = make_stage(
+            true_share=1.0, text_dropout=1.0, bridge_weight=0.0, feature_noise=0.0, condition_dropout=0.0
+        )
+        with torch.no_grad():
+            for layer in stage.decoder.visual:
+                layer.value.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(7))
+            latents = stage.decoder.encode_images(images)
+        return stage.training_step(Batch(pictures, captions, list("abcd"), latents=latents), 0).item()
+
+    assert loss(TEXTS, images) == loss(TEXTS[::-1], images) != loss(TEXTS, images.flip(0))
+
+
 def test_a_reference_changes_what_is_drawn_and_text_alone_refuses_it(make_stage, make_decoder, images):
     # red if the reference is not looked at, or a decoder of text draws as if there was none
     model = make_stage().autoencoder

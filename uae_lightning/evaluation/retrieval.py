@@ -7,7 +7,6 @@ originals needs no scale. It depends on N, which is therefore fixed.
 from __future__ import annotations
 
 import itertools
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +45,14 @@ class Retrieval(Suite):
             raise ValueError("Retrieval needs at least one of `backbones`")
         if 0 < hard_from <= among:
             raise ValueError(f"hard_from must be more than `among` {among}, or 0, got {hard_from}")
-        self.backbones, self.among, self.hard_from = nn.ModuleDict(backbones), among, hard_from
+        self.backbones, self.by_name = nn.ModuleDict(backbones), backbones
+        self.among, self.hard_from = among, hard_from
 
     def measure(self, subject: Subject) -> Items:
         found = subject.round_trip.reconstructions[: self.among]
         originals = first_pictures(subject, max(self.among, self.hard_from))
         items = {}
-        for name, module in self.backbones.items():
-            backbone = cast(EmbeddingSimilarity, module)
+        for name, backbone in self.by_name.items():
             of_originals, of_found = embed(backbone, originals), embed(backbone, found)
             ranks = ranks_of_sources(of_originals[: self.among], of_found)
             items[name] = (ranks == 1).double().tolist()

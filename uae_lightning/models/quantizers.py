@@ -25,6 +25,10 @@ class Quantizer(nn.Module, ABC):
     size: int
 
     @abstractmethod
+    def resize(self, codes: int) -> None:
+        """Before `build`: V is that of a codebook that was saved."""
+
+    @abstractmethod
     def build(self, width: int) -> None:
         """Makes the weights, for features of that width."""
 
@@ -63,6 +67,9 @@ class SimVQ(Quantizer):
 
     def __init__(self, codes: Count = 1024) -> None:
         super().__init__()
+        self.resize(codes)
+
+    def resize(self, codes: int) -> None:
         self.size = int(codes)
 
     def build(self, width: int) -> None:
@@ -121,7 +128,11 @@ class BSQ(Quantizer):
         super().__init__()
         if bits > 16:
             raise ValueError(f"bits of BSQ must be at most 16, whose 65,536 codes are all scored; got {bits}")
-        self.bits, self.size, self.entropy_weight = int(bits), 2 ** int(bits), float(entropy_weight)
+        self.entropy_weight = float(entropy_weight)
+        self.resize(2 ** int(bits))
+
+    def resize(self, codes: int) -> None:
+        self.bits, self.size = codes.bit_length() - 1, codes
 
     def build(self, width: int) -> None:
         self.input_size = self.output_size = width

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,7 +40,7 @@ class VisionCodes(CodeEncoder):
         vision: whose vision tower sees; its language model is dropped.
         quantizer: the codebook.
         places: features of a picture: merged patches of the tower at the decoder's size and the tower's `max_pixels`.
-        path: folder that `save` wrote; None starts anew.
+        path: folder that `save` wrote, whose number of codes counts more than the quantizer's; None starts anew.
 
     Raises:
         FileNotFoundError: `path` holds no codebook.
@@ -52,18 +53,27 @@ class VisionCodes(CodeEncoder):
         vision.drop_language()
         self.hidden_size, self.count = vision.hidden_size, int(places)
         self.quantizer = quantizer
+        if path is not None:
+            quantizer.resize(self._saved(resolve(path))["codes"])
         quantizer.build(vision.hidden_size)
         self.where = nn.Parameter(0.02 * torch.randn(self.count, quantizer.output_size))
         if path is not None:
             self._read(resolve(path))
         self.requires_grad_(False)
 
-    def _read(self, folder: Path) -> None:
+    def _saved(self, folder: Path) -> dict[str, Any]:
+        """The config of a saved codebook of this kind."""
         file = folder / "config.json"
         if not file.is_file():
             raise FileNotFoundError(f"no codebook in {folder}: {file} is missing, name the folder that a stage saved")
-        if (found := read_object(file)) != self.config:
-            raise ValueError(f"{file} is of another codebook, {found}: the YAML describes {self.config}")
+        found, wanted = read_object(file), {
+            "quantizer": type(self.quantizer).__name__, "width": self.hidden_size, "places": self.count
+        }  # fmt: skip
+        if {name: found.get(name) for name in wanted} != wanted or not isinstance(found.get("codes"), int):
+            raise ValueError(f"{file} is of another codebook, {found}: the YAML describes {wanted}")
+        return found
+
+    def _read(self, folder: Path) -> None:
         if weightless():
             return
         verify(folder)

@@ -27,7 +27,9 @@ class BridgePretrain(DecoderPretrain):
     Args:
         autoencoder: with a projector that is a `Bridge`, and a decoder that reads visual features.
         true_share: of the pictures, which are drawn from the features of their own.
-        feature_noise: standard deviation of noise on these, as predictions are off, too.
+        text_dropout: of these pictures, the share that is drawn from features alone: beside a complete caption they
+            tell the decoder nothing, and it learns to pass over them (measured: docs/lab-notes.md).
+        feature_noise: standard deviation of noise on the true features, as predictions are off, too.
         bridge_weight: of the bridge's loss.
         **options: of `DecoderPretrain`.
 
@@ -41,6 +43,7 @@ class BridgePretrain(DecoderPretrain):
         self,
         autoencoder: AutoEncoder,
         true_share: Share = 0.5,
+        text_dropout: Share = 0.5,
         feature_noise: NonNegative = 0.1,
         bridge_weight: NonNegative = 1.0,
         **options,
@@ -52,7 +55,8 @@ class BridgePretrain(DecoderPretrain):
                 f"{type(autoencoder.decoder).__name__} draws from text alone: give model.autoencoder.decoder one that "
                 "reads visual features, such as uae_lightning.models.visual_decoder.VisualSD3Decoder"
             )
-        self.true_share, self.feature_noise, self.bridge_weight = true_share, feature_noise, bridge_weight
+        self.true_share, self.text_dropout = true_share, text_dropout
+        self.feature_noise, self.bridge_weight = feature_noise, bridge_weight
 
     @property
     def bridge(self) -> Bridge:
@@ -73,4 +77,5 @@ class BridgePretrain(DecoderPretrain):
         assert predicted is not None  # a bridge predicts
         rows = (share < self.true_share)[:, None, None]
         visual = (true + self.feature_noise * noise).where(rows, predicted)
+        conditioning = conditioning.drop(share < self.true_share * self.text_dropout)
         return self.step_loss(batch, replace(conditioning, visual=visual)) + self.bridge_weight * loss
