@@ -1,4 +1,4 @@
-"""Exports of decoders that are no SD3: the code of their cards draws and adapts without this project."""
+"""Exports of decoders that are no SD3, and of Qwen3-VL: the code of their cards works without this project."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from PIL import Image
 from small_run import DECODERS, KINDS, write_run
 
 from uae_lightning.cli import main
+from uae_lightning.models.qwen3_vl import Qwen3VLEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 import small_decoders  # noqa: E402
+import small_encoders  # noqa: E402
 from small_models import HIDDEN, save_qwen  # noqa: E402
 
 FOREIGN = Path(__file__).with_name("foreign.py")
 PROMPT = "a small blue star on the left"  # of foreign.py
+READ_BY_QWEN3 = "flux2"
 LORA = {"rank": 4, "alpha": 8}
 
 
@@ -31,25 +34,30 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("place")
     torch.manual_seed(1)
     save_qwen(place / "small" / "qwen")
+    small_encoders.save_qwen3_vl(place / "small" / "qwen3_vl")
     stages = {"draw": {"projector": "all", "decoder": LORA}, "see": {"encoder": LORA}, "again": {"decoder": LORA}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for name, kind in DECODERS.items():
             getattr(small_decoders, f"save_{name}")(place / "small" / name)
+            kinds = KINDS | {"decoder": kind} | ({"encoder": Qwen3VLEncoder} if name == READ_BY_QWEN3 else {})
             start = {
-                "encoder": {"path": "small/qwen"},
+                "encoder": {"path": "small/qwen3_vl" if name == READ_BY_QWEN3 else "small/qwen"},
                 "projector": {"input_size": HIDDEN, "hidden_size": 16, "output_size": small_decoders.WIDTH},
                 "decoder": {"path": f"small/{name}", "resolution": 64},
             }
-            sampling = {"sampling": {"steps": 2, "guidance": 3.0}, "captioning": {"max_new_tokens": 4}}
-            write_run(place / name, start, stages, KINDS | {"decoder": kind}, negative_prompt="ugly", **sampling)
+            sampling = {
+                "sampling": {"steps": 2, "guidance": 3.0},
+                "captioning": {"max_new_tokens": 4, "temperature": 0.0},
+            }
+            write_run(place / name, start, stages, kinds, negative_prompt="ugly", **sampling)
     return place
 
 
 @pytest.fixture(scope="module")
 def exports(place, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exports")
-    Image.fromarray(np.zeros((56, 56, 3), np.uint8)).save(folder / "picture.png")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "picture.png")
     found = {name: folder / name for name in DECODERS}
     for name in DECODERS:
         assert main(["export", f"--weights={place / name}", f"--to={found[name]}"]) == 0
@@ -77,3 +85,14 @@ def test_base_and_adapter_are_the_trained_model(name, exports):
     assert to_merged < 1e-4 and base_to_merged > 1e-3 and found["pipeline"] < 1e-4
     assert not (exports[name] / "comfyui_lora.safetensors").exists()  # its names there are another matter
     assert DECODERS[name].title in (exports[name] / "README.md").read_text()
+
+
+def test_foreign_code_captions_as_qwen3_does(exports, place):
+    # red with a class of another generation in the card
+    export, run = exports[READ_BY_QWEN3], place / READ_BY_QWEN3
+    assert "Qwen3VLForConditionalGeneration" in (export / "README.md").read_text()
+    found = json.loads((export / "foreign.json").read_text())
+    encoder = Qwen3VLEncoder(str(run / "see" / "weights" / "encoder"))
+    said = encoder.generate(torch.zeros(1, 3, 64, 64), samples=1, temperature=0.0, max_new_tokens=4, seed=0)
+    to_merged, base_to_merged = found["encoder"]
+    assert found["caption"] == said.texts[0] and to_merged < 1e-4 < base_to_merged
