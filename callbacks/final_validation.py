@@ -15,7 +15,11 @@ class FinalValidation(L.Callback):
     """
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        steps_done = 0 < trainer.max_steps <= trainer.global_step
-        epochs_done = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if steps_done or epochs_done:
+        if is_over(trainer):
             trainer.val_check_batch = trainer.fit_loop.total_batch_idx + 1
+
+
+def is_over(trainer: L.Trainer) -> bool:
+    """Whether the batch that ends was the last one."""
+    steps_done = 0 < trainer.max_steps <= trainer.global_step
+    return steps_done or (trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from callbacks.final_validation import is_over
 from uae_lightning.parallel.collectives import RaisedTogether
 
 
@@ -65,10 +66,6 @@ class StageCheckpoint(ModelCheckpoint):
             rank_zero_warn(f"the state after step {trainer.global_step} could not be saved: {error}")
         else:
             rank_zero_warn(f"the state after step {trainer.global_step} is saved: --resume goes on from there")
-
-
-def is_over(trainer: L.Trainer) -> bool:
-    return 0 < trainer.max_steps <= trainer.global_step
 
 
 def back_to_last_batch(trainer: L.Trainer, steps: int) -> bool:

@@ -186,10 +186,8 @@ def save_adapter(folder: Path, model: nn.Module, source: Source, quantization: Q
     }
     write_json(folder / BASE, content)
     trained = model.peft_config["default"]
-    LoraConfig(
-        r=trained.r,
-        lora_alpha=trained.lora_alpha,
-        target_modules=trained.target_modules,
-        base_model_name_or_path=content["base"],
-    ).save_pretrained(folder)
+    config = LoraConfig(r=trained.r, lora_alpha=trained.lora_alpha, base_model_name_or_path=content["base"]).to_dict()
+    targets = trained.target_modules  # a set has another order in each process
+    config["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
+    write_json(folder / CONFIG, config)
     seal(folder)
