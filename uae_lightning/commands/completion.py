@@ -13,7 +13,7 @@ DESCRIPTION = """\
 Prints a completion script, made from the commands of this version.
 
     uae completion > ~/.local/share/bash-completion/completions/uae       bash, from the next shell on
-    eval "$(uae completion)"                                              bash, in this shell
+    eval "$(uae completion)"                                              bash, in this shell; takes seconds
     autoload -U +X bashcompinit && bashcompinit && eval "$(uae completion)"    zsh
 """
 FIT = ["--config", "--resume", "--overwrite", "--print_config", "--seed_everything", "--trainer.max_steps"]
