@@ -1,6 +1,7 @@
 """`uae study`: several runs with several seeds, evaluated and compared, and the page that shows what came out.
 
-plan      a study's YAML -> arms, and the jobs that train and evaluate them
+plan      a study's YAML -> arms
+cost      what a stage spends, by its own account
 jobs      jobs as processes beside each other, each resumable
 run       the command
 claims    what is claimed, from the raw values of the evaluations
