@@ -5,8 +5,8 @@
 #   NODES=2 NODE=1 HEAD=10.0.0.1 conf/launch/torchrun.sh --config conf/real/run.yaml --with sd35_large 8x80gb
 #
 # Options are those of `uae run`; CARDS (8) are the cards of each machine, PORT (29500) and the one above it are free on
-# the first, whose address HEAD is. The folder of the run, its data and weights lie where all machines see them. When a
-# machine dies the others end with the reason; the same commands with --resume go on.
+# the first, whose address HEAD is. The folder of the run, its data and weights lie where all machines see them. The
+# same commands with --resume go on after a stop.
 # Hardware: as the YAML says, times the number of machines. The tests run two node ranks on one machine, on CPUs.
 set -euo pipefail
 
