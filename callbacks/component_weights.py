@@ -40,16 +40,16 @@ class ComponentWeights(L.Callback):
     best of many validations is a little better on those pictures than on others: judge by `uae evaluate`.
 
     Args:
+        hand_on: "last", or "best".
         merged: whole weights with the adapters merged (`Component.save`), in the format of the part's library, where
             adapters and the name of what they belong to would do.
-        hand_on: "last", or "best".
 
     Raises:
         ValueError: EMA is listed after it, or there is no RewardCallback before it to say which weights are best; or
             the disk has no room, which is found before the first step where it can be, and before anything is written.
     """
 
-    def __init__(self, merged: bool = False, hand_on: Literal["last", "best"] = "last") -> None:
+    def __init__(self, hand_on: Literal["last", "best"] = "last", merged: bool = False) -> None:
         self.merged, self.hand_on = merged, hand_on
         self.best: dict[str, Any] = {"reward": -math.inf, "step": None}
         self.weights: dict[str, Tensor] = {}  # of that step

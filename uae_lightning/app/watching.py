@@ -11,10 +11,12 @@ from pathlib import Path
 from uae_lightning.app.errors import in_words
 from uae_lightning.app.run_folders import Signature, signature
 from uae_lightning.evaluation.intervals import mean_interval
+from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.report.page import (
     STYLE,
     StageView,
     cards,
+    marked_captions,
     not_compared,
     read_stages,
     stage_table,
@@ -100,14 +102,14 @@ def document(run: Path) -> str:
 
 def sections(stages: list[StageView]) -> str:
     folders = comparable(stages)
-    compared = [stage for stage in stages if stage.folder in folders]
+    compared, columns = [stage for stage in stages if stage.folder in folders], gallery_columns(folders)
     return "".join(
         [
             cards(stages, compared),
             not_compared(stages, compared),
             stage_table(stages),
             validation_charts(stages),
-            gallery(gallery_columns(folders)),
+            gallery(columns, marked_captions(columns, compared, CaptionMarker())),
             training_charts(stages),
         ]
     )
