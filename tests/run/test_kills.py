@@ -122,7 +122,7 @@ def contents(run: Path) -> dict[str, object]:
             found[name] = sorted(json.loads(path.read_text()))
         elif path.suffix == ".json" and "weights" not in name:
             found[name] = json.loads(path.read_text().replace(str(run), "RUN"))
-        elif name.endswith("config.yaml"):
+        elif name.endswith(("config.yaml", "hparams.yaml")):
             found[name] = path.read_text().replace(str(run), "RUN")
         else:
             found[name] = path.read_bytes()
