@@ -77,8 +77,10 @@ class RewardCallback(L.Callback):
 
     def check_originals(self, batch: Batch) -> None:
         """Raises UsageError where a reward compares with originals that the data do not have."""
+        if batch.has_images or batch.latents is not None:  # of a cache, which are decoded
+            return
         for option, reward in (("reward", self.reward), ("unrewarded", self.unrewarded)):
-            if reward is not None and reward.needs_originals and not batch.has_images:
+            if reward is not None and reward.needs_originals:
                 raise UsageError(
                     f"{option} of callbacks.RewardCallback: {type(reward).__name__} compares with the original, and "
                     "prompts have none: give a reward that judges pictures by their text, such as "

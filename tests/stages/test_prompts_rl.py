@@ -87,11 +87,11 @@ def test_galleries_and_curves_have_drawings_and_no_originals(make_stage, tmp_pat
     events.Reload()
     tags = events.Tags()
     assert "train/drawn/saturation" in tags["scalars"] and "train/image/saturation" not in tags["scalars"]
-    assert tags["images"] == ["gallery/drawings"]
+    assert tags["images"] == ["gallery/drawings", "gallery/captions_beside"]
     assert not (tmp_path / "gallery" / "originals.png").exists()
     columns = gallery_columns([tmp_path])
     assert [column.title for column in columns] == ["at the start", f"after {tmp_path.name}"]
-    assert before_after([*columns, *columns]) is None and "held-out prompts" in gallery(columns)
+    assert before_after([*columns, *columns]) is None and "held-out prompts" in gallery(columns, [["a", "b"]])
 
 
 @pytest.mark.parametrize(
