@@ -64,8 +64,8 @@ smoke: .venv/.installed ## two optimiser steps of every stage, to see that all t
 full-size: .venv/.installed ## a step of every stage of conf/real with random weights of the published size (13 GB, minutes to hours)
 	$(BIN)/python -m benchmarks.full_size --folder $(FULL_SIZE) $(ARGS)
 
-test: .venv/.installed ## the tests: no network, no GPU, about 15 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: .venv/.installed ## the tests: no network, no GPU, about 25 minutes on 2 cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/.installed ## ruff, its formatting, and the types of what [tool.mypy] names
 	$(BIN)/ruff check . $(ARGS)
