@@ -49,7 +49,7 @@ demo: .venv/.installed ## all three stages on the embedded scenes, at most 10 mi
 	  if [ -n "$$report" ]; then echo "Open the report in a browser: $$report"; \
 	  else echo "error: the run ended without a report.html under runs/" >&2; exit 1; fi
 
-reproduce: .venv/.installed ## the evidence, 3 seeds: docs/results.md, at most an hour on 2 cores (resumable)
+reproduce: .venv/.installed ## the evidence, 3 seeds: docs/results.md, one to two hours on 2 cores (resumable)
 	$(BIN)/uae study --config conf/reproduce.yaml $(ARGS)
 
 ablations: .venv/.installed ## what each part of it is worth: the same files (hours; resumable)
