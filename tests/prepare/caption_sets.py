@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,5 +67,7 @@ def in_child(work: Callable[[], object]) -> int:
         try:
             code = int(work() or 0)
         finally:
+            sys.stdout.flush()  # `os._exit` does not
+            sys.stderr.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
