@@ -61,7 +61,7 @@ def test_a_reward_that_reads_is_planned(make_stage, make_encoder):
 def test_yamls_are_laid_over_a_stage_as_for_fit(monkeypatch, capsys):
     # red if the second --config replaces the first, or none of both is laid over a run
     seen = []
-    monkeypatch.setattr(plan, "planned", lambda stage, card, rate: seen.append(stage) or {})
+    monkeypatch.setattr(plan, "planned", lambda stage, card, rate, link: seen.append(stage) or {})
     stage, over, run = (f"conf/real/{name}.yaml" for name in ("encoder_rl", "sd35_large", "run"))
     assert cli.main(["plan", "--config", stage, "--config", over, "--tflops", "1"]) == 0
     parts = seen[0].config.model.init_args.autoencoder.init_args

@@ -12,8 +12,8 @@ import torch
 from uae_lightning.commands.run import pair_up
 from uae_lightning.files import check_writable
 from uae_lightning.planning.report import as_json, table
-from uae_lightning.planning.stage_plan import plan_stage
-from uae_lightning.ranges import Positive
+from uae_lightning.planning.stage_plan import GB, plan_stage
+from uae_lightning.ranges import Count, Positive
 from uae_lightning.run import spec as run_spec
 from uae_lightning.run.compiled import StageRun
 from uae_lightning.run.stage_cli import check_training, quiet
@@ -28,6 +28,7 @@ phase it is, whether it fits a card, FLOPs and time of a step. It runs the stage
     uae plan --config conf/real/encoder_rl.yaml --config conf/real/sd35_large.yaml --config conf/real/80gb.yaml
     uae plan --config conf/real/run.yaml --with sd35_large --card 24 --tflops 60
     uae plan --config conf/real/run.yaml --with sd35_large 80gb --trainer.strategy fsdp --trainer.devices 8 --card 80
+    uae plan --config conf/real/run.yaml --with sd35_large 8x80gb --nodes 8 --link 50      64 cards: what they exchange
 
 Captions are taken as long as captioning.max_new_tokens allows. Any dotted option is passed to every stage.
 """
@@ -40,7 +41,8 @@ def main(args: list[str]) -> None:
     rate, source = (options.tflops * 1e12, "given") if options.tflops else (measured_rate(), MEASURED)
     first, *over = options.config
     specs = run_spec.read_run_or_stage(first, options.overlays, over).stages
-    plans = [planned(StageRun(spec, overrides), options.card, rate) for spec in specs]
+    link = options.link * GB if options.link else None
+    plans = [planned(StageRun(spec, overrides), options.card, rate, link) for spec in specs]
     print(f"Times are those of {rate / 1e12:.3g} TFLOP/s, {source}")
     if options.json:
         options.json.write_text(json.dumps({"rate": source, "stages": plans}, indent=1))
@@ -58,9 +60,14 @@ def parse(args: list[str]):
         help="memory of the card; default: that of this machine's, if it has one",
     )  # fmt: skip
     parser.add_argument("--tflops", type=Positive, metavar="N", help="TFLOP/s the card reaches; default: measured here")
+    parser.add_argument("--nodes", type=Count, metavar="N", help="machines; the same as --trainer.num_nodes")
+    parser.add_argument(
+        "--link", type=Positive, metavar="GB", help="GB that a device receives in a second, for the time of exchanges"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="the same numbers for programs")
     options, rest = parser.parse_known_args(args)
-    overrides = pair_up(parser, rest)
+    nodes = ["--trainer.num_nodes", str(options.nodes)] if options.nodes else []
+    overrides = pair_up(parser, [*rest, *nodes])
     if options.config is None:
         parser.error("name the YAML of a run or of a stage with --config")
     if options.json:
@@ -73,12 +80,12 @@ def own_card() -> float | None:
     return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
 
 
-def planned(stage: StageRun, card: float | None, rate: float) -> dict[str, Any]:
+def planned(stage: StageRun, card: float | None, rate: float, link: float | None) -> dict[str, Any]:
     """Plans one stage and prints it as soon as it is known."""
     quiet()
     check_training(stage.config)
     plan = plan_stage(stage.name, stage.parsed)
-    plan.card, plan.rate = card, rate
+    plan.card, plan.rate, plan.link = card, rate, link
     print(table(plan), end="\n\n", flush=True)
     return as_json(plan)
 

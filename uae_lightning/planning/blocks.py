@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from uae_lightning.models.adapters import lora_layers
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
 from uae_lightning.planning.meter import Meter
+from uae_lightning.planning.sharding import GATHERED, REDUCED
 from uae_lightning.planning.shortcuts import Cost, Shape, describe, measured
 
 
@@ -33,9 +34,12 @@ Costs = dict[Any, tuple[Cost, Backward]]
 KINDS: dict[Any, Costs] = {}  # of all plans of a process: stages share models
 
 
-def run_one_of_equal_blocks(meter: Meter, blocks: Iterable[nn.Module]) -> None:
+def run_one_of_equal_blocks(
+    meter: Meter, blocks: Iterable[nn.Module], size: Callable[[nn.Module], int] = lambda block: 0
+) -> None:
+    """`size` is what a block's weights have in bytes when they are gathered; 0 for what lies whole on each device."""
     for block in blocks:
-        block.forward = StandIn(meter, block, KINDS.setdefault(kind(block), {}))
+        block.forward = StandIn(meter, block, KINDS.setdefault(kind(block), {}), size(block))
 
 
 def repeated_blocks(judge: nn.Module) -> list[nn.Module]:
@@ -57,11 +61,13 @@ class StandIn:
 
     Args:
         costs: of calls of blocks of this kind.
+        size: bytes that are gathered before each pass, forward and backward, if the block lies in parts.
     """
 
-    def __init__(self, meter: Meter, block: nn.Module, costs: Costs) -> None:
-        self.meter, self.run, self.costs = meter, block.forward, costs
+    def __init__(self, meter: Meter, block: nn.Module, costs: Costs, size: int) -> None:
+        self.meter, self.run, self.costs, self.size = meter, block.forward, costs, size
         self.trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+        self.gradients = sum(parameter.nbytes for parameter in self.trained)
         self.adapters = lora_layers(block)[:1]
         self.layer = getattr(getattr(block, "self_attn", None), "layer_idx", None)  # in a cache of keys and values
 
@@ -76,7 +82,7 @@ class StandIn:
         outputs, form = tree_flatten(cost.output)
         places = [place for place, output in enumerate(outputs) if isinstance(output, Shape)]
         given = [outputs[place] for place in places]
-        tensors = _Stand.apply(self.meter, cost, backward, given, call.tensors(), *needed)
+        tensors = _Stand.apply(self, cost, backward, given, call.tensors(), *needed)
         for place, tensor in zip(places, tensors, strict=True):
             outputs[place] = tensor
         output, added = tree_unflatten(outputs, form)
@@ -112,9 +118,9 @@ class StandIn:
 
 class _Stand(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, meter: Meter, cost: Cost, backward: Backward, outputs: list[Shape], inputs: list, *needed: Tensor):
-        meter.count(cost.peak, cost.flops, Counter())
-        ctx.meter, ctx.cost = meter, backward
+    def forward(ctx, block: StandIn, cost: Cost, backward: Backward, outputs: list, inputs: list, *needed: Tensor):
+        block.meter.count(cost.peak, cost.flops, Counter({GATHERED: block.size}))
+        ctx.block, ctx.cost = block, backward
         # what goes into a block stays until its backward pass, whether it is checkpointed or keeps activations; not so
         # where the code around it is checkpointed, which autograd knows of what is saved
         if needed:
@@ -125,7 +131,8 @@ class _Stand(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor):
         _ = ctx.saved_tensors  # what is checkpointed is computed again now
-        ctx.meter.count(ctx.cost.peak, ctx.cost.flops, Counter())
+        exchanged = Counter({GATHERED: ctx.block.size, REDUCED: ctx.block.gradients if ctx.block.size else 0})
+        ctx.block.meter.count(ctx.cost.peak, ctx.cost.flops, exchanged)
         return None, None, None, None, None, *(shape.fresh() for shape in ctx.shapes)
 
 

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.planning.meter import Meter
+from uae_lightning.planning.sharding import GATHERED, ROLLOUTS
 from uae_lightning.planning.text import caption
 from uae_lightning.types import Captions
 
@@ -36,6 +37,8 @@ class Generation:
         with self.meter.phase("validation" if validating else "captions"):
             self.generate(images, copies, max_new_tokens)
             self.meter.now.calls["tokens"] += len(images) * copies * max_new_tokens
+            self.meter.now.calls[ROLLOUTS] += 1
+            self.meter.now.calls.pop(GATHERED, None)  # the encoder is whole for all of its tokens
         tokens = torch.zeros(len(images) * samples, max_new_tokens, dtype=torch.long)
         texts = [caption(max_new_tokens, row) for row in range(len(tokens))]
         return Captions(texts, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.empty(tokens.shape))

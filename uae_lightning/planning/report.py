@@ -75,7 +75,18 @@ def work_lines(plan: StagePlan) -> list[str]:
             f"  {duration(plan.seconds)} at {plan.rate / 1e12:,.3g} TFLOP/s; generation, which waits for memory at "
             "each token, takes longer"
         )
+    if plan.exchange.total:
+        lines.append(exchange_line(plan))
     return lines
+
+
+def exchange_line(plan: StagePlan) -> str:
+    parts = {"of weights": plan.exchange.weights, "of gradients": plan.exchange.gradients}
+    sizes = " and ".join(f"{gb(size)} GB {name}" for name, size in parts.items() if size)
+    time = ""
+    if plan.seconds_exchanging is not None:
+        time = f": {duration(plan.seconds_exchanging)} at {plan.link / GB:g} GB/s, beside the computing where it can"
+    return f"  Each device receives {sizes}{time}"
 
 
 def verdict(plan: StagePlan) -> str:
@@ -106,6 +117,7 @@ def as_json(plan: StagePlan) -> dict[str, Any]:
         "allowance": plan.allowance,
         "card": None if plan.card is None else int(plan.card * GB),
         "fits": plan.fits,
+        "exchange": vars(plan.exchange),
         "flops": plan.flops,
         "flops_per_second": plan.rate,
         "seconds": plan.seconds,

@@ -8,6 +8,7 @@ fsdp    As `uae_lightning.parallel.sharding` does it: weights of blocks (but int
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,11 @@ from torch import nn
 
 from uae_lightning.interfaces import Component
 from uae_lightning.stages.common import Stage
+from uae_lightning.stages.policy import PolicyStage
 
+GATHERED, REDUCED, ROLLOUTS = "bytes gathered", "bytes reduced", "rollouts"  # in a phase's calls
 AT_ONCE = 2  # blocks gathered at a time
+HALVED = "bf16-mixed"  # fp32 weights are gathered in bfloat16
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def shares(stage: Stage, devices: Devices, training: int, gradients: int, precis
     if devices.strategy == "ddp":
         return Shares(buckets=gradients)
     keep = 1 - 1 / devices.count
-    halved = precision == "bf16-mixed"  # fp32 weights are gathered in bfloat16
+    halved = precision == HALVED
     parts = [sharded_tensors(part) for part in (stage.encoder, stage.projector, stage.decoder)]
     blocks = [gathered_size(block.parameters(), halved) for part in components(stage) for block in part.blocks()]
     return Shares(
@@ -73,6 +77,35 @@ def shares(stage: Stage, devices: Devices, training: int, gradients: int, precis
         gathered=AT_ONCE * max(blocks, default=0),
         gathered_captions=gathered_size(parts[0], halved),
     )
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Bytes that a device receives in an optimiser step, as rings send them: (N-1)/N of what becomes whole.
+
+    Rewards, log-probabilities and metrics are a few kilobytes, trained weights outside the blocks a few megabytes: both
+    are left out.
+    """
+
+    weights: int = 0  # of blocks before each pass, forward and backward, and all of the encoder for a rollout
+    gradients: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients
+
+
+def exchange(stage: Stage, devices: Devices, calls: Counter, gradients: int, precision: str) -> Exchange:
+    """Of a step that made these `calls` (`planning.blocks`), of a stage with `gradients` bytes."""
+    keep = 1 - 1 / devices.count
+    if devices.strategy == "ddp":  # an all-reduce is a reduction and a gathering
+        steps = stage.updates_per_batch * stage.update_parts if isinstance(stage, PolicyStage) else 1
+        return Exchange(gradients=int(2 * keep * gradients * steps))
+    if devices.strategy == "one":
+        return Exchange()
+    encoder = gathered_size(sharded_tensors(stage.encoder), precision == HALVED)
+    gathered = calls[GATHERED] + calls[ROLLOUTS] * encoder
+    return Exchange(int(keep * gathered), int(keep * calls[REDUCED]))
 
 
 def components(stage: Stage) -> list[Component]:

@@ -17,7 +17,7 @@ from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.vision_codes import VisionCodes
 from uae_lightning.planning.integers import Numbers
 from uae_lightning.planning.meter import Meter, Phase
-from uae_lightning.planning.sharding import Devices, Shares, devices_of, shares
+from uae_lightning.planning.sharding import Devices, Exchange, Shares, devices_of, exchange, shares
 from uae_lightning.planning.step import Setting, Step
 from uae_lightning.planning.text import FullLength, give_text
 from uae_lightning.planning.weightless import build, give_fake_tensors
@@ -61,9 +61,11 @@ class StagePlan:
     logits: int  # of a micro-batch
     rollout: int  # latents, pictures, conditioning and captions alive when the update begins
     phases: dict[str, Phase]
+    exchange: Exchange
     gpu: bool
     card: float | None = None  # GB
     rate: float | None = None  # FLOP/s
+    link: float | None = None  # bytes that a device receives in a second
 
     @property
     def peak_phase(self) -> str:
@@ -97,7 +99,12 @@ class StagePlan:
 
     @property
     def calls(self) -> Counter:
-        return sum((phase.calls for name, phase in self.phases.items() if name != "validation"), Counter())
+        return calls_of_step(self.phases)
+
+    @property
+    def seconds_exchanging(self) -> float | None:
+        """Of an optimiser step at `link`, if nothing is computed meanwhile."""
+        return None if self.link is None else self.exchange.total / self.link
 
 
 def plan_stage(name: str, cli: Any) -> StagePlan:
@@ -208,8 +215,13 @@ def result(
         logits=step.head.largest,
         rollout=rollout,
         phases=phases,
+        exchange=exchange(stage, devices, calls_of_step(phases), gradients, setting.precision),
         gpu=setting.gpu,
     )
+
+
+def calls_of_step(phases: dict[str, Phase]) -> Counter:
+    return sum((phase.calls for name, phase in phases.items() if name != "validation"), Counter())
 
 
 def on_device(phase: Phase, name: str, share: Shares, gradients: int, devices: Devices) -> Phase:

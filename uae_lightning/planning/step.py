@@ -22,6 +22,7 @@ from uae_lightning.planning.generation import Generation
 from uae_lightning.planning.meter import Meter
 from uae_lightning.planning.optimizer import make_optimizer
 from uae_lightning.planning.precision import autocast
+from uae_lightning.planning.sharding import HALVED, gathered_size
 from uae_lightning.planning.shortcuts import Shortcut
 from uae_lightning.planning.text import caption
 from uae_lightning.policies.flow_grpo import FlowGRPO, PictureActs
@@ -68,8 +69,9 @@ class Step:
         generation = CodesGeneration if isinstance(stage.encoder, VisionCodes) else Generation
         self.generation = generation(stage.encoder, meter)
         stage.encoder.generate = self.generation
+        halved = setting.precision == HALVED
         for part in (stage.encoder, stage.decoder):
-            run_one_of_equal_blocks(meter, part.blocks())
+            run_one_of_equal_blocks(meter, part.blocks(), lambda block: gathered_size(block.parameters(), halved))
         self.head = Shortcut(meter, stage.encoder, "head")
         for owner, name, verb in [
             (stage.encoder, "embed", "texts read"),
