@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from uae_lightning import __version__
 from uae_lightning.commands import COMMANDS
+from uae_lightning.commands.init import by_name
 from uae_lightning.files import explained
 from uae_lightning.parallel.stopping import Stopped, say_how_to_go_on, stoppable
 from uae_lightning.run.memory import keep_freed_memory
@@ -108,4 +109,4 @@ def dispatch(command: str, args: list[str]) -> None:
     if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         raise UsageError(f"unknown {kind} {command!r}{closest(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")
-    importlib.import_module(COMMANDS[command][1], "uae_lightning").main(args)
+    importlib.import_module(COMMANDS[command][1], "uae_lightning").main(by_name(args))

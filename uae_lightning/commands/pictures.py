@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uae_lightning.commands.init import written_out
 from uae_lightning.files import check_writable, replacing
 from uae_lightning.ranges import Count, NonNegative, Seed, ShareAbove0
 from uae_lightning.usage import Parser, UsageError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from uae_lightning.autoencoder import AutoEncoder
     from uae_lightning.refinement import Refinement
 
-DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
+DEFAULT_CONFIG = "scenes/decoder_rl"  # of conf/
 COST = """\
 Several drawings, of which a verifier keeps the best. A picture costs candidates x steps calls of the decoder, twice as
 many with guidance. A later round starts from the best picture so far at the noise level --restart: a candidate of it
@@ -46,13 +47,16 @@ def add_options(parser: Parser) -> None:
 
 
 def check_options(parser: Parser, options) -> None:
-    """The scenes' YAML where neither `--config` nor `--weights` is given and it is at hand; else a UsageError."""
+    """Sets the scenes' YAML where neither `--config` nor `--weights` is given."""
     if (options.candidates > 1 or options.rounds > 1) and options.verifier is None:
         parser.error("--candidates and --rounds need --verifier, the YAML of a reward that says which drawing is best")
     if options.config is None and options.weights is None:
-        if not DEFAULT_CONFIG.is_file():
-            parser.error("name a stage's YAML with --config, or a run's folder with --weights")
-        options.config = DEFAULT_CONFIG
+        options.config = default_config()
+
+
+def default_config() -> Path:
+    """The scenes' YAML: of this folder, else the one that comes with the package."""
+    return Path(written_out(DEFAULT_CONFIG))
 
 
 def open_picture(path: Path) -> Image.Image:
