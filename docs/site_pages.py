@@ -1,11 +1,12 @@
-"""Writes the pages of the site into FOLDER/pages: the Markdown of docs/, sections of the README, the notebooks, and every
-option as the code has it. `make docs` builds FOLDER/html from them.
+"""Writes the pages of the site into FOLDER/pages: the Markdown of docs/, sections of the README, the notebooks, and
+every option as the code has it. `make docs` builds FOLDER/html from them.
 
     python docs/site_pages.py build/site
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import io
@@ -30,6 +31,7 @@ from uae_lightning.evaluation.object_detectors import ObjectDetector
 from uae_lightning.evaluation.suite import Suite
 from uae_lightning.interfaces import Codec, Decoder, Encoder, Projector, Reward
 from uae_lightning.models.quantizers import Quantizer
+from uae_lightning.policies.policy import Policy
 from uae_lightning.policies.token_objectives import TokenObjective
 from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.rewards.feature_maps import FeatureMaps
@@ -59,6 +61,7 @@ PARTS = {  # what a YAML can name by class_path -> what it derives from, and whe
     "Data": (L.LightningDataModule, "data", "scenes"),
     "Rewards": (Reward, "rewards", "evaluation", "scenes"),
     "Networks that rewards look through": (FeatureMaps, "rewards"),
+    "Policies": (Policy, "policies"),
     "Objectives of captions": (TokenObjective, "policies"),
     "Auxiliary losses": (Auxiliary, "stages"),
     "Schedules": (LRScheduler, "stages"),
@@ -129,8 +132,8 @@ def moved(section: str, heading: str) -> str:
 def page_of(notebook: Path) -> str:
     """What a notebook says and does, with the file itself to take along."""
     cells = json.loads(notebook.read_text())["cells"]
-    texts = ["".join(cell["source"]) for cell in cells]
-    shown = [fenced(text, "python") if cell["cell_type"] == "code" else text for cell, text in zip(cells, texts)]
+    told = {"markdown": str, "code": functools.partial(fenced, language="python")}
+    shown = [told[cell["cell_type"]]("".join(cell["source"])) for cell in cells]
     return "\n\n".join([*shown, f"The notebook itself: [{notebook.name}]({notebook.name})."]) + "\n"
 
 
@@ -162,9 +165,7 @@ def without_usage(text: str) -> str:
 
 def parts() -> str:
     """Classes that a YAML names by class_path, with their init_args."""
-    told = [
-        "# Parts and their options\n\nWhat YAML can name by `class_path`, and `init_args` of each, read from the code.\n"
-    ]
+    told = ["# Parts and their options\n\nWhat YAML names by `class_path`, and its `init_args`, read from the code.\n"]
     for heading, (base, *places) in PARTS.items():
         told.append(f"## {heading}\n")
         told += [f"### {path_of(cls)}\n\n{fenced(options_of(cls))}\n" for cls in offered(base, places)]
@@ -201,7 +202,7 @@ def options_of(cls: type) -> str:
     parser = ArgumentParser(prog=cls.__name__, add_help=False)
     parser.add_class_arguments(cls)
     text = re.sub(r"\Ausage: .*?(\n\n|\Z)", "", parser.format_help(), flags=re.DOTALL) or "without options"
-    text = re.sub(r"^  --[\w.]+\.help .*\n(?: {24}.*\n)*", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^  --[\w.]+\.help\b.*\n(?: {24}.*\n)*", "", text, flags=re.MULTILINE)
     text = re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
     text = re.sub(r"^ {24}", " " * 8, text, flags=re.MULTILINE)
     return re.sub(r"^  --([\w.]+)(?: \S+)?", r"  \1", text, flags=re.MULTILINE)
