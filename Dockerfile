@@ -6,8 +6,8 @@
 #   docker run --rm -v "$PWD:/work" uae:cpu generate "a red cat at the center"
 #   docker run --rm -p 127.0.0.1:7860:7860 -e UAE_APP_PASSWORD uae:cpu app --host 0.0.0.0 --port 7860
 #
-# The folder here is /work there: runs and pictures go to it, and its own conf/ comes before the one of the package. Where
-# it is not that of user 1000: --user "$(id -u):$(id -g)".
+# The folder here is /work there: runs and pictures go to it, and its own conf/ comes before the one of the package.
+# Where it is not that of user 1000: --user "$(id -u):$(id -g)".
 # A card needs the NVIDIA container toolkit on the host and nothing else of CUDA. Versions are those of `make .venv`, by
 # hash. Not built here: no machine with a Docker daemon was at hand; a test holds this file to the Makefile and builds
 # the wheel from what .dockerignore leaves.

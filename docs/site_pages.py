@@ -168,8 +168,12 @@ def parts() -> str:
     told = ["# Parts and their options\n\nWhat YAML names by `class_path`, and its `init_args`, read from the code.\n"]
     for heading, (base, *places) in PARTS.items():
         told.append(f"## {heading}\n")
-        told += [f"### {path_of(cls)}\n\n{fenced(options_of(cls))}\n" for cls in offered(base, places)]
+        told += [part(cls) for cls in offered(base, places)]
     return "\n".join(told)
+
+
+def part(cls: type) -> str:
+    return f"### {cls.__name__}\n\n`{path_of(cls)}`\n\n{fenced(options_of(cls))}\n"
 
 
 def offered(base: type, places: list[str]) -> list[type]:

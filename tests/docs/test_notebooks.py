@@ -9,7 +9,7 @@ from documented import NOTEBOOKS, code_of
 from uae_lightning.scenes.scene import IMAGE_SIZE
 
 SCENES, PHOTOS = NOTEBOOKS
-SMALL = {"PICTURES": 2, "HELD_OUT": 2, "GROUP": 2, "STEPS": 1}
+SMALL = {"SCENES": 2, "SHOWN": 2, "GROUP": 2, "STEPS": 1}
 
 
 def test_the_idea_on_scenes_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch, capsys):
