@@ -58,7 +58,7 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
         (["fit", "--config", "conf/none.yaml"], ["none.yaml"]),
         (["reconstruct", "none.png", "--config", "conf/stage.yaml"], ["none.png", "does not exist"]),
         (["reconstruct", "conf/run.yaml", "--config", "conf/stage.yaml"], ["conf/run.yaml", "cannot be read"]),
-        (["reconstruct", "a.png"], ["--config", "--weights"]),
+        (["reconstruct", "a.png"], ["a.png does not exist"]),  # with the shipped YAML
         (["evaluate", "--output", "a.json"], ["--config"]),
         (["evaluate", "--config", "conf/run.yaml", "--output", "a.txt"], ["--output", "evaluation.json"]),
         (EVALUATE[:3], ["what to judge with", "--evaluation"]),

@@ -48,7 +48,7 @@ def test_commands_and_their_options_are_read_from_the_parsers(site):
 def test_parts_have_their_own_options_and_those_of_their_parents(site, monkeypatch):
     # red without options of a parent, or with classes that no YAML can name
     text = (site / "pages" / "parts.md").read_text()
-    listed = re.findall(r"^`(\S+)`$", text, re.MULTILINE)
+    listed = re.findall(r"^`([\w.]+)`$", text, re.MULTILINE)
     assert len(listed) == len({*listed}) > 60
     assert {"callbacks.RewardCallback", "uae_lightning.rewards.http_reward.HttpReward"} <= {*listed}
     assert site_pages.path_of(DecoderRL) in listed and site_pages.path_of(PolicyStage) not in listed
@@ -66,7 +66,7 @@ def test_classes_that_yamls_name_are_listed(site):
         for file in (ROOT / "conf").rglob("*.yaml")
         for name in re.findall(r"class_path: ((?:uae_lightning|callbacks)\.[\w.]+)", file.read_text())
     }
-    assert named and named <= {*re.findall(r"^`(\S+)`$", text, re.MULTILINE)}
+    assert named and named <= {*re.findall(r"^`([\w.]+)`$", text, re.MULTILINE)}
 
 
 def test_sections_of_the_readme_become_pages_with_links_of_their_own(site):

@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from uae_lightning.commands.pictures import default_config
+from uae_lightning.commands.pictures import DEFAULT_CONFIG
 from uae_lightning.files import check_writable
 from uae_lightning.ranges import Count, NonNegative, Seed
 from uae_lightning.usage import Parser
@@ -59,7 +59,9 @@ def parse(args: list[str]) -> argparse.Namespace:
     if options.model and (options.weights or options.config):
         parser.error("--model captions in place of a run: leave --weights and --config out, or --model")
     if not (options.model or options.weights or options.config):
-        options.config = default_config()
+        if not DEFAULT_CONFIG.is_file():
+            parser.error("name a run's folder with --weights, a stage's YAML with --config, or a model with --model")
+        options.config = DEFAULT_CONFIG
     options.to = None if str(options.to) == "-" else options.to
     if options.to is not None:
         check_writable(options.to, "--to")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.commands.init import written_out
+from uae_lightning.commands.init import shipped
 from uae_lightning.files import check_writable, replacing
 from uae_lightning.ranges import Count, NonNegative, Seed, ShareAbove0
 from uae_lightning.usage import Parser, UsageError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from uae_lightning.autoencoder import AutoEncoder
     from uae_lightning.refinement import Refinement
 
-DEFAULT_CONFIG = "scenes/decoder_rl"  # of conf/
+DEFAULT_CONFIG = Path("conf/scenes/decoder_rl.yaml")
 COST = """\
 Several drawings, of which a verifier keeps the best. A picture costs candidates x steps calls of the decoder, twice as
 many with guidance. A later round starts from the best picture so far at the noise level --restart: a candidate of it
@@ -28,7 +28,10 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def add_options(parser: Parser) -> None:
     """Which stage, and how it samples pictures."""
-    parser.add_argument("--config", type=Path, metavar="YAML", help="of a stage; default: the last stage of --weights")
+    parser.add_argument(
+        "--config", type=Path, metavar="YAML",
+        help="of a stage; default: the last stage of --weights, or else the shipped scenes",
+    )  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="of a run: the latest weights of each part")
     parser.add_argument("--steps", type=Count, help="of the sampler; default: the YAML's")
     parser.add_argument("--guidance", type=NonNegative, help="classifier-free guidance, 1 is none; default: the YAML's")
@@ -56,7 +59,7 @@ def check_options(parser: Parser, options) -> None:
 
 def default_config() -> Path:
     """The scenes' YAML: of this folder, else the one that comes with the package."""
-    return Path(written_out(DEFAULT_CONFIG))
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else shipped() / DEFAULT_CONFIG.relative_to("conf")
 
 
 def open_picture(path: Path) -> Image.Image:
