@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import uae_lightning
 
 ROOT = Path(__file__).parents[2]
 AWAY = """
@@ -67,6 +70,12 @@ def test_the_wheel_has_package_weights_and_yamls_and_no_tests(wheel):
         weights = ROOT / "uae_lightning" / "scenes" / "weights" / part
         assert {str(file.relative_to(ROOT)) for file in weights.rglob("*") if file.is_file()} <= {*names}, part
     assert any(name.endswith("glyphs/LICENSE") for name in names if name.startswith(info))
+
+
+def test_its_version_is_that_of_the_code_and_of_the_changelog(wheel):
+    # red with a new version in one of pyproject.toml, __init__.py and CHANGELOG.md
+    heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert wheel.name.split("-")[1] == uae_lightning.__version__ == heading[1]
 
 
 def test_it_plans_trains_and_draws_in_an_empty_folder(wheel, tmp_path):
