@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv packages demo reproduce ablations bootstrap smoke full-size test lint tensorboard clean
+.PHONY: help .venv packages demo reproduce ablations bootstrap smoke full-size test lint docs tensorboard clean
 
 help: ## list these targets
 	@grep -E '^[.a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([.a-z-]+):.*## (.*)/  make \1|\2/' \
@@ -71,6 +71,12 @@ lint: .venv/.installed ## ruff, its formatting, and the types of what [tool.mypy
 	$(BIN)/ruff check . $(ARGS)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.installed ## the site, in build/site/html; a broken link is an error
+	$(PIP) install --require-hashes --no-deps -r docs/constraints.txt
+	$(BIN)/python docs/site_pages.py build/site
+	$(BIN)/zensical build --clean --strict --config-file build/site/zensical.toml
+	@echo "Open build/site/html/index.html in a browser."
 
 tensorboard: .venv/.installed ## curves, pictures with their captions and settings of all runs
 	@echo "Open http://localhost:6006/#custom_scalars: reward, health, language and images of all runs."

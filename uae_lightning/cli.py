@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from uae_lightning import __version__
 from uae_lightning.commands import COMMANDS
+from uae_lightning.commands.init import by_name
 from uae_lightning.files import explained
 from uae_lightning.parallel.stopping import Stopped, say_how_to_go_on, stoppable
 from uae_lightning.run.memory import keep_freed_memory
@@ -45,7 +46,7 @@ uae-lightning {version}: one image -> caption -> image auto-encoder, trained in 
 Three things to try first:
   uae doctor                                                what this machine has, what will be slow, what is missing
   uae generate "a red cat at the center and a blue bus at the top left"       seconds, with the weights that come along
-  uae run --config conf/demo.yaml                           the three stages, about 10 minutes on 2 CPU cores
+  uae run --config demo                                     the three stages, about 10 minutes on 2 CPU cores
 
 Then: `uae watch runs/demo` beside it, runs/demo/report.html afterwards. `uae --help` lists all commands.
 """
@@ -108,4 +109,4 @@ def dispatch(command: str, args: list[str]) -> None:
     if command not in COMMANDS:
         kind = "option" if command.startswith("-") else "command"
         raise UsageError(f"unknown {kind} {command!r}{closest(command, COMMANDS)} (commands: {', '.join(COMMANDS)})")
-    importlib.import_module(COMMANDS[command][1], "uae_lightning").main(args)
+    importlib.import_module(COMMANDS[command][1], "uae_lightning").main(by_name(args))

@@ -58,7 +58,7 @@ def test_help_lists_the_commands_without_importing_torch(capfd):
         (["fit", "--config", "conf/none.yaml"], ["none.yaml"]),
         (["reconstruct", "none.png", "--config", "conf/stage.yaml"], ["none.png", "does not exist"]),
         (["reconstruct", "conf/run.yaml", "--config", "conf/stage.yaml"], ["conf/run.yaml", "cannot be read"]),
-        (["reconstruct", "a.png"], ["--config", "--weights"]),
+        (["reconstruct", "a.png"], ["a.png does not exist"]),  # with the shipped YAML
         (["evaluate", "--output", "a.json"], ["--config"]),
         (["evaluate", "--config", "conf/run.yaml", "--output", "a.txt"], ["--output", "evaluation.json"]),
         (EVALUATE[:3], ["what to judge with", "--evaluation"]),
@@ -101,6 +101,22 @@ def test_init_copies_conf_and_writes_over_nothing(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(init, "__file__", str(tmp_path / "lib/uae_lightning/commands/init.py"))
     monkeypatch.setattr(init.metadata, "files", lambda name: [record])
     assert (init.shipped() / "demo.yaml").read_text() == "changed"
+
+
+def test_config_by_name_is_here_or_shipped(tmp_path, monkeypatch):
+    # red with the shipped YAML before that of this folder, a path taken for a name, or a word of another option changed
+    monkeypatch.chdir(tmp_path)
+    shipped = init.shipped()
+    assert init.by_name(["--config", "demo", "-c=scenes/encoder_rl", "--with", "demo"]) == [
+        "--config", str(shipped / "demo.yaml"), f"-c={shipped / 'scenes/encoder_rl.yaml'}", "--with", "demo"
+    ]  # fmt: skip
+    for stays in ("demo.yaml", "nothing", "../demo", "", "x" * 5000, "demo\0"):
+        assert init.by_name(["--config", stays, f"--config={stays}"]) == ["--config", stays, f"--config={stays}"]
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/demo.yaml").write_text("mine")
+    assert init.by_name(["--config", "demo"]) == ["--config", "conf/demo.yaml"]
+    (tmp_path / "demo").write_text("a file of that name")
+    assert init.by_name(["--config", "demo"]) == ["--config", "demo"]
 
 
 def test_debug_shows_the_traceback(place, monkeypatch):

@@ -115,7 +115,6 @@ def test_the_best_of_several_is_written_and_its_cost_told(model, verifier, tmp_p
         (["a ball", "--config=a.yaml", "--verifier=none.yaml"], ["--verifier none.yaml does not exist"]),
         (["a ball", "--config=a.yaml", "--verifier=stage.yaml"], ["stage.yaml is not the YAML of a reward"]),
         (["a ball", "--config=a.yaml", "--verifier=pixels.yaml"], ["PixelSimilarity compares with an original"]),
-        (["a ball"], ["--config", "--weights"]),
         (["a ball", "--weights=none"], ["none is not the folder of a run"]),
         (["a ball", "--config=none.yaml"], ["none.yaml does not exist"]),
         (["--prompts=none.txt"], ["--prompts none.txt does not exist"]),

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from uae_lightning.commands.run import parse
 
@@ -74,3 +75,28 @@ def test_slurm_ends_as_the_run_ends(called):
     assert subprocess.run(command, env=environment(called.parent, **slurm)).returncode == 0
     assert subprocess.run(command, env=environment(called.parent, **slurm, SECONDS_OF_SRUN="no")).returncode != 0
     assert "scontrol" not in called.read_text()
+
+
+def test_skypilot_starts_torchrun_on_each_machine(called):
+    # red with a variable of SkyPilot misspelt, without --resume, or with an option that `uae run` does not know
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    (called.parent / "conda").write_text("#!/bin/sh\n")
+    (called.parent / "conda").chmod(0o755)
+    sky = {"NUM_NODES": "2", "NODE_RANK": "1", "NUM_GPUS_PER_NODE": "8", "NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    given = environment(called.parent, **{f"SKYPILOT_{name}": value for name, value in sky.items()}, **task["envs"])
+    subprocess.run(["bash", "-euc", task["run"]], env=given, check=True, cwd=LAUNCH.parents[1])
+    call = called.read_text()
+    assert "--nnodes=2 --node-rank=1 --nproc-per-node=8 --master-addr=10.0.0.1 " in call
+    assert " --output /uae/run --resume " in call
+    assert options_of(call) == ["--trainer.num_nodes=2", "--trainer.devices=8"]
+
+
+def test_skypilot_sets_up_what_the_files_say():
+    # red with another name of the environment, a target that make does not have, or a folder that is no bucket's
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    root = LAUNCH.parents[1]
+    name = yaml.safe_load((root / "environment.yml").read_text())["name"]
+    assert f"conda activate {name}\n" in task["setup"] and f"conda activate {name}\n" in task["run"]
+    assert "\npackages:" in (root / "Makefile").read_text() and "make packages BIN=" in task["setup"]
+    assert task["file_mounts"]["/uae"]["name"] == "${BUCKET}" and task["envs"]["BUCKET"]
+    assert task["secrets"] == {"HF_TOKEN": None}  # which SkyPilot asks for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -14,9 +15,12 @@ Copies the YAMLs that come with the package to FOLDER/conf, to be run and change
 
     uae init mine && cd mine && uae run --config conf/demo.yaml
 
-Nothing is written over.
+Nothing is written over. To run one as it is needs no copy: `--config demo` of any command is conf/demo.yaml, `--config
+scenes/encoder_rl` that stage; those of this folder come first.
 """
 INSTALLED = "share/uae-lightning/conf"  # as in pyproject.toml
+CONFIG = ("--config", "-c")
+NAME = re.compile(r"\w[\w-]{0,60}(/\w[\w-]{0,60})?")  # demo, scenes/encoder_rl
 
 
 def main(args: list[str]) -> None:
@@ -48,3 +52,24 @@ def shipped() -> Path:
         if (place / "demo.yaml").is_file():
             return place
     raise FileNotFoundError("the YAMLs did not come with this installation: install uae-lightning again")
+
+
+def by_name(args: list[str]) -> list[str]:
+    """A command's options, `--config NAME` written out where it names a YAML of conf/."""
+    return [following(before, word) for before, word in zip(["", *args], args, strict=False)]
+
+
+def following(before: str, word: str) -> str:
+    option, equals, value = word.partition("=")
+    if option in CONFIG and equals:
+        return f"{option}={written_out(value)}"
+    return written_out(word) if before in CONFIG else word
+
+
+def written_out(name: str) -> str:
+    """The YAML of that name in conf/ here, else the shipped one; what names neither, or is a path here, as it is."""
+    if not NAME.fullmatch(name) or Path(name).exists():
+        return name
+    here = Path("conf") / f"{name}.yaml"
+    file = here if here.is_file() else shipped() / f"{name}.yaml"
+    return str(file) if file.is_file() else name

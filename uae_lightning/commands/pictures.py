@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uae_lightning.commands.init import shipped
 from uae_lightning.files import check_writable, replacing
 from uae_lightning.ranges import Count, NonNegative, Seed, ShareAbove0
 from uae_lightning.usage import Parser, UsageError
@@ -27,7 +28,10 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 def add_options(parser: Parser) -> None:
     """Which stage, and how it samples pictures."""
-    parser.add_argument("--config", type=Path, metavar="YAML", help="of a stage; default: the last stage of --weights")
+    parser.add_argument(
+        "--config", type=Path, metavar="YAML",
+        help="of a stage; default: the last stage of --weights, or else the shipped scenes",
+    )  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="of a run: the latest weights of each part")
     parser.add_argument("--steps", type=Count, help="of the sampler; default: the YAML's")
     parser.add_argument("--guidance", type=NonNegative, help="classifier-free guidance, 1 is none; default: the YAML's")
@@ -46,13 +50,16 @@ def add_options(parser: Parser) -> None:
 
 
 def check_options(parser: Parser, options) -> None:
-    """The scenes' YAML where neither `--config` nor `--weights` is given and it is at hand; else a UsageError."""
+    """Sets the scenes' YAML where neither `--config` nor `--weights` is given."""
     if (options.candidates > 1 or options.rounds > 1) and options.verifier is None:
         parser.error("--candidates and --rounds need --verifier, the YAML of a reward that says which drawing is best")
     if options.config is None and options.weights is None:
-        if not DEFAULT_CONFIG.is_file():
-            parser.error("name a stage's YAML with --config, or a run's folder with --weights")
-        options.config = DEFAULT_CONFIG
+        options.config = default_config()
+
+
+def default_config() -> Path:
+    """The scenes' YAML: of this folder, else the one that comes with the package."""
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else shipped() / DEFAULT_CONFIG.relative_to("conf")
 
 
 def open_picture(path: Path) -> Image.Image:
