@@ -257,6 +257,14 @@ class Codec(Component):
         """(C, h, w) of pictures of that many pixels."""
         return self.channels, side // self.downsampling, side // self.downsampling
 
+    def by_learning(self) -> LearningCodec:
+        """The codec, for who needs one that learns; a ValueError where it does not."""
+        raise ValueError(
+            f"{type(self).__name__} does not learn: give model.autoencoder.decoder.codec a subclass of "
+            "uae_lightning.interfaces.LearningCodec, such as uae_lightning.models.diffusion_codec.DiffusionCodec, or "
+            "take another stage"
+        )
+
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [0, 1] -> latents [N, C, h, w], float32."""
@@ -273,8 +281,20 @@ class Codec(Component):
         }
 
 
+class LearningCodec(Codec):
+    """A codec whose way from latents to pictures is trained, by a stage of its own."""
+
+    def by_learning(self) -> LearningCodec:
+        return self
+
+    @abstractmethod
+    def restore(self, images: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N, 3, H, W] in [0, 1] by their latents, at a draw of noise [N, 3, H, W] and level sigma [N]: a map
+        [N, 1, H, W] of squared errors, and what it takes the images for, both with gradients into the codec."""
+
+
 class Decoder(Component):
-    """Image generator in the latent space of its codec, which no stage trains."""
+    """Image generator in the latent space of its codec, which no stage trains but one of the codec's own."""
 
     codec: Codec
     image_size: int  # side of the pictures in pixels

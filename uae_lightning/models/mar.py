@@ -24,7 +24,7 @@ from uae_lightning.algorithms import flow
 from uae_lightning.interfaces import Codec, Decoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import MergedState
-from uae_lightning.models.codecs import codec_of
+from uae_lightning.models.codec_folders import codec_of
 from uae_lightning.models.loading import load
 from uae_lightning.models.saving import save_diffusers
 from uae_lightning.models.weight_files import seal
