@@ -327,6 +327,17 @@ class Decoder(Component):
             "uae_lightning.interfaces.FlowDecoder, or take another stage"
         )
 
+    def features(self, latents: Tensor) -> Tensor:
+        """What the decoder makes of clean latents [N, C, h, w], by place: [N, K, E], without gradient.
+
+        Raises:
+            ValueError: it does not look at them.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no features of pictures: leave `decoder` out, or give "
+            "model.autoencoder.decoder one with `features`, such as uae_lightning.models.mar.MARDecoder"
+        )
+
     @abstractmethod
     def regression(
         self, latents: Tensor, conditioning: Conditioning, noise: Tensor, sigma: Tensor

@@ -106,14 +106,18 @@ class MARTransformer(ModelMixin, ConfigMixin):
         self.head = nn.ModuleList(HeadBlock(head_width) for _ in range(head_layers))
         self.velocity = nn.Sequential(nn.LayerNorm(head_width), nn.Linear(head_width, token_size))
 
-    def context(self, tokens: Tensor, there: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """What is known of every place: tokens [N, K, P], of which those of [N, K] are there, and a text [N, L, D] with
-        its mask [N, L] -> [N, K, W]."""
+    def read(self, tokens: Tensor, there: Tensor, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the encoder, for the text [N, L, W] and for the places [N, K, W]: arguments as of `context`."""
         text, tokens = self.text(states.to(self.text.weight.dtype)), tokens.masked_fill(~there[..., None], 0)
         x, seen = torch.cat([text, self.token(tokens) + self.positions[0]], 1), torch.cat([mask, there], 1)
         for block in self.encoder:
             x = block(x, seen)
-        read, x = x.split([states.shape[1], tokens.shape[1]], 1)
+        return x[:, : states.shape[1]], x[:, states.shape[1] :]
+
+    def context(self, tokens: Tensor, there: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """What is known of every place: tokens [N, K, P], of which those of [N, K] are there, and a text [N, L, D] with
+        its mask [N, L] -> [N, K, W]."""
+        read, x = self.read(tokens, there, states, mask)
         x = torch.cat([read, torch.where(there[..., None], x, self.hidden) + self.positions[1]], 1)
         seen = torch.cat([mask, torch.ones_like(there)], 1)
         for block in self.decoder:
@@ -216,12 +220,21 @@ class MARDecoder(Decoder):
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (side, side)), self.patch_size)
 
     def context(self, tokens: Tensor, there: Tensor, conditioning: Conditioning | None) -> Tensor:
-        """[N, K, W] of `MARTransformer.context`; None is one state of zeros, as dropped captions are."""
-        if conditioning is None:
-            nothing = tokens.new_zeros(len(tokens), 1, self.conditioning_size)
-            conditioning = Conditioning(nothing, torch.ones_like(nothing[..., 0], dtype=torch.bool))
-        conditioning = conditioning.cropped()
+        """[N, K, W] of `MARTransformer.context`; None is the empty text."""
+        conditioning = (conditioning or self.nothing(tokens)).cropped()
         return self.transformer.context(tokens, there, conditioning.states, conditioning.mask)
+
+    def nothing(self, like: Tensor) -> Conditioning:
+        """The empty text [N, 1, D]: one state of zeros, as dropped captions are."""
+        states = like.new_zeros(len(like), 1, self.conditioning_size)
+        return Conditioning(states, torch.ones_like(states[..., 0], dtype=torch.bool))
+
+    @torch.no_grad()
+    def features(self, latents: Tensor) -> Tensor:
+        """Of the encoder, which sees all tokens and no text."""
+        tokens, text = self.tokens_of(latents), self.nothing(latents)
+        there = torch.ones_like(tokens[..., 0], dtype=torch.bool)
+        return self.transformer.read(tokens, there, text.states, text.mask)[1].float()
 
     def order(self, noise: Tensor) -> Tensor:
         """[N, K] places in the order in which they are drawn: by a fraction of the noise, independent of it."""
