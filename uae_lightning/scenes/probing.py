@@ -32,8 +32,10 @@ def facts_of(scene: Scene, objects: int) -> dict[str, list[bool]]:
 
 @checked
 class Probe(Suite):
-    """Ridge regression from mean features to each fact, learnt on pictures of the training split, judged on held-out ones:
-    SOURCE_FACT, for each scene the share of its values that are among the likeliest, as many as there are.
+    """Ridge regression from mean features to each fact, learnt on pictures of the training split.
+
+    Judged on held-out ones: SOURCE_FACT, for each scene the share of its values that are among the likeliest, as many
+    as there are.
 
     Args:
         sources: "vision" for the encoder's `visual_features`, "decoder" for the decoder's `features`, "latents".
