@@ -1,4 +1,4 @@
-"""What features know: a linear probe from their mean over a picture to the facts of its scene (Harmon, arXiv 2503.21979).
+"""What features know: a linear probe from their mean over a picture to facts of its scene (Harmon, arXiv 2503.21979).
 
 N pictures   E width of a feature   V values of a fact
 """
