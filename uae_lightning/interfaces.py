@@ -257,6 +257,14 @@ class Codec(Component):
         """(C, h, w) of pictures of that many pixels."""
         return self.channels, side // self.downsampling, side // self.downsampling
 
+    def by_learning(self) -> LearningCodec:
+        """The codec, for who needs one that learns; a ValueError where it does not."""
+        raise ValueError(
+            f"{type(self).__name__} does not learn: give model.autoencoder.decoder.codec a subclass of "
+            "uae_lightning.interfaces.LearningCodec, such as uae_lightning.models.diffusion_codec.DiffusionCodec, or "
+            "take another stage"
+        )
+
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [0, 1] -> latents [N, C, h, w], float32."""
@@ -273,14 +281,27 @@ class Codec(Component):
         }
 
 
+class LearningCodec(Codec):
+    """A codec whose way from latents to pictures is trained, by a stage of its own."""
+
+    def by_learning(self) -> LearningCodec:
+        return self
+
+    @abstractmethod
+    def restore(self, images: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [N, 3, H, W] in [0, 1] by their latents, at a draw of noise [N, 3, H, W] and level sigma [N]: a map
+        [N, 1, H, W] of squared errors, and what it takes the images for, both with gradients into the codec."""
+
+
 class Decoder(Component):
-    """Image generator in the latent space of its codec, which no stage trains."""
+    """Image generator in the latent space of its codec, which no stage trains but one of the codec's own."""
 
     codec: Codec
     image_size: int  # side of the pictures in pixels
     conditioning_size: int  # D
     mask_padding: bool = True  # padding of the conditioning does not reach the picture
     reads_visual: bool = False  # `Conditioning.visual` reaches the picture
+    network: str  # method that is a pass of the network, with a row for each picture first: `uae plan` counts it
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -305,6 +326,37 @@ class Decoder(Component):
             f"{type(self).__name__} is no decoder by flow matching: give model.autoencoder.decoder a subclass of "
             "uae_lightning.interfaces.FlowDecoder, or take another stage"
         )
+
+    def features(self, latents: Tensor) -> Tensor:
+        """What the decoder makes of clean latents [N, C, h, w], by place: [N, K, E], without gradient.
+
+        Raises:
+            ValueError: it does not look at them.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no features of pictures: leave `decoder` out, or give "
+            "model.autoencoder.decoder one with `features`, such as uae_lightning.models.mar.MARDecoder"
+        )
+
+    @abstractmethod
+    def regression(
+        self, latents: Tensor, conditioning: Conditioning, noise: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is predicted of latents [N, C, h, w] at a draw of noise [N, C, h, w] and level sigma [N] in (0, 1], and
+        what it should be, both [N, C, h, w]: training lowers the mean square of their difference. All that is random in
+        it comes from the noise."""
+
+    def loss(self, latents: Tensor, conditioning: Conditioning, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Squared error of `regression`: a map [N, 1, h, w].
+
+        Texts of like length are computed together: short prompts are not padded to the longest caption. How many parts
+        there are depends on N alone: sharded ranks must call as often as each other.
+        """
+        order = conditioning.mask.sum(1).argsort() if len(latents) >= 2 * ROWS_TOGETHER else None
+        parts = [slice(None)] if order is None else order.tensor_split(len(latents) // ROWS_TOGETHER)
+        found = [self.regression(latents[r], conditioning[r], noise[r], sigma[r]) for r in parts]
+        error = torch.cat([(predicted - target).square().mean(1, keepdim=True) for predicted, target in found])
+        return error if order is None else error[order.argsort()]
 
     @abstractmethod
     def draw(
@@ -344,8 +396,10 @@ class Decoder(Component):
 
 
 class FlowDecoder(Decoder):
-    """A decoder by flow matching: what Flow-GRPO, DiffusionNFT and decoder pre-training ask for. sigma in (0, 1], 1 is
+    """A decoder by flow matching on the whole picture: what Flow-GRPO and the cold start ask for. sigma in (0, 1], 1 is
     pure noise."""
+
+    network = "velocity"
 
     def by_flow(self) -> FlowDecoder:
         return self
@@ -358,21 +412,12 @@ class FlowDecoder(Decoder):
     def schedule(self, steps: int) -> Tensor:
         """[steps + 1] sigmas of the sampler, from 1 down to 0."""
 
-    def loss(self, latents: Tensor, conditioning: Conditioning, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Squared error of the velocity between latents and noise [N, C, h, w] at sigma [N]: a map [N, 1, h, w].
-
-        Texts of like length are computed together: short prompts are not padded to the longest caption. How many parts
-        there are depends on N alone: sharded ranks must call as often as each other.
-        """
+    def regression(
+        self, latents: Tensor, conditioning: Conditioning, noise: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocities."""
         x, target = flow.interpolate(latents, noise, sigma)
-        parts = max(1, len(x) // ROWS_TOGETHER)
-        if parts == 1:
-            velocity = self.velocity(x, sigma, conditioning)
-        else:
-            order = conditioning.mask.sum(1).argsort()
-            velocities = [self.velocity(x[r], sigma[r], conditioning[r]) for r in order.tensor_split(parts)]
-            velocity = torch.cat(velocities)[order.argsort()]
-        return (velocity - target).square().mean(1, keepdim=True)
+        return self.velocity(x, sigma, conditioning), target
 
     def draw(
         self, conditioning: Conditioning, noise: Tensor, sampling: Sampling, unconditional: Conditioning | None = None

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import planning_of_runs
 import pytest
+from small_decoders import save_sana
 from small_models import HIDDEN, TEXT, save_models, save_pictures
 
 from uae_lightning.planning.stage_plan import GB
 from uae_lightning.run.stage_cli import run_stage
 
 CONF = Path(__file__).parents[2] / "conf" / "real"
-STAGES = ["codebook_pretrain", "bridge_pretrain"]
+STAGES = ["codebook_pretrain", "bridge_pretrain", "codec_pretrain"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -26,10 +27,18 @@ def test_it_is_planned_at_full_size(stage):
     assert 5 * GB < needed[stage] < 24 * GB
 
 
+def test_masked_autoregression_is_planned_at_full_size():
+    # red if the plan asks for velocities of the whole picture, or a stage does not fit its card
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        needed = pool.submit(planning_of_runs.needed, CONF / "run_mar.yaml", ()).result()
+    assert {*needed} == {"decoder_pretrain", "encoder_rl"} and all(5 * GB < one < 24 * GB for one in needed.values())
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     save_models(folder)
+    save_sana(folder / "sana")
     save_pictures(folder / "pictures", 4, seed=0)
     save_pictures(folder / "held_out", 2, seed=1)
     return folder
@@ -103,3 +112,53 @@ def test_two_steps_on_codes(small, tmp_path):
     check(module, tmp_path)
     saved = json.loads((tmp_path / "weights" / "encoder" / "config.json").read_text())
     assert saved == {"quantizer": "SimVQ", "codes": 16, "width": HIDDEN, "places": 4}
+
+
+ENCODER = {
+    "model.autoencoder.encoder.dtype": "float32",
+    "model.autoencoder.encoder.quantization": "none",
+    "model.autoencoder.encoder.max_pixels": 3136,
+    "model.autoencoder.captioning.max_new_tokens": 8,
+}
+
+
+def test_two_steps_of_a_codec(small, tmp_path):
+    # red if the codec is not handed on in the decoder's folder, or one of its weights has no gradient
+    more = ENCODER | {
+        "model.autoencoder.encoder.path": small / "qwen",
+        "model.autoencoder.decoder.codec.base.path": small / "sd3",
+        "model.autoencoder.decoder.codec.base.dtype": "float32",
+        "model.autoencoder.decoder.codec.width": 8,
+        "model.autoencoder.decoder.codec.layers": 1,
+        "model.init_args.perceptual.init_args.model": small / "clip",
+    }
+    words = [f"--{key}={value}" for key, value in (options(small, tmp_path) | more).items()]
+    module = run_stage(["fit", f"--config={CONF / 'codec_pretrain.yaml'}", *words]).model
+    check(module, tmp_path)
+    assert (tmp_path / "weights" / "decoder" / "vae" / "unet" / "config.json").exists()
+
+
+def test_two_steps_of_masked_autoregression(small, tmp_path):
+    # red if the codec's latents are not what is drawn, or a weight has no gradient
+    more = ENCODER | {
+        "model.init_args.learn.decoder": "all",
+        "model.autoencoder.encoder.path": small / "qwen",
+        "model.autoencoder.decoder.codec.path": small / "sana",
+        "model.autoencoder.decoder.codec.dtype": "float32",
+        "model.autoencoder.decoder.conditioning_size": TEXT,
+        "model.autoencoder.decoder.width": 32,
+        "model.autoencoder.decoder.encoder_layers": 1,
+        "model.autoencoder.decoder.decoder_layers": 1,
+        "model.autoencoder.decoder.heads": 2,
+        "model.autoencoder.decoder.head_width": 32,
+        "model.autoencoder.decoder.head_layers": 1,
+        "model.autoencoder.sampling.steps": 3,
+        "data.init_args.require_captions": "false",
+        "model.init_args.condition_dropout": 0.5,
+        "model.init_args.optimizer": "torch.optim.AdamW",
+    }
+    given = options(small, tmp_path) | more
+    for name in ("path", "dtype"):
+        del given[f"model.autoencoder.decoder.{name}"]
+    configs = [f"--config={CONF / name}" for name in ("decoder_pretrain.yaml", "mar.yaml")]
+    check(run_stage(["fit", *configs, *(f"--{key}={value}" for key, value in given.items())]).model, tmp_path)

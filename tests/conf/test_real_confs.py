@@ -184,7 +184,8 @@ def test_every_overlay_is_used():
     (qwen3b, qwen7b, *others), (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
     assert list(itertools.product([qwen3b, qwen7b], sd3, cards)) == PRODUCT
     assert [sana, flux2, z_image, qwen_image] == DECODERS and others == [*ENCODERS]
-    used = {path for chosen in CHOSEN for stage in stages_of(RUN, chosen) for path in stage.overlays}
+    runs = [*((RUN, chosen) for chosen in CHOSEN), (RUN.with_name("run_mar.yaml"), ())]
+    used = {path for run, chosen in runs for stage in stages_of(run, chosen) for path in stage.overlays}
     assert used == {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
 
 

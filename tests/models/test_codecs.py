@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers import AutoencoderDC
 
-from uae_lightning.models.codecs import DCCodec, LinearCodec, codec_of
+from uae_lightning.models.codec_folders import codec_of
+from uae_lightning.models.codecs import DCCodec, LinearCodec
 from uae_lightning.models.sd3 import SD3Decoder
 
 

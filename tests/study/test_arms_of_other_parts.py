@@ -26,13 +26,16 @@ def test_each_arm_is_evaluated_as_its_parts_are(study, tmp_path):
         configs[name.rpartition("/")[2]] = Path(words[words.index("--config") + 1]).stem
     codes = dict.fromkeys(("codes_10", "codes_8", "codes_6", "codes_4"), "codebook_pretrain")
     bridges = dict.fromkeys(("bridge", "bridge_regression"), "bridge_pretrain")
-    assert configs == dict.fromkeys(("start", "captions", "captions_rl"), "decoder_rl") | codes | bridges
+    mar = dict.fromkeys(("mar", "mar_rl"), "mar_pretrain")
+    same = ("start", "captions", "captions_rl", "captions_more", "codec_base", "codec_flow", "codec_regression")
+    assert configs == dict.fromkeys(same, "decoder_rl") | codes | bridges | mar
     assert jobs["seed-0/codes_4/evaluation"].digest != jobs["seed-0/captions/evaluation"].digest
 
 
 def test_codes_are_given_fewer_decoder_forwards_than_captions(study):
     # red if what codes win could be won by training longer
     forwards = {arm.name: sum(map(decoder_forwards, arm.stages)) for arm in study.arms.values()}
+    assert forwards["captions_more"] == forwards["bridge"] == forwards["bridge_regression"] == 10_800
     assert forwards["captions"] == 14_400 and {forwards[f"codes_{bits}"] for bits in (4, 6, 8, 10)} == {8_640}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from uae_lightning.algorithms.digest import digest_of, dtypes
 from uae_lightning.interfaces import Codec
 from uae_lightning.models.adapters import to_dtype
-from uae_lightning.models.loading import load, read_object
+from uae_lightning.models.loading import load
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.paths import resolve
 
@@ -214,21 +214,3 @@ class LinearCodec(DiffusersCodec):
 
 
 CODECS = {codec.kind.__name__: codec for codec in (KLCodec, DCCodec, Flux2Codec, QwenImageCodec, LinearCodec)}
-
-
-def codec_of(folder: Path, dtype: Literal["float32", "bfloat16", "float16"]) -> DiffusersCodec:
-    """The codec in the folder `vae` beside a transformer, of the class that its config.json names.
-
-    Raises:
-        ValueError: that class is none of `CODECS`; and what `DiffusersCodec` raises.
-    """
-    try:
-        name = read_object(folder / "vae" / "config.json")["_class_name"]
-    except (OSError, KeyError):  # `load` says what is wrong
-        name = KLCodec.kind.__name__
-    if name not in CODECS:
-        raise ValueError(
-            f"{folder}/vae: class {name!r} is not one of {sorted(CODECS)}; another codec is given with "
-            "model.autoencoder.decoder.codec"
-        )
-    return CODECS[name](str(folder), "vae", dtype)

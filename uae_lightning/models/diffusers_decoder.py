@@ -21,7 +21,8 @@ from uae_lightning.interfaces import Codec, FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
 from uae_lightning.models.attention import use_backend
-from uae_lightning.models.codecs import DiffusersCodec, codec_of
+from uae_lightning.models.codec_folders import codec_of
+from uae_lightning.models.codecs import DiffusersCodec
 from uae_lightning.models.handed_on import save_adapter, source_of
 from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.loading import load

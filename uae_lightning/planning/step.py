@@ -76,7 +76,7 @@ class Step:
         for owner, name, verb in [
             (stage.encoder, "embed", "texts read"),
             (stage.encoder, "token_logprobs", "captions scored"),
-            (stage.decoder, "velocity", "velocities"),
+            (stage.decoder, stage.decoder.network, "velocities"),
             (stage.decoder, "encode_images", "pictures encoded"),
             (stage.decoder, "decode_latents", "pictures decoded"),
         ]:

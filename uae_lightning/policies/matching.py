@@ -18,7 +18,7 @@ from uae_lightning.algorithms.matching import matching_logp, nft_loss, optimalit
 from uae_lightning.algorithms.policy_loss import clipped_surrogate
 from uae_lightning.algorithms.velocity_drift import norm_ratio, velocity_distance
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.interfaces import FlowDecoder
+from uae_lightning.interfaces import Decoder
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.policies.lagging_policy import LaggingPolicy
 from uae_lightning.policies.policy import Policy, Randomness, evenly
@@ -92,8 +92,8 @@ class Matching(Policy[LatentActs]):
         return options.sampling.forwards + options.draws * of_draw
 
     @property
-    def decoder(self) -> FlowDecoder:
-        return self.autoencoder.flow_decoder
+    def decoder(self) -> Decoder:
+        return self.autoencoder.decoder
 
     def act(self, context: Conditioning, randomness: Randomness) -> LatentActs:
         """G pictures of each of P captions, by any solver."""
@@ -124,9 +124,8 @@ class Matching(Policy[LatentActs]):
         found = torch.empty_like(noises)
         for rows in self.micro_batches(len(latents)):
             for draw in range(self.draws):
-                sigma = sigmas[rows, draw]
-                x, _ = flow.interpolate(latents[rows], noises[rows, draw], sigma)
-                found[rows, draw] = self.decoder.velocity(x, sigma, conditioning[rows]).to(found)
+                draws = noises[rows, draw], sigmas[rows, draw]
+                found[rows, draw] = self.decoder.regression(latents[rows], conditioning[rows], *draws)[0].to(found)
         return found
 
     def passes(self, acts: LatentActs) -> int:
@@ -139,9 +138,9 @@ class Matching(Policy[LatentActs]):
         self, acts: LatentActs, rows: Tensor, index: int, advantages: Tensor, *, first: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """([n] loss, metrics) of n pictures at the draw `index`."""
-        sigma, conditioning = acts.sigmas[rows, index], acts.conditioning[rows]
-        x, target = flow.interpolate(acts.latents[rows], acts.noises[rows, index], sigma)
-        velocity = self.decoder.velocity(x, sigma, conditioning)
+        sigma = acts.sigmas[rows, index]
+        draw = acts.latents[rows], acts.conditioning[rows], acts.noises[rows, index], sigma
+        velocity, target = self.decoder.regression(*draw)
         old = velocity.detach() if acts.old is None else acts.old[rows, index]
         metrics = {"matching_error": (velocity.detach() - target).square().mean()}
         if self.objective == "nft":
@@ -157,7 +156,7 @@ class Matching(Policy[LatentActs]):
             loss, metrics = loss[:, 0], metrics | ratios
         if self.kl_beta > 0:
             with torch.no_grad(), self.decoder.reference():
-                reference = self.decoder.velocity(x, sigma, conditioning)
+                reference, _ = self.decoder.regression(*draw)
             distance = velocity_distance(velocity, reference)
             loss, metrics["distance_to_reference"] = loss + self.kl_beta * distance, distance.detach().mean()
             metrics["velocity_norm_ratio"] = norm_ratio(velocity, reference).mean()

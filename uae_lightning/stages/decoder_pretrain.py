@@ -120,7 +120,7 @@ def flow_matching(
     precondition_outputs: bool = False,
 ) -> Tensor:
     """The loss [] of a rank's batch; `generator` is the same on all ranks."""
-    decoder, device = autoencoder.flow_decoder, batch.images.device
+    decoder, device = autoencoder.decoder, batch.images.device
     size = len(batch.images) * ranks()  # of the global batch
     dropped = own_rows(torch.rand(size, generator=generator)).to(device) < condition_dropout
     conditioning = conditioning.drop(dropped)  # [B, L, D]
