@@ -85,7 +85,8 @@ class EncoderRL(PolicyStage):
         noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=self.generator(1)))
         pictures = self.draw(texts, noise.to(batch.images.device))
         images = batch.images.repeat_interleave(self.policy.group_size, 0)
-        return Rollout(batch, acts.captions, [acts], RewardInput(images, pictures, texts))
+        metadata = batch.metadata_of_each(self.policy.group_size)
+        return Rollout(batch, acts.captions, [acts], RewardInput(images, pictures, texts, metadata=metadata))
 
     def draw(self, texts: list[str], noise: Tensor) -> Tensor:
         """N captions -> pictures [N, 3, H, W]; noise [P, C, h, w]. What a group says twice is drawn once."""
