@@ -27,11 +27,15 @@ class Batch:
     latents: Tensor | None = None  # [B, C, h, w] of the images, from a cache
     embedded: tuple[Tensor, Tensor] | None = None  # what `Encoder.embed` gives of the captions, from a cache
     prompts: list[str] | None = None  # B terse prompts of which the captions are complete ones; None: there are none
-    metadata: list[dict[str, Any]] | None = None  # B, what a file says of each prompt beside its text; None: nothing
+    metadata: list[dict[str, Any]] | None = None  # B, what a file says of each beside picture and text; None: nothing
 
     @property
     def has_images(self) -> bool:
         return self.images.numel() > 0
+
+    def metadata_of_each(self, times: int) -> list[dict[str, Any]] | None:
+        """Of `times` samples of each picture or prompt, next to each other."""
+        return None if self.metadata is None else [row for row in self.metadata for _ in range(times)]
 
     def given_captions(self, asking: str, way_out: str) -> list[str]:
         """Those of all pictures; a ValueError that says who was asking and what else can be done where one has none."""
@@ -169,7 +173,7 @@ class RewardInput:
     reconstructions: Tensor  # [N, 3, H, W] in [0, 1]
     captions: list[str]  # N
     given: Tensor | None = None  # [N] bool, the caption is the data's own; None: the encoder wrote all of them
-    metadata: list[dict[str, Any]] | None = None  # N, of the prompts (`Batch.metadata`); None: there is none
+    metadata: list[dict[str, Any]] | None = None  # N, `Batch.metadata` of each; None: there is none
 
     def __getitem__(self, rows: slice) -> RewardInput:
         given = None if self.given is None else self.given[rows]

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
-from transformers import AutoModel, CLIPTextModelWithProjection
+from transformers import AutoModel, AutoModelForCausalLM, CLIPTextModelWithProjection
 from transformers import InternVLForConditionalGeneration as InternVL
 from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
 from transformers import Qwen3VLForConditionalGeneration as Qwen3
@@ -29,6 +29,7 @@ Z_IMAGE, QWEN_IMAGE = "Tongyi-MAI/Z-Image", "Qwen/Qwen-Image"
         ("Qwen/Qwen3-VL-4B-Instruct", Qwen3, "", 4_437_815_808),  # 4.438 B
         ("Qwen/Qwen3-VL-8B-Instruct", Qwen3, "", 8_767_123_696),  # 8.77 B
         ("OpenGVLab/InternVL3-2B-hf", InternVL, "", 2_088_957_440),  # 4.18 GB in bf16
+        ("Qwen/Qwen2.5-3B-Instruct", AutoModelForCausalLM, "", 3_085_938_688),  # 3.09 B
         (MEDIUM, SD3Transformer2DModel, "transformer", 2_243_171_520 + 384 * 384 * 1536),  # 2.5 B
         (LARGE, SD3Transformer2DModel, "transformer", 8_056_627_520 + 192 * 192 * 2432),  # 8.1 B
         (SANA, diffusers.SanaTransformer2DModel, "transformer", 1_604_462_752),  # 1,604 M

@@ -71,10 +71,19 @@ PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_lar
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
 ENCODERS = {"qwen3_2b": "qwen3_vl", "qwen3_4b": "qwen3_vl", "qwen3_8b": "qwen3_vl", "intern_2b": "intern_vl"}
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
-OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], ["levels"], ["cycle"], ["gspo", "dance"], ["prompts"]]
+REWARDS = [["levels", "cycle"], ["qa"]]
+OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], *REWARDS, ["gspo", "dance"], ["prompts"]]
 PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in [*DECODERS, "qwen3_4b"])])]
 ALONE = ["rewrite_sft", "cold_start", "joint_rl", "decoder_matching"]  # stages that are in no run of conf/real
-CHOSEN = [*PLANNED, ("cached", "no_encoder"), ("prompts", "judge"), ("qwen3_2b",), ("qwen3_8b",), ("intern_2b",)]
+CHOSEN = [
+    *PLANNED,
+    ("cached", "no_encoder"),
+    ("prompts", "judge"),
+    ("prompts", "ocr"),
+    ("qwen3_2b",),
+    ("qwen3_8b",),
+    ("intern_2b",),
+]
 
 
 # ------------------------------------------------------------------------------------------------ without weights

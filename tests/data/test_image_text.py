@@ -133,7 +133,11 @@ def test_memory_does_not_grow_with_the_samples_of_a_shard(tmp_path: Path):
     [
         ([{"image": "a.png"}, {"file": "b.png"}], Columns(), r"line 2: no 'image', only 'file'.*image_column"),
         ([{"image": "a.png", "text": ""}], Columns(captions_needed=True), r"line 1: no 'caption'.*caption_column"),
-        ([{"image": "a.png", "caption": 3}], Columns(), r"line 1: 'caption' must be a string, got 3"),
+        (
+            [{"image": "a.png", "caption": 3}],
+            Columns(),
+            r"'caption' must be a string or a list of strings, got 3",
+        ),
         (["a.png"], Columns(), r"line 1: no 'image', no columns"),
         ([], Columns(), "is empty"),
     ],

@@ -122,7 +122,7 @@ def saved(folder: Path, features: dict | None = None, **columns) -> Path:
     [
         ({"image": [1, 2], "caption": ["a", "b"]}, r"column 'image' holds int64.*data.init_args.image_column"),
         ({"image": [["a.png"]], "caption": ["a"]}, r"column 'image' holds .*string.*data.init_args.image_column"),
-        ({"image": ["a.png"], "caption": [["a", "b"]]}, r"'caption' holds .*string.*data.init_args.caption_column"),
+        ({"image": ["a.png"], "caption": [[1, 2]]}, r"'caption' holds int64.*data.init_args.caption_column"),
         ({"image": ["a.png"], "caption": [3]}, r"'caption' holds int64.*data.init_args.caption_column"),
         ({"image": [], "caption": []}, "is empty, damaged or unfinished"),
     ],

@@ -13,6 +13,7 @@ Sources
 
     GRPO      DeepSeekMath, arXiv 2402.03300, section 4.1.2
     Dr. GRPO  arXiv 2503.20783
+    Pref-GRPO arXiv 2508.20751: win rates
     Flow-GRPO arXiv 2505.05470, and its code, where the standard deviation is that of the whole batch
 """
 
@@ -64,6 +65,28 @@ def group_advantages(
 
     # The mean of equal numbers need not be that number in fp32; over a std of 0 + eps the difference would be a signal.
     return advantages.masked_fill(_all_equal(groups), 0.0).flatten()
+
+
+def win_rates(rewards: Tensor, group_size: int) -> Tensor:
+    """How many of its siblings does each sample beat? What stays of a reward that is trusted to say which of two is
+    better, and not by how much: differences too small to mean anything, and outliers, weigh like all others.
+    (Pref-GRPO, arXiv 2508.20751, asks a judge about each pair; here the reward's own values are compared.)
+
+    Args:
+        rewards: [P*G], finite.
+        group_size: G, at least 2.
+
+    Returns:
+        [P*G] fp32 in [0, 1], without gradient: the share of the G - 1 others with a lower reward, equal ones by half.
+        The mean of each group is 1/2.
+
+    Raises:
+        ValueError: `group_size` is below 2 or does not divide the rewards.
+    """
+    groups = _as_groups(rewards, group_size)
+    lower = (groups[:, :, None] > groups[:, None, :]).float().sum(2)
+    equal = (groups[:, :, None] == groups[:, None, :]).float().sum(2) - 1  # without itself
+    return ((lower + equal / 2) / (group_size - 1)).flatten()
 
 
 def zero_variance_share(rewards: Tensor, group_size: int) -> Tensor:

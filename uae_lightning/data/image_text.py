@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from uae_lightning.ranges import Count, Limit, Natural, Seed, Share, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
-Read = tuple[str, Tensor, str, str | None]  # key, [3, S, S] uint8, caption, prompt
+Read = tuple[str, Tensor, str, str | None, dict[str, Any] | None]  # key, [3, S, S] uint8, caption, prompt, metadata
 MAX_CAPTION_WORDS = 1000  # some 1,400 tokens; the paper's captions have over 250 words
 
 
@@ -42,8 +43,9 @@ class ImageTextData(StreamedData):
     a warning when the run ends.
 
     Args:
-        path: a folder (searched below too; captions in a .txt of the picture's name), a .jsonl, a .tar or a folder or
-            pattern of them (`{000..127}.tar`; URLs too), or a folder written by `Dataset.save_to_disk`.
+        path: a folder (searched below too; captions in a .txt of the picture's name, several in a .json with a list),
+            a .jsonl, a .tar or a folder or pattern of them (`{000..127}.tar`; URLs too), or a folder written by
+            `Dataset.save_to_disk`. Rows of a .jsonl may be chats (`chat_rows`: `messages`, `images`).
         resolution: side of the square pictures, that of the decoder; the shorter side is scaled, the longer cropped.
         batch_size: pictures per batch and device.
         require_captions: train on pictures with a caption only; for decoder pre-training. Else the caption is "".
@@ -58,9 +60,12 @@ class ImageTextData(StreamedData):
         max_caption_words: longer captions are refused: a batch is as wide as its longest caption, and one of 10,000
             words makes it run out of memory. In Chinese and Japanese each character is a word (`data.words`).
         max_skipped: share of unusable files above which the run stops.
-        image_column, caption_column: names in a JSONL, a `datasets` data set or the .json of shards.
+        image_column, caption_column: names in a JSONL, a `datasets` data set or the .json of shards. A caption may be a
+            list of captions, of which one is drawn each time the picture comes; of held-out pictures the first.
         prompt_column: the same for terse prompts, of which the captions are complete ones: for RewriteSFT. Pictures
             without a prompt or without a caption are then skipped in training. None: no prompts are read.
+        metadata_columns: others that go to the reward as they are (`RewardInput.metadata`), such as the questions of
+            rewards.caption_qa.CaptionQA.
         num_workers: processes that decode, per device; 0 decodes in the training loop.
         seed: of the order, and of random crops.
 
@@ -87,6 +92,7 @@ class ImageTextData(StreamedData):
         image_column: str = "image",
         caption_column: str = "caption",
         prompt_column: str | None = None,
+        metadata_columns: list[str] | None = None,
         num_workers: Natural = 4,
         seed: Seed = 0,
     ) -> None:
@@ -97,7 +103,8 @@ class ImageTextData(StreamedData):
             raise UsageError(f"data.init_args.max_aspect_ratio must be at least 1, got {max_aspect_ratio}")
         self.path, self.validation_path = path, validation_path
         captions_needed = require_captions or prompt_column is not None
-        self.columns = Columns(image_column, caption_column, captions_needed, prompt_column)
+        columns = tuple(metadata_columns or ())
+        self.columns = Columns(image_column, caption_column, captions_needed, prompt_column, columns)
         self.preparation = Preparation(
             resolution, max_source_pixels, captions_needed, random_crop, max_caption_words,
             min_source_side, max_aspect_ratio, prompts_needed=prompt_column is not None,
@@ -205,7 +212,10 @@ class PictureReader:
     held_out: frozenset[bytes]  # digests
 
     def __call__(self, sample: Sample, seed: list[int], tally: Tally) -> Read | None:
-        across = np.random.default_rng(seed).random() if self.preparation.random_crop else 0.5
+        rng = np.random.default_rng(seed)
+        across = rng.random() if self.preparation.random_crop else 0.5
+        if isinstance(sample.caption, tuple):
+            sample = replace(sample, caption=sample.caption[rng.integers(len(sample.caption))])
         try:
             data = image_bytes(sample)
             if digest(data) in self.held_out:
@@ -218,7 +228,7 @@ class PictureReader:
             return None
         tally.kept += 1
         tally.converted.update(converted)
-        return sample.key, pixels, caption, prompt
+        return sample.key, pixels, caption, prompt, sample.metadata
 
     def batch(self, read: list[Read]) -> Batch:
         return as_batch(read)
@@ -232,15 +242,16 @@ class HeldOutPictures:
 
     def __call__(self, sample: Sample) -> Read:
         pixels, caption, _ = self.preparation(sample, image_bytes(sample))
-        return sample.key, pixels, caption, None
+        return sample.key, pixels, caption, None, sample.metadata
 
     def batch(self, samples: list[Sample]) -> Batch:
         return as_batch([self(sample) for sample in samples])
 
 
-def read_caption(caption: bytes | str | BadFile | None, max_words: int = MAX_CAPTION_WORDS) -> str:
-    """Raises BadFile: "no caption", "empty caption", "caption not in UTF-8", "overlong caption", or what the source
-    found."""
+def read_caption(caption: bytes | str | tuple[str, ...] | BadFile | None, max_words: int = MAX_CAPTION_WORDS) -> str:
+    """Of several the first. Raises BadFile: "no caption", "empty caption", "caption not in UTF-8", "overlong caption",
+    or what the source found."""
+    caption = caption[0] if isinstance(caption, tuple) else caption
     if isinstance(caption, BadFile):
         raise caption
     if caption is None:
@@ -268,6 +279,8 @@ def digest(data: bytes) -> bytes:
 
 
 def as_batch(pictures: list[Read]) -> Batch:
-    keys, images, captions, prompts = zip(*pictures, strict=True)
+    keys, images, captions, prompts, rows = zip(*pictures, strict=True)
     images = torch.stack(images).float() / 255
-    return Batch(images, list(captions), list(keys), prompts=None if None in prompts else list(prompts))
+    prompts = None if None in prompts else list(prompts)
+    metadata = None if all(row is None for row in rows) else [row or {} for row in rows]
+    return Batch(images, list(captions), list(keys), prompts=prompts, metadata=metadata)

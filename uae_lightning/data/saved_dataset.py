@@ -50,13 +50,18 @@ class SavedDataset(Indexed):
         kept = {kind: name for kind in READABLE if (name := getattr(columns, kind)) in names}
         for kind, name in kept.items():
             self._check(kind, name)
-        self.rows = self.rows.select_columns(list(kept.values()))
+        if without := [name for name in columns.metadata if name not in names]:
+            raise UsageError(
+                f"{folder} has no column {without[0]!r}, only {', '.join(map(repr, names))}: correct "
+                "data.init_args.metadata_columns"
+            )
+        self.rows = self.rows.select_columns(list(dict.fromkeys([*kept.values(), *columns.metadata])))
         if isinstance(self.rows.features[columns.image], datasets.Image):
             self.rows = self.rows.cast_column(columns.image, datasets.Image(decode=False))
 
     def _check(self, kind: str, name: str) -> None:
         feature = self.rows.features[name]
-        dtype = getattr(feature, "dtype", None)
+        dtype = getattr(getattr(feature, "feature", feature) if kind == "caption" else feature, "dtype", None)
         picture = kind == "image" and (dtype == IMAGE or (isinstance(feature, dict) and feature.keys() >= PARTS))
         if not picture and dtype not in READABLE[kind]:
             raise UsageError(
@@ -83,4 +88,6 @@ class SavedDataset(Indexed):
         if image is None:
             image = BadFile("no picture", "the row is empty")
         image = Path(image) if isinstance(image, str) else image
-        return Sample(key, image, row.get(self.columns.caption), prompt=self.columns.prompt_in(row))
+        columns = self.columns
+        caption, prompt, metadata = columns.caption_in(row), columns.prompt_in(row), columns.metadata_in(row)
+        return Sample(key, image, caption, prompt=prompt, metadata=metadata)

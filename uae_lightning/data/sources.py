@@ -20,11 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from uae_lightning.data.chat_rows import from_chat, is_chat
 from uae_lightning.data.images import SUFFIXES, BadFile, opened, read_file
 from uae_lightning.data.tars import content_of, groups, shard_names
 from uae_lightning.usage import UsageError
 
 ATTEMPTS = 4  # to read a shard over the network
+TEXTS = ("txt", "json")  # of captions beside pictures; the first that is there counts
 SCANNED = 10  # samples of shards looked at for each one held out
 RANGE = frozenset(("offset", "bytes"))  # where in a file a picture lies
 
@@ -35,20 +37,40 @@ class Sample:
 
     key: str  # the same for the same picture in every run
     image: bytes | Path | BadFile  # BadFile: the source itself is damaged there
-    caption: bytes | str | BadFile | None
+    caption: bytes | str | tuple[str, ...] | BadFile | None  # several of one picture are a tuple
     others: int = 0  # pictures of the same name that are left out
     prompt: str | None = None  # a terse one, of which the caption is the complete one
+    metadata: dict[str, Any] | None = None  # other columns, for rewards; None: none are read
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of what a row of a JSONL or of a `datasets` data set holds, and whether it must hold a caption. Prompts are
-    read where their column is named."""
+    """Names of what a row of a JSONL or of a `datasets` data set holds, and whether it must hold a caption. Prompts and
+    metadata are read where their columns are named."""
 
     image: str = "image"
     caption: str = "caption"
     captions_needed: bool = False
     prompt: str | None = None
+    metadata: tuple[str, ...] = ()
+
+    def caption_in(self, row: dict[str, Any]) -> str | tuple[str, ...] | None:
+        """None where it is not there, or neither a text nor a list of texts."""
+        value = row.get(self.caption)
+        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            return tuple(value)
+        return value if isinstance(value, str) else None
+
+    def metadata_in(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        return {name: row[name] for name in self.metadata if name in row} if self.metadata else None
+
+    def of_chat(self, row: Any) -> Any:
+        """A row that is a chat (`chat_rows`) as one of columns, any other as it is; raises ValueError."""
+        if not is_chat(row) or self.image in row:
+            return row
+        chat = from_chat(row)
+        texts = {self.caption: chat["caption"]} | ({} if self.prompt is None else {self.prompt: chat["prompt"]})
+        return {self.image: chat["image"]} | {name: text for name, text in texts.items() if text} | row
 
     def prompt_in(self, row: dict[str, Any]) -> str | None:
         """None where it is not read, not there, or no text."""
@@ -99,16 +121,17 @@ class Indexed(Source):
 
 
 class Folder(Indexed):
-    """Pictures anywhere below a folder, the caption of `a/b.jpg` in `a/b.txt`."""
+    """Pictures anywhere below a folder, the caption of `a/b.jpg` in `a/b.txt`, or several in `a/b.json`, a list."""
 
     def __init__(self, folder: Path, columns: Columns) -> None:
         super().__init__(str(folder))
-        self.folder = folder
+        self.folder, self.columns = folder, columns
         files = set(_files_below(folder))
         self.paths = [file for file in sorted(files) if _suffix(file) in SUFFIXES or file.endswith("/")]
-        texts = {os.path.splitext(file)[0] for file in files if _suffix(file) == "txt"}
-        captions = sum(os.path.splitext(path)[0] in texts for path in self.paths)
-        others = files - set(self.paths)
+        stems = {os.path.splitext(path)[0] for path in self.paths}
+        texts = {file for file in files if _suffix(file) in TEXTS and os.path.splitext(file)[0] in stems}
+        captions = bool(texts)
+        others = files - set(self.paths) - texts
         self.left_out = Counter(_suffix(file) for file in others if _suffix(file) != "txt")
         if not self.paths:
             raise UsageError(f"{folder} has no pictures: a picture's name ends in one of {', '.join(sorted(SUFFIXES))}")
@@ -133,11 +156,15 @@ class Folder(Indexed):
         key, path = self.paths[unit], self.folder / self.paths[unit]
         if key.endswith("/"):
             return Sample(key, BadFile("unreadable folder", str(path)), None)
-        try:
-            caption = read_file(path.with_suffix(".txt"))
-        except BadFile as error:
-            caption = None if error.reason == "missing file" else error
-        return Sample(key, path, caption)
+        files: dict[str, bytes | BadFile] = {}
+        for suffix in TEXTS:
+            try:
+                files[suffix] = read_file(path.with_suffix(f".{suffix}"))
+            except BadFile as error:
+                files |= {} if error.reason == "missing file" else {suffix: error}
+            if files:
+                break
+        return Sample(key, path, _texts(files, self.columns)[0])
 
 
 class JsonLines(Indexed):
@@ -151,6 +178,7 @@ class JsonLines(Indexed):
         self.file, self.columns = file, columns
         self.offsets = array("q")
         with_caption = with_prompt = 0
+        without = set(columns.metadata)
         with file.open("rb") as lines:
             offset = 0
             for number, line in enumerate(lines, 1):
@@ -158,6 +186,7 @@ class JsonLines(Indexed):
                     row = self._row(line, number)
                     with_caption += columns.caption in row
                     with_prompt += columns.prompt in row
+                    without -= row.keys()
                     self.offsets.append(offset)
                 offset += len(line)
         if not self.offsets:
@@ -173,6 +202,10 @@ class JsonLines(Indexed):
                 f"{file}, line 1: no {columns.prompt!r}, nor in any later line; name the column that holds prompts "
                 "with data.init_args.prompt_column"
             )
+        if without:
+            raise UsageError(
+                f"{file}, line 1: no {min(without)!r}, nor in any later line: correct data.init_args.metadata_columns"
+            )
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         at, columns = f"{self.file}, line {number}", self.columns
@@ -180,15 +213,23 @@ class JsonLines(Indexed):
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{at}: not JSON in UTF-8 ({error}); write one JSON object per line") from error
+        try:
+            row = columns.of_chat(row)
+        except ValueError as error:
+            raise UsageError(f"{at}: {error}: correct it, or take the line out") from error
         if not isinstance(row, dict) or columns.image not in row:
             found = f"only {', '.join(map(repr, row))}" if isinstance(row, dict) and row else "no columns"
             raise UsageError(
                 f"{at}: no {columns.image!r}, {found}; give each line the path of a picture under that name, or name "
                 "the column that holds it with data.init_args.image_column"
             )
-        for name, kinds in ((columns.image, str), (columns.caption, str | None)):
-            if not isinstance(row.get(name), kinds):
-                raise UsageError(f"{at}: {name!r} must be a string, got {json.dumps(row.get(name))[:60]}")
+        for name, right in (
+            (columns.image, isinstance(row[columns.image], str)),
+            (columns.caption, row.get(columns.caption) is None or columns.caption_in(row) is not None),
+        ):
+            if not right:
+                several = " or a list of strings" if name == columns.caption else ""
+                raise UsageError(f"{at}: {name!r} must be a string{several}, got {json.dumps(row.get(name))[:60]}")
         for name in RANGE if row.keys() >= RANGE else ():
             if type(row[name]) is not int or not 0 <= row[name] < 2**63:
                 raise UsageError(f"{at}: {name!r} must be a number of bytes, got {json.dumps(row[name])[:60]}")
@@ -197,14 +238,14 @@ class JsonLines(Indexed):
     def _row_at(self, unit: int) -> dict[str, Any]:
         with self.file.open("rb") as lines:  # opened each time: a file position must not be shared by workers
             lines.seek(self.offsets[unit])
-            return json.loads(lines.readline())
+            return self.columns.of_chat(json.loads(lines.readline()))
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def keys(self) -> Iterator[str]:
         with self.file.open("rb") as lines:
-            yield from (self._key(json.loads(line)) for line in lines if line.strip())
+            yield from (self._key(self.columns.of_chat(json.loads(line))) for line in lines if line.strip())
 
     def _key(self, row: dict[str, Any]) -> str:
         image = row[self.columns.image]
@@ -215,7 +256,9 @@ class JsonLines(Indexed):
         image = path = self.file.parent / row[self.columns.image]
         if row.keys() >= RANGE:
             image = _read_range(path, row["offset"], row["bytes"])
-        return Sample(self._key(row), image, row.get(self.columns.caption), prompt=self.columns.prompt_in(row))
+        columns = self.columns
+        caption, prompt, metadata = columns.caption_in(row), columns.prompt_in(row), columns.metadata_in(row)
+        return Sample(self._key(row), image, caption, prompt=prompt, metadata=metadata)
 
 
 class Shards(Source):
@@ -316,8 +359,8 @@ def _read_tar(url: str, columns: Columns) -> Iterator[Sample]:
             image = next((content for suffix, content in files.items() if suffix in SUFFIXES), None)
             if image is None:
                 image = BadFile("no picture", f"only {', '.join(files)}")
-            caption, prompt = _texts(files, columns)
-            yield Sample(stem, image, caption, others, prompt)
+            caption, prompt, metadata = _texts(files, columns)
+            yield Sample(stem, image, caption, others, prompt, metadata)
 
 
 def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
@@ -329,17 +372,22 @@ def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
         return error
 
 
-def _texts(files: dict[str, bytes | BadFile], columns: Columns) -> tuple[bytes | str | BadFile | None, str | None]:
-    """(caption, prompt) of a sample: the caption from the .txt, or else from the .json, in which the prompt is too."""
-    if "txt" in files and columns.prompt is None:
-        return files["txt"], None
+Texts = tuple[bytes | str | tuple[str, ...] | BadFile | None, str | None, dict[str, Any] | None]
+
+
+def _texts(files: dict[str, bytes | BadFile], columns: Columns) -> Texts:
+    """(caption, prompt, metadata) of a sample: the caption from the .txt, or else from the .json, an object in which
+    prompt and metadata are too, or a list of captions."""
+    if "txt" in files and columns.prompt is None and not columns.metadata:
+        return files["txt"], None, None
     row: Any = files.get("json", b"{}")
     try:
         row = row if isinstance(row, BadFile) else json.loads(row)
     except (ValueError, RecursionError) as error:
         row = BadFile("damaged caption", f"not JSON in UTF-8: {error}")
     if isinstance(row, BadFile):
-        return files.get("txt", row), None
+        return files.get("txt", row), None, columns.metadata_in({})
+    if isinstance(row, list):
+        row = {columns.caption: row}
     row = row if isinstance(row, dict) else {}
-    value = row.get(columns.caption)
-    return files.get("txt", value if isinstance(value, str) else None), columns.prompt_in(row)
+    return files.get("txt", columns.caption_in(row)), columns.prompt_in(row), columns.metadata_in(row)

@@ -51,11 +51,13 @@ class CaptionGRPO(Policy[CaptionActs]):
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
         mask_cut_captions: bool = False,
         cut_penalty: NonNegative = 0.0,
+        reinforced_tokens: Count | None = None,
     ) -> None:
         super().__init__(autoencoder, group_size, micro_batch, advantage_scale)
         self.clip_low, self.clip_high, self.objective = clip_low, clip_high, objective
         self.entropy_bonus, self.kl_beta, self.normalization = entropy_bonus, kl_beta, normalization
         self.mask_cut_captions, self.cut_penalty = mask_cut_captions, cut_penalty
+        self.reinforced_tokens = reinforced_tokens
 
     @property
     def encoder(self) -> Encoder:
@@ -107,6 +109,8 @@ class CaptionGRPO(Policy[CaptionActs]):
         logp, entropy = self.logprobs(seen, captions)
         if first:
             acts.old[rows] = logp.detach()
+        if self.reinforced_tokens is not None:
+            advantages = advantages.masked_fill((captions.lengths > self.reinforced_tokens) & (advantages > 0), 0.0)
         objective = self.objective or PPOClip(self.clip_low, self.clip_high)
         element, metrics = objective.loss(logp, acts.old[rows], advantages, captions.mask)
         if first and captions.logp is not None:  # of sampling against replay; on policy the update's own ratio is 1

@@ -81,7 +81,7 @@ class ColdStart(Stage):
         pictures = self.draw(captions.texts, own_rows(noise).to(batch.images.device))
         with self.timed("score"):
             given = torch.tensor(own, device=batch.images.device)
-            rewards = self.score(RewardInput(batch.images, pictures, captions.texts, given)).total
+            rewards = self.score(RewardInput(batch.images, pictures, captions.texts, given, batch.metadata)).total
         if not rewards.requires_grad:
             raise ValueError(
                 "ColdStart learns by the gradient of the reward, and that of callbacks.RewardCallback has none: give "

@@ -41,7 +41,7 @@ class PictureStage(PolicyStage):
         images = batch.images.repeat_interleave(group, 0)
         texts = [text for text in captions.texts for _ in range(group)]
         given = torch.tensor(own, device=images.device).repeat_interleave(group)
-        metadata = None if batch.metadata is None else [row for row in batch.metadata for _ in range(group)]
+        metadata = batch.metadata_of_each(group)
         return Rollout(batch, captions, [acts], RewardInput(images, acts.pictures, texts, given, metadata))
 
 

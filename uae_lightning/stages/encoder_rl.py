@@ -12,6 +12,7 @@ from torch import Tensor
 
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.policies.captions import CaptionGRPO
+from uae_lightning.policies.entropy_target import EntropyTarget
 from uae_lightning.policies.token_objectives import TokenObjective
 from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
@@ -38,6 +39,10 @@ class EncoderRL(PolicyStage):
             count (DAPO's overlong filtering, arXiv 2503.14476 section 3.4; TRL: mask_truncated_completions).
         cut_penalty: taken off the reward of a caption that was cut, before groups are compared; the logged reward is
             the one before. At 0 (and without the mask) cut captions are paid like whole ones.
+        reinforced_tokens: captions of more tokens are never reinforced: in the comparison of their group they count,
+            and they train where they lost it. Length then cannot be what wins (ours); null: there is no such length.
+        entropy_target: the entropy bonus is no constant but follows the policy's entropy; `entropy_bonus` is then its
+            start.
         **parts: of `Stage`.
     """
 
@@ -58,6 +63,8 @@ class EncoderRL(PolicyStage):
         advantage_scale: Literal["group_std", "batch_std", "none"] = "group_std",
         mask_cut_captions: bool = False,
         cut_penalty: NonNegative = 0.0,
+        reinforced_tokens: Count | None = None,
+        entropy_target: EntropyTarget | None = None,
         **parts,
     ) -> None:
         super().__init__(*args, updates_per_batch=updates_per_batch, **parts)
@@ -65,8 +72,12 @@ class EncoderRL(PolicyStage):
             self.autoencoder, group_size=group_size, micro_batch=micro_batch, clip_low=clip_low, clip_high=clip_high,
             objective=objective, entropy_bonus=entropy_bonus, kl_beta=kl_beta, normalization=normalization,
             advantage_scale=advantage_scale, mask_cut_captions=mask_cut_captions, cut_penalty=cut_penalty,
+            reinforced_tokens=reinforced_tokens,
         )  # fmt: skip
         self.policies = {"captions": captions}
+        self.entropy_target = entropy_target
+        if entropy_target is not None:  # kept in checkpoints
+            self.register_buffer("entropy_bonus", torch.tensor(float(entropy_bonus), dtype=torch.float64))
 
     @staticmethod
     def check_training(options: Any) -> None:
@@ -85,7 +96,16 @@ class EncoderRL(PolicyStage):
         noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=self.generator(1)))
         pictures = self.draw(texts, noise.to(batch.images.device))
         images = batch.images.repeat_interleave(self.policy.group_size, 0)
-        return Rollout(batch, acts.captions, [acts], RewardInput(images, pictures, texts))
+        metadata = batch.metadata_of_each(self.policy.group_size)
+        return Rollout(batch, acts.captions, [acts], RewardInput(images, pictures, texts, metadata=metadata))
+
+    def update(self, rollout: Rollout, *advantages: Tensor) -> None:
+        if self.entropy_target is None:
+            return super().update(rollout, *advantages)
+        self.policy.entropy_bonus = self.entropy_bonus.item()
+        super().update(rollout, *advantages)
+        self.health["entropy_bonus"] = self.policy.entropy_bonus
+        self.entropy_bonus.fill_(self.entropy_target.after(self.policy.entropy_bonus, self.health["entropy"]))
 
     def draw(self, texts: list[str], noise: Tensor) -> Tensor:
         """N captions -> pictures [N, 3, H, W]; noise [P, C, h, w]. What a group says twice is drawn once."""

@@ -68,8 +68,10 @@ class JointRL(PolicyStage):
         said = captions.act(batch.images, self)
         drawn = pictures.act(self.autoencoder.read(said.captions.texts), self)
         texts = [text for text in said.captions.texts for _ in range(pictures.group_size)]
-        images = batch.images.repeat_interleave(captions.group_size * pictures.group_size, 0)
-        return Rollout(batch, said.captions, [said, drawn], RewardInput(images, drawn.pictures, texts))
+        samples = captions.group_size * pictures.group_size
+        images, metadata = batch.images.repeat_interleave(samples, 0), batch.metadata_of_each(samples)
+        inputs = RewardInput(images, drawn.pictures, texts, metadata=metadata)
+        return Rollout(batch, said.captions, [said, drawn], inputs)
 
     def credit(self, rollout: Rollout, scores: RewardOutput) -> list[Tensor]:
         (captions, pictures), said = self.policies.values(), rollout.acts[0]

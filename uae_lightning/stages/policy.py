@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, zero_variance_share
+from uae_lightning.algorithms.advantages import AdvantageScale, group_advantages, win_rates, zero_variance_share
 from uae_lightning.algorithms.balance import decoupled_advantages
 from uae_lightning.parallel.collectives import gathered, own_rows
 from uae_lightning.policies.policy import Policy
@@ -42,6 +42,8 @@ class PolicyStage(Stage):
             within groups; "decoupled" compares each part and adds the advantages (GDPO, arXiv 2601.05242): a weight is
             then of influence, whatever the part's scale, and a policy's advantage_scale is not asked. A penalty of a
             policy's own is one more part.
+        reward_transform: "win_rate" compares how many of its siblings each act beats in place of by how much: against
+            rewards whose differences are noise, or that have outliers. Of parts that are decoupled each is transformed.
         *args, **parts: of `Stage`.
     """
 
@@ -54,12 +56,13 @@ class PolicyStage(Stage):
         updates_per_batch: Count,
         update_parts: Count = 1,
         reward_balance: Literal["sum", "decoupled"] = "sum",
+        reward_transform: Literal["none", "win_rate"] = "none",
         **parts,
     ) -> None:
         super().__init__(*args, **parts)
         self.automatic_optimization = False
         self.updates_per_batch, self.update_parts = updates_per_batch, update_parts
-        self.reward_balance = reward_balance
+        self.reward_balance, self.reward_transform = reward_balance, reward_transform
 
     @property
     def policy(self) -> Any:
@@ -154,6 +157,8 @@ class PolicyStage(Stage):
         same = 1.0
         if sound.any():
             kept = dict(zip(terms, everyone[sound].unbind(1), strict=True))
+            if self.reward_transform == "win_rate":
+                kept = {term: win_rates(values, group_size) for term, values in kept.items()}
             if decoupled:
                 advantages[sound] = decoupled_advantages(kept, weights, group_size)
             else:
