@@ -114,3 +114,12 @@ def test_goals_that_are_none_are_refused(goal):
     # red without the look for the goal's name, or without the TypeError
     with pytest.raises(UsageError, match="goal"):
         study.read_claim({"name": "a", "title": "A", "figure": "b/c", "goal": goal}, "claim 1")
+
+
+def test_a_reward_that_a_later_stage_does_not_have_is_left_out():
+    # red if `figures` asks for the suite alone
+    statistics = {name: {"lists": [name], "kind": "mean", "better": 1} for name in ("reward", "other")}
+    about, first, last = {"validation": {"statistics": statistics}}, {"other": [0.0, 1.0]}, {"other": [1.0, 2.0]}
+    found = study.figures(about, [{"validation": first}], [{"validation": last}])
+    assert list(found) == ["validation/other"] and found["validation/other"].gain["mean"] == 1.0
+    assert not study.figures(about, [{}], [{"validation": last}])

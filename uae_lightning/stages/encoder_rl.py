@@ -48,6 +48,8 @@ class EncoderRL(PolicyStage):
 
     trained = ("encoder",)
 
+    entropy_bonus: Tensor  # with an entropy_target alone
+
     def __init__(
         self,
         *args,

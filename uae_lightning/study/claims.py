@@ -49,7 +49,7 @@ def figure(statistic: Statistic, before: list[Items], after: list[Items], better
 def figures(
     about: Mapping[str, Any], before: list[Mapping[str, Items]], after: list[Mapping[str, Items]]
 ) -> dict[str, Figure]:
-    """Every measure of the evaluations as "suite/name".
+    """Every measure that all of the evaluations have, as "suite/name": not the reward, where a later stage has another.
 
     Args:
         about: by suite, what an evaluation says of its figures (`evaluation.suite.described`).
@@ -62,8 +62,8 @@ def figures(
             one["better"],
         )
         for suite, of_suite in about.items()
-        if all(suite in items for items in (*before, *after))
         for name, one in of_suite["statistics"].items()
+        if all(items.get(suite, {}).keys() >= set(one["lists"]) for items in (*before, *after))
     }
 
 
