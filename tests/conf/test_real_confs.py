@@ -53,6 +53,7 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_rl", ["qwen_image"]),
     ("decoder_rl", ["decoder_rl_prompts"]),
     ("encoder_rl", ["encoder_rl_gspo"]),
+    ("encoder_rl", ["encoder_rl_guard"]),
     ("decoder_rl", ["decoder_rl_dance", "decoder_rl_replay"]),
     ("decoder_matching", []),
     ("joint_rl", []),
@@ -71,7 +72,7 @@ PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_lar
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
 ENCODERS = {"qwen3_2b": "qwen3_vl", "qwen3_4b": "qwen3_vl", "qwen3_8b": "qwen3_vl", "intern_2b": "intern_vl"}
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
-REWARDS = [["levels", "cycle"], ["qa"]]
+REWARDS = [["levels", "cycle"], ["qa"], ["guard"]]
 OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], *REWARDS, ["gspo", "dance"], ["prompts"]]
 PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in [*DECODERS, "qwen3_4b"])])]
 ALONE = ["rewrite_sft", "cold_start", "joint_rl", "decoder_matching"]  # stages that are in no run of conf/real
