@@ -52,7 +52,7 @@ demo: .venv/.installed ## all three stages on the embedded scenes, at most 10 mi
 reproduce: .venv/.installed ## the evidence, 3 seeds: docs/results.md, one to two hours on 2 cores (resumable)
 	$(BIN)/uae study --config conf/reproduce.yaml $(ARGS)
 
-ablations: .venv/.installed ## what each part of it is worth: the same files (hours; resumable)
+ablations: .venv/.installed ## what each part of it is worth: the same files (20 minutes; resumable)
 	$(BIN)/uae study --config conf/ablations.yaml $(ARGS)
 
 bootstrap: .venv/.installed ## train the shipped backbones from scratch (hours; resumable)

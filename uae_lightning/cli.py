@@ -24,7 +24,7 @@ from uae_lightning.usage import UsageError, closest
 
 EXAMPLES = """\
 examples:
-  uae run --config conf/demo.yaml                           everything, about 10 minutes on 2 CPU cores
+  uae run --config conf/demo.yaml                           everything, about 5 minutes on 2 CPU cores
   uae run --config conf/demo.yaml --resume                  continue where it was stopped
   uae run --config conf/demo.yaml --from encoder_rl         again from that stage on
   uae fit --config conf/scenes/encoder_rl.yaml --trainer.max_steps 20
@@ -46,7 +46,7 @@ uae-lightning {version}: one image -> caption -> image auto-encoder, trained in 
 Three things to try first:
   uae doctor                                                what this machine has, what will be slow, what is missing
   uae generate "a red cat at the center and a blue bus at the top left"       seconds, with the weights that come along
-  uae run --config demo                                     the three stages, about 10 minutes on 2 CPU cores
+  uae run --config demo                                     the three stages, about 5 minutes on 2 CPU cores
 
 Then: `uae watch runs/demo` beside it, runs/demo/report.html afterwards. `uae --help` lists all commands.
 """

@@ -13,15 +13,18 @@ from staged import staged
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from callbacks import RewardCallback
 from uae_lightning import cli
 from uae_lightning.autoencoder import Captioning
 from uae_lightning.parallel.sharding import shard
-from uae_lightning.planning.sharding import Devices
+from uae_lightning.planning.sharding import GATHERED, Devices, gathered_size, sharded_tensors
 from uae_lightning.planning.stage_plan import plan_built
 from uae_lightning.planning.step import Setting
 from uae_lightning.planning.text import caption, give_text
+from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
-from uae_lightning.types import Batch, Learn, Sampling
+from uae_lightning.stages.encoder_rl import EncoderRL
+from uae_lightning.types import Batch, Learn, LoRA, Sampling
 
 PROMPTS = {name: SCENES_PROMPTS[name] for name in ("caption_system", "caption_prompt", "generate_system")}
 SETTING = Setting(pictures=2, validation_pictures=1, gpu=False)
@@ -77,6 +80,18 @@ def test_weights_and_gradients_are_those_of_fsdp2(stage, received):
     beyond = outside * (RANKS - 1) // RANKS  # a rank's, once in each pass: forward, backward
     assert received["all_gather_single"] == planned.weights + 2 * beyond > 10 * beyond
     assert received["reduce_scatter_single"] == planned.gradients + beyond
+
+
+def test_a_rollout_gathers_the_encoder_once_for_all_of_its_tokens(make_encoder, make_projector, make_decoder):
+    # red without `calls.pop(GATHERED)` in Generation, or without ROLLOUTS in `exchange`
+    stage = staged(
+        EncoderRL, make_encoder(), make_projector(), make_decoder(), learn=Learn(encoder=LoRA()), group_size=4,
+        micro_batch=4, captioning=Captioning(max_new_tokens=8), sampling=Sampling(steps=2),
+    )  # fmt: skip
+    plan = plan_built("plan", stage, RewardCallback(PixelSimilarity()), SETTING, PROMPTS, Devices(RANKS, "fsdp"))
+    assert plan.phases["captions"].calls[GATHERED] == 0 < plan.phases["update"].calls[GATHERED]
+    whole = plan.calls[GATHERED] + gathered_size(sharded_tensors(stage.encoder), False)
+    assert plan.exchange.weights == whole * (RANKS - 1) // RANKS and plan.exchange.gradients > 0
 
 
 def test_ddp_reduces_gradients_once_a_step(stage):

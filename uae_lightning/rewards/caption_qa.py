@@ -79,9 +79,7 @@ class CaptionQA(FrozenReward):
         self.column, self.total, self.micro_batch = column, total, micro_batch
         folder = resolve(model, FILES)
         self.network = load(AutoModelForCausalLM, folder, to_dtype(dtype))
-        self.planned = (
-            weightless()
-        )  # how many questions there are decides what is computed: a plan counts weights alone
+        self.planned = weightless()  # what is computed depends on the questions: a plan counts weights alone
         if not self.planned:
             with reading("tokenizer", folder):
                 self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
