@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,40 +18,68 @@ from uae_lightning.files import write_json
 
 FILE = "peak_memory.json"
 PHASES = {"rollout": "pictures", "score": "reward", "update": "update"}  # verb of `Stage.timed` -> phase of the plan
-STATUS = Path("/proc/self/status")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SECONDS = 0.005  # between two looks; as much memory as a gigabyte takes a tenth of a second to be written to
 
 
-def status(name: str) -> int:
-    """Bytes of VmRSS or VmHWM: what the process has in memory, and had at most since `reset`."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
+def anonymous() -> int:
+    """Bytes of the process's memory that no file stands behind: resident pages less those of files."""
+    _, resident, of_files, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return (resident - of_files) * PAGE
 
 
-def reset() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
+IMPORTED = 0 if torch.cuda.is_available() else anonymous()  # Python and its libraries, before anything is loaded
 
 
-def highest() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else status("VmHWM")
+class Highest:
+    """The most memory since the last `reset`. Linux notes it of all pages alone: a thread looks at those of no file."""
+
+    def __init__(self) -> None:
+        self.bytes, self.on_card, self.ended = 0, torch.cuda.is_available(), threading.Event()
+        if not self.on_card:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(SECONDS):
+            self.bytes = max(self.bytes, anonymous())
+
+    def reset(self) -> int:
+        """Bytes, those of Python and its libraries left out."""
+        if self.on_card:
+            found = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            return found
+        now = anonymous()
+        found, self.bytes = max(self.bytes, now), now
+        return found - IMPORTED
 
 
-IMPORTED = 0 if torch.cuda.is_available() else status("VmRSS")  # Python and its libraries, before anything is loaded
+def mapped_weights(module: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers that lie in the pages of their file, as safetensors leaves them if it can."""
+    files = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, last = line.split(maxsplit=5)
+        if last.startswith("/"):
+            files.append(tuple(int(end, 16) for end in addresses.split("-")))
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(size for place, size in storages.items() if any(start <= place < end for start, end in files))
 
 
 class PeakMemory(L.Callback):
     """Writes `<default_root_dir>/peak_memory.json`: bytes by phase, those of Python and its libraries left out.
 
-    On a GPU they are those that its allocator gave out; on a CPU those that the process has in memory (the resident
-    set), with all that a plan cannot see: workspaces of kernels, and memory that is freed and kept. "loading" is all
-    before the first validation, "saving" the weights that are handed on. List it last.
+    On a GPU they are those that its allocator gave out. On a CPU they are the process's own memory, with all that a
+    plan cannot see (workspaces of kernels, memory that is freed and kept), and weights that lie in the pages of their
+    file; its other pages, which the system takes back when it needs them, are not counted. "loading" is all before the
+    first validation, "saving" the weights that are handed on. List it last.
     """
 
     def __init__(self) -> None:
         self.peaks: Counter[str] = Counter()
         self.open: list[str] = []
+        self.highest = Highest()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -69,8 +99,7 @@ class PeakMemory(L.Callback):
 
     def _note(self) -> None:
         name = self.open[-1] if self.open else "between"
-        self.peaks[name] = max(self.peaks[name], highest() - IMPORTED)
-        reset()
+        self.peaks[name] = max(self.peaks[name], self.highest.reset())
 
     # ------------------------------------------------------------------------------------------------ hooks
 
@@ -110,7 +139,9 @@ class PeakMemory(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.open:
             self.end()
-        write_json(Path(trainer.default_root_dir) / FILE, dict(self.peaks))
+        self.highest.ended.set()
+        mapped = 0 if self.highest.on_card else mapped_weights(pl_module)
+        write_json(Path(trainer.default_root_dir) / FILE, {name: peak + mapped for name, peak in self.peaks.items()})
 
 
 def read(stage: Path) -> dict[str, int]:

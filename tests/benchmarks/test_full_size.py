@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import transformers as hf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stand_ins import write_confs
 
-from benchmarks import full_size, random_weights
+from benchmarks import full_size, peak_memory, random_weights
 from benchmarks.full_size import Row, compared, table, write_run
 from benchmarks.peak_memory import read
 from uae_lightning.cli import main
@@ -63,6 +63,23 @@ def test_memory_is_measured_by_phase(tmp_path, monkeypatch):
     found = read(tmp_path / "one")
     assert {"loading", "validation", "update", "saving"} <= found.keys()
     assert all(isinstance(bytes_, int) for bytes_ in found.values())
+
+
+def test_memory_is_that_of_the_process_and_of_weights_in_their_file(tmp_path):
+    # red if pages of files are counted, if a peak between two looks at it is lost, or if mapped weights are not found
+    highest = peak_memory.Highest()
+    highest.reset()
+    taken = torch.zeros(64 * 2**20, dtype=torch.uint8)
+    before = peak_memory.anonymous()
+    del taken
+    assert highest.reset() + peak_memory.IMPORTED >= before - 2**20
+    highest.ended.set()
+
+    model = torch.nn.Linear(1024, 1024, bias=False)
+    assert peak_memory.mapped_weights(model) == 0
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    model.load_state_dict(load_file(tmp_path / "model.safetensors"), assign=True)
+    assert peak_memory.mapped_weights(model) == 4 * 1024**2
 
 
 def test_the_table_compares_what_both_sides_name():

@@ -56,7 +56,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     ],
 )
 def test_rounds_of_adapters_load_as_the_merged_weights_would(part, options, parts_folder, tmp_path):
-    # red if `merge` keeps one round of two, adds the update in bfloat16, or if `round_linears` goes
+    # red if `merge` keeps one round of two, adds the update in bfloat16, or if `round_weight` goes
     first = trained(part, parts_folder / part, **options)
     first.hand_on(tmp_path / "first")
     second = trained(part, tmp_path / "first", rank=2, **options)
@@ -106,7 +106,7 @@ def test_a_base_that_moved_with_the_run_is_found_and_one_that_changed_is_refused
 
 @pytest.mark.parametrize("damage", ["adapter", "base", "itself"])
 def test_damaged_adapters_are_named(damage, parts_folder, tmp_path):
-    # red if `verify` goes from `merge`, or a base.json without a key is passed on
+    # red if `verify` goes from `Adapter`, or a base.json without a key is passed on
     trained("encoder", parts_folder / "encoder").hand_on(tmp_path)
     content = json.loads((tmp_path / BASE).read_text())
     if damage == "adapter":

@@ -26,7 +26,7 @@ from uae_lightning.models.codecs import DiffusersCodec
 from uae_lightning.models.handed_on import save_adapter, source_of
 from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.loading import load
-from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.quantization import Quantization
 from uae_lightning.models.saving import save_diffusers
 from uae_lightning.models.schedules import STATIC, Spacing, linear_in_tokens, load_scheduler, schedule
 from uae_lightning.models.tensor_files import stored_dtypes
@@ -96,9 +96,8 @@ class DiffusersDecoder(FlowDecoder):
         self.folder = self.source.folder
         self.quantization, self.compiled = quantization, compile
         self.transformer = load(self.kind, self.folder, self.dtype, "transformer").requires_grad_(False)
-        self.source.merge_into(self.transformer, self.blocks())
+        self.source.complete(self.transformer, self.blocks(), quantization)
         self.use_attention(attention, masked=mask_padding)
-        quantize_linears(self.transformer, self.blocks(), quantization)
         if checkpoint_activations:
             checkpoint_blocks(self.blocks())
         if compile:
@@ -182,7 +181,7 @@ class DiffusersDecoder(FlowDecoder):
             nn.Module.to(self.transformer, torch.float32)  # nothing was rounded: no second reading
         else:
             exact = load(self.kind, self.folder, torch.float32, "transformer")
-            self.source.merge_into(exact, self.blocks_of(exact))
+            self.source.complete(exact, self.blocks_of(exact))
             self.transformer.load_state_dict(exact.state_dict(), assign=True)
         self.dtype = torch.float32
 

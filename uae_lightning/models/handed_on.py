@@ -14,21 +14,20 @@ into it, layer by layer.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from uae_lightning.files import write_json
-from uae_lightning.models.adapters import adapters_of, merged_weight
 from uae_lightning.models.loading import read_object
-from uae_lightning.models.quantization import Quantization, round_linears
+from uae_lightning.models.quantization import Quantization, quantize_linears, round_weight
 from uae_lightning.models.weight_files import SUMS, digest, seal, verify
 from uae_lightning.paths import SHIPPED, resolve, weightless
 from uae_lightning.types import LoRA
@@ -56,18 +55,30 @@ class Source:
     adapters: tuple[Path, ...]
     root: str
 
-    def merge_into(self, model: nn.Module, blocks: list[nn.Module]) -> None:
-        """Adds all adapters to a model that was loaded from `folder`, in place; a model without weights stays.
+    def complete(self, model: nn.Module, blocks: Iterable[nn.Module], quantization: Quantization = "none") -> None:
+        """Merges the adapters into a model that was loaded from `folder` and quantizes its blocks, in place.
+
+        Block by block: weights as they were and as they become are never all in memory. A model without weights has
+        nothing merged.
 
         Args:
-            blocks: whose linear layers were quantized where the adapters were trained.
+            blocks: whose linear layers are quantized, and were where the adapters were trained.
 
         Raises:
             ValueError: an adapter is damaged or does not fit.
         """
-        if not weightless():
-            for adapter in self.adapters:
-                merge(adapter, model, blocks)
+        adapters = [] if weightless() else [Adapter(folder) for folder in self.adapters]
+        names = {id(module): name for name, module in model.named_modules() if type(module) is nn.Linear}
+        layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+        for block in blocks:
+            for layer in [module for module in block.modules() if id(module) in names]:
+                name = names[id(layer)]
+                merge(adapters, name, layers.pop(name), in_block=True)
+            quantize_linears(model, [block], quantization)
+        for name, layer in layers.items():
+            merge(adapters, name, layer, in_block=False)
+        for adapter in adapters:
+            adapter.check_all_merged()
 
 
 def source_of(path: str | Path, files: list[str]) -> Source:
@@ -135,26 +146,46 @@ def lora_of(adapter: Path) -> LoRA:
 # ------------------------------------------------------------------------------------------------ merging
 
 
+class Adapter:
+    """The LoRA matrices in a folder; each layer takes its own.
+
+    Raises:
+        ValueError: the folder is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        verify(folder)
+        self.folder, self.quantization = folder, read_object(folder / BASE)["quantization"]
+        lora, self.matrices = lora_of(folder), read_state(folder)
+        self.scaling = lora.alpha / lora.rank
+
+    def delta(self, name: str) -> Tensor | float:
+        """What is added to the weight [out, in] of a layer, in float32: alpha / rank B A; 0 where it has no adapter."""
+        try:
+            lora_a, lora_b = (self.matrices.pop(f"{name}.lora_{letter}.weight").float() for letter in "AB")
+        except KeyError:
+            return 0.0
+        return lora_b @ lora_a * self.scaling
+
+    def check_all_merged(self) -> None:
+        if self.matrices:
+            raise ValueError(
+                f"the adapters in {self.folder} do not fit the model in its base ({next(iter(self.matrices))}): copy "
+                "the folder again"
+            )
+
+
 @torch.no_grad()
-def merge(adapter: Path, model: nn.Module, blocks: list[nn.Module]) -> None:
-    verify(adapter)
-    round_linears(blocks, read_object(adapter / BASE)["quantization"])
-    config, state = LoraConfig.from_pretrained(str(adapter)), read_state(adapter)
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, model)
-    for parameter in adapters_of(model):
-        parameter.data = parameter.data.float()  # peft gives them the type of the base
-    found = set_peft_model_state_dict(model, state)
-    if lost := [*found.unexpected_keys, *(key for key in found.missing_keys if "lora_" in key)]:
-        raise ValueError(
-            f"the adapters in {adapter} do not fit the model in its base ({lost[0]}): copy the folder again"
-        )
-    for name, layer in [(name, one) for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)]:
-        base, (parent, _, leaf) = layer.get_base_layer(), name.rpartition(".")
-        base.weight.data = merged_weight(layer)
-        setattr(model.get_submodule(parent), leaf, base)
-    del model.peft_config
-    model.requires_grad_(False)
+def merge(adapters: list[Adapter], name: str, layer: nn.Linear, *, in_block: bool) -> None:
+    """Adds adapters to a layer's weight, one after the other, each to what the weight was where it was trained."""
+    for adapter in adapters:
+        if in_block:
+            round_weight(layer, adapter.quantization)
+        delta = adapter.delta(name)
+        if isinstance(delta, Tensor):
+            if delta.shape != layer.weight.shape:
+                raise ValueError(f"the adapters in {adapter.folder} do not fit the model in its base ({name})")
+            layer.weight = nn.Parameter((layer.weight.float() + delta).to(layer.weight.dtype), requires_grad=False)
 
 
 def read_state(adapter: Path) -> dict[str, Tensor]:

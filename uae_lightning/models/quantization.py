@@ -36,13 +36,10 @@ def quantize_linears(model: nn.Module, blocks: Iterable[nn.Module], quantization
     model.is_loaded_in_8bit, model.is_loaded_in_4bit = quantization == "8bit", quantization == "4bit"  # read by peft
 
 
-def round_linears(blocks: Iterable[nn.Module], quantization: Quantization) -> None:
-    """Gives every `nn.Linear` of `blocks` the weight that it would stand for if it were quantized, in place."""
-    if quantization == "none":
-        return
-    for block in blocks:
-        for linear in [module for module in block.modules() if type(module) is nn.Linear]:
-            linear.weight.data = dequantized(_quantized(linear, quantization))
+def round_weight(linear: nn.Linear, quantization: Quantization) -> None:
+    """Gives a layer the weight that it would stand for if it were quantized, in place."""
+    if quantization != "none":
+        linear.weight.data = dequantized(_quantized(linear, quantization))
 
 
 def _quantized(linear: nn.Linear, quantization: Quantization) -> nn.Linear:

@@ -30,7 +30,7 @@ from uae_lightning.models.handed_on import save_adapter, source_of
 from uae_lightning.models.loading import load, reading
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
-from uae_lightning.models.quantization import Quantization, quantize_linears
+from uae_lightning.models.quantization import Quantization
 from uae_lightning.models.resizing import resize
 from uae_lightning.models.saving import save_transformers
 from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
@@ -162,8 +162,7 @@ class QwenVLEncoder(Encoder):
             attn_implementation="sdpa" if weightless() else attention,
         )  # fmt: skip
         self.model.requires_grad_(False)
-        self.source.merge_into(self.model, self.blocks())
-        quantize_linears(self.model, self.blocks(), quantization)
+        self.source.complete(self.model, self.blocks(), quantization)
         if checkpoint_activations:
             checkpoint_blocks(self.blocks())
         config = self.model.config
