@@ -10,16 +10,18 @@ import pytest
 import torch
 from conftest import SCENES_PROMPTS, adapted
 from diffusers import SD3Transformer2DModel
-from safetensors.torch import load_file
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 
 from uae_lightning.models import tensor_files
 from uae_lightning.models.adapters import MergedState, add_lora
-from uae_lightning.models.handed_on import BASE, source_of
+from uae_lightning.models.handed_on import BASE, save_adapter, source_of
+from uae_lightning.models.loading import load
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.saving import save_diffusers
 from uae_lightning.models.sd3 import ATTENTION_PROJECTIONS, SD3Decoder
 from uae_lightning.models.tensor_files import write_shards
-from uae_lightning.models.weight_files import SUMS
+from uae_lightning.models.weight_files import SUMS, seal
 from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import LoRA
 
@@ -174,3 +176,22 @@ def test_saving_takes_the_memory_of_a_few_tensors(tmp_path):
     assert size > 30e6 and peak(lambda: {name: tensor.clone() for name, tensor in MergedState(model).items()}) > size
     assert peak(lambda: save_diffusers(model, MergedState(model), tmp_path)) < 0.1 * size
     assert same(load_file(tmp_path / "diffusion_pytorch_model.safetensors"), weights(model))
+
+
+def test_loading_takes_no_whole_copy(tmp_path):
+    # red if all layers are merged before the first one is quantized: weights lie in their file until then
+    sizes = dict(num_layers=10, attention_head_dim=64, num_attention_heads=5, joint_attention_dim=64)
+    more = dict(sample_size=8, caption_projection_dim=320, pooled_projection_dim=8, pos_embed_max_size=8)
+    model = SD3Transformer2DModel(**sizes, **more)
+    model.save_pretrained(tmp_path / "base")
+    seal(tmp_path / "base")
+    add_lora(model, LoRA(rank=4, alpha=8), ".*(attn|ff).*(to_.|proj|net.2)", torch.get_rng_state())
+    save_file(get_peft_model_state_dict(model), tmp_path / "adapter.safetensors")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter.safetensors").rename(tmp_path / "adapter" / "adapter.safetensors")
+    save_adapter(tmp_path / "adapter", model, source_of(tmp_path / "base", []), "4bit")
+    size = sum(file.stat().st_size for file in (tmp_path / "base").glob("*.safetensors"))
+
+    source = source_of(tmp_path / "adapter", [])
+    fresh = load(SD3Transformer2DModel, source.folder, torch.float32)
+    assert size > 1e8 and peak(lambda: source.complete(fresh, fresh.transformer_blocks, "4bit")) < 0.4 * size
