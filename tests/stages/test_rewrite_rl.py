@@ -54,8 +54,8 @@ def test_two_steps_from_prompts_and_a_resume_to_the_bit(make, tmp_path):
 
 
 def test_rewrites_are_drawn_and_prompts_judged(make, batch):
-    # red if the prompts are drawn as they are, if the reward reads rewrites, takes the prompts for the encoder's own, or
-    # if every rewrite has a noise of its own
+    # red if the prompts are drawn as they are, if the reward reads rewrites or takes the prompts for the encoder's own,
+    # or if every rewrite has a noise of its own
     stage, read = make(), []
     read_ = stage.autoencoder.read
     stage.autoencoder.read = lambda texts, **options: read.append(texts) or read_(texts, **options)

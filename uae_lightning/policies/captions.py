@@ -35,7 +35,7 @@ class CaptionActs:
 
 @checked
 class CaptionGRPO(Policy[CaptionActs]):
-    """The encoder's captions, or its rewrites of prompts. Its options are explained in `stages.encoder_rl.EncoderRL`."""
+    """The encoder's captions, or its rewrites of prompts. Options: see `stages.encoder_rl.EncoderRL`."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from uae_lightning.types import Batch, RewardInput, ValidationOutput
 class RewriteRL(EncoderRL):
     """GRPO on the tokens of rewrites, thoughts included; the decoder draws each rewrite, from one noise for its group.
 
-    The reward is given the **raw prompt** with the picture, as a text of the data's own (`RewardInput.given`), and never
+    The reward is given the raw prompt with the picture, as a text of the data's own (`RewardInput.given`), and never
     sees the rewrite: what the rewriter adds cannot be what it is judged by. It needs no original: the likelihood of the
     prompt given the picture (`rewards.caption_likelihood.CaptionLikelihood`), a scorer of GenEval's prompts, PickScore.
     Penalties on captions would read prompts: limit rewrites by `cut_penalty`, `mask_cut_captions` and
