@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class SampleGallery(L.Callback):
     ) -> None:
         room, inputs = self.pictures - sum(len(shown.captions) for shown in self.shown), outputs.inputs
         if room > 0 and trainer.is_global_zero:
-            self.shown.append(inputs[:room])
+            self.shown.append(replace(inputs, captions=outputs.drawn or inputs.captions)[:room])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -210,3 +210,4 @@ class ValidationOutput:
     inputs: RewardInput
     caption_tokens: Tensor  # [N] tokens of each caption, end-of-text included
     keys: list[str]  # N
+    drawn: list[str] | None = None  # N texts of which pictures were drawn; None: the captions that the reward reads

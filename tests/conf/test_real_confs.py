@@ -31,6 +31,7 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_pretrain", []),
     ("decoder_pretrain", ["80gb", "decoder_pretrain_full"]),
     ("rewrite_sft", []),
+    ("rewrite_rl", []),
     ("encoder_rl", []),
     ("encoder_rl", ["qwen7b", "sd35_large"]),
     ("cold_start", []),
@@ -53,6 +54,8 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_rl", ["qwen_image"]),
     ("decoder_rl", ["decoder_rl_prompts"]),
     ("encoder_rl", ["encoder_rl_gspo"]),
+    ("encoder_rl", ["encoder_rl_cispo"]),
+    ("encoder_rl", ["encoder_rl_sapo"]),
     ("encoder_rl", ["encoder_rl_guard"]),
     ("decoder_rl", ["decoder_rl_dance", "decoder_rl_replay"]),
     ("decoder_matching", []),
@@ -75,10 +78,12 @@ DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
 REWARDS = [["levels", "cycle"], ["qa"], ["guard"]]
 OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], *REWARDS, ["gspo", "dance"], ["prompts"]]
 PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in [*DECODERS, "qwen3_4b"])])]
-ALONE = ["rewrite_sft", "cold_start", "joint_rl", "decoder_matching"]  # stages that are in no run of conf/real
+ALONE = ["rewrite_sft", "rewrite_rl", "cold_start", "joint_rl", "decoder_matching"]  # in no run of conf/real
 CHOSEN = [
     *PLANNED,
     ("cached", "no_encoder"),
+    ("cispo",),
+    ("sapo",),
     ("prompts", "judge"),
     ("prompts", "ocr"),
     ("qwen3_2b",),
@@ -299,6 +304,7 @@ SWAPS = {  # in the text of callbacks and auxiliaries
     "[22, 23, 24]": "[1, 2]",
     '"cells": 4': '"cells": 2',
     "data/replay": "{small}/pictures",
+    "data/rewriting.jsonl": "{small}/pairs.jsonl",
     "data/held_out": "{small}/held_out",
     '"resolution": 512': '"resolution": 64, "validation_pictures": 2',
     '"batches": 32': '"batches": 2',
@@ -342,7 +348,7 @@ def swapped(stage: str, overlays: list[str], small: Path) -> list[str]:
     if stage == "decoder_rl" and {*overlays} & {*DECODERS}:
         options |= {"model.init_args.group_size": 2, "model.autoencoder.sampling.steps": 3}
         options["model.init_args.window"] = "[0, 2]"
-    if "decoder_rl_prompts" in overlays:
+    if "decoder_rl_prompts" in overlays or stage == "rewrite_rl":
         options["data.init_args.path"] = small / "prompts.txt"
         for key in ("validation_path", "resolution", "num_workers"):  # of pictures
             del options[f"data.init_args.{key}"]

@@ -256,7 +256,10 @@ def test_arms_of_related_systems_spend_about_the_same_where_they_are_compared():
     def spent(name: str) -> int:
         return sum(cost.decoder_forwards(stage) for arm in study.line(name) for stage in arm.stages)
 
-    for names in (["stage1", "cold_start", "b"], ["a_b", "joint"], ["a", "a_replay", "a_kl", "ppo"]):
+    of_captions = ["a", "a_replay", "a_kl", "ppo", "a_entropy", "a_entropy_target", "a_win_rate", "a_short", "a_masked"]
+    of_captions += ["a_reinforced", "a_encoder_replay"]
+    of_drawings = ["stage1", "cold_start", "b", "b_decoder_replay", "b_windows", "b_roll_back", "b_drawn"]
+    for names in (of_drawings, ["a_b", "joint"], of_captions):
         assert max(map(spent, names)) <= 1.1 * min(map(spent, names)), names
 
 

@@ -18,7 +18,8 @@ MAX_PROMPT_WORDS = 300
 
 @checked
 class PromptData(StreamedData):
-    """Prompts for DecoderRL and DecoderMatching, which draw each as it is; the encoder reads, and writes nothing.
+    """Prompts for DecoderRL and DecoderMatching, which draw each as it is (the encoder reads, and writes nothing), and
+    for RewriteRL, which draws what the encoder makes of them.
 
     Training is an endless stream, different on every rank, each prompt once per epoch, resumable at any batch:
     `streams.StreamedData`. Held-out prompts are those of smallest hash (of `validation_path`, or else of `path`); what

@@ -147,7 +147,7 @@ class Step:
         for replay in self.stage.auxiliaries:
             if isinstance(replay, Replay):
                 pictures = getattr(replay.data, "batch_size", self.setting.pictures)
-                replay.pictures = lambda pictures=pictures: [self._batch(pictures, side)]
+                replay.pictures = lambda pictures=pictures: [self._pictures(pictures, side)]
                 with self.meter.phase("memory"):
                     replay.begin(self.stage)
         for phase in ("memory", "captions"):
@@ -161,6 +161,9 @@ class Step:
         if (words := self.setting.prompt_words) is not None:
             texts = [caption(int(TOKENS_PER_WORD * words), row) for row in range(pictures)]
             return Batch(torch.empty(pictures, 3, 0, 0), texts, texts)
+        return self._pictures(pictures, side)
+
+    def _pictures(self, pictures: int, side: int) -> Batch:
         texts = [caption(self.stage.captioning.max_new_tokens, row) for row in range(pictures)]
         keys, prompts = [str(index) for index in range(pictures)], [caption(PROMPT, row) for row in range(pictures)]
         return Batch(torch.empty(pictures, 3, side, side), texts, keys, prompts=prompts)

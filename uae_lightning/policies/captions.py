@@ -1,6 +1,6 @@
 """Captions as acts: GRPO (arXiv 2402.03300) on their tokens.
 
-P pictures   G captions of each (a group), N = P * G   T tokens   V vocabulary
+P pictures, or prompts to rewrite   G captions of each (a group), N = P * G   T tokens   V vocabulary
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from uae_lightning.types import Captions, RewardOutput
 
 @dataclass(frozen=True)
 class CaptionActs:
-    seen: Any  # P pictures as the encoder sees them
+    seen: Any  # P pictures as the encoder sees them, or prompts as it is asked about them
     captions: Captions  # N
 
     @functools.cached_property
@@ -35,7 +35,7 @@ class CaptionActs:
 
 @checked
 class CaptionGRPO(Policy[CaptionActs]):
-    """The encoder's captions. Its options are explained in `stages.encoder_rl.EncoderRL`."""
+    """The encoder's captions, or its rewrites of prompts. Options: see `stages.encoder_rl.EncoderRL`."""
 
     def __init__(
         self,
@@ -73,10 +73,13 @@ class CaptionGRPO(Policy[CaptionActs]):
                 "own: set those in objective.init_args, and leave clip_low and clip_high out"
             )
 
-    def act(self, context: Tensor, randomness: Randomness) -> CaptionActs:
-        """G captions of each picture [P, 3, H, W]."""
-        seen = self.encoder.see(context)  # once: the vision tower is frozen
+    def act(self, context: Tensor | list[str], randomness: Randomness) -> CaptionActs:
+        """G captions of each picture [P, 3, H, W], or G rewrites of each of P prompts."""
         seed = randomness.step_seed(0, randomness.global_rank)
+        if isinstance(context, list):
+            rewrites = self.autoencoder.rewrite(context, self.group_size, seed)
+            return CaptionActs(self.encoder.ask(context), rewrites)
+        seen = self.encoder.see(context)  # once: the vision tower is frozen
         return CaptionActs(seen, self.autoencoder.write(seen, self.group_size, seed))
 
     def rewards(self, acts: CaptionActs, scores: RewardOutput) -> RewardOutput:
@@ -131,7 +134,7 @@ class CaptionGRPO(Policy[CaptionActs]):
         return self.encoder.token_logprobs(seen, captions, temperature=self.captioning.temperature)
 
     def pictures(self, seen: Any, rows: Tensor) -> Any:
-        """The pictures of these rows, once each where all have equally many of the captions."""
+        """The pictures (or prompts) of these rows, once each where all have equally many of the captions."""
         groups = rows // self.group_size
         if self.group_size % len(rows) == 0 or len(rows) % self.group_size == 0:
             groups = groups[:: min(self.group_size, len(rows))]

@@ -209,9 +209,13 @@ class Stage(L.LightningModule):
     def validation_step(  # type: ignore[override]  # Lightning hands anything on to callbacks, but declares less
         self, batch: Batch, batch_idx: int
     ) -> ValidationOutput:
-        captions, images = self.held_out_drawings(batch, 1_000_000 + batch_idx * ranks() + rank())
+        captions, images = self.held_out_drawings(batch, self.validation_seed(batch_idx))
         inputs = RewardInput(batch.images, images, captions.texts, metadata=batch.metadata)
         return ValidationOutput(inputs, captions.lengths, batch.keys)
+
+    def validation_seed(self, batch_idx: int) -> int:
+        """The same in every validation, of every run."""
+        return 1_000_000 + batch_idx * ranks() + rank()
 
     @torch.no_grad()
     def held_out_drawings(self, batch: Batch, seed: int) -> tuple[Captions, Tensor]:

@@ -93,13 +93,17 @@ class EncoderRL(PolicyStage):
     @torch.no_grad()
     def rollout(self, batch: Batch) -> Rollout:
         acts = self.policy.act(batch.images, self)
-        # one noise for the whole group: rewards of a group then differ by the captions alone
-        size, texts = len(batch.images) * ranks(), acts.captions.texts
-        noise = own_rows(torch.randn(size, *self.decoder.latent_shape, generator=self.generator(1)))
-        pictures = self.draw(texts, noise.to(batch.images.device))
+        texts = acts.captions.texts
+        pictures = self.draw(texts, self.noise_of_groups(batch))
         images = batch.images.repeat_interleave(self.policy.group_size, 0)
         metadata = batch.metadata_of_each(self.policy.group_size)
         return Rollout(batch, acts.captions, [acts], RewardInput(images, pictures, texts, metadata=metadata))
+
+    def noise_of_groups(self, batch: Batch) -> Tensor:
+        """[P, C, h, w], one for the whole group: its rewards then differ by the captions alone."""
+        size = len(batch.images) * ranks()
+        noise = torch.randn(size, *self.decoder.latent_shape, generator=self.generator(1))
+        return own_rows(noise).to(batch.images.device)
 
     def update(self, rollout: Rollout, *advantages: Tensor) -> None:
         if self.entropy_target is None:
