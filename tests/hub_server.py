@@ -1,7 +1,8 @@
 """A hub on the loopback: the endpoints of huggingface.co that `huggingface_hub` 2.4 and `datasets` 5.2 ask when a data
 set is streamed and a folder is uploaded (repositories, trees, files with ranges, pre-upload, LFS, commits).
 
-Clients read HF_ENDPOINT when they are imported, so they run in a process of their own, with `Hub.environment`.
+Large files come by LFS, as with HF_HUB_DISABLE_XET=1; the protocol of Xet is not imitated. Clients read HF_ENDPOINT as
+they are imported, so they run in a process of their own, with `Hub.environment`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Hub(ThreadingHTTPServer):
     def environment(self, home: Path, token: str | None = OWNER) -> dict[str, str]:
         """For a process that asks this hub, and none else; `home` is its cache."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING_FACE"))}
-        found = kept | {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        return found | ({"HF_TOKEN": token} if token else {})
+        own = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        return kept | own | {"PYTHONPATH": str(Path(__file__).parents[1])} | ({"HF_TOKEN": token} if token else {})
 
     def add(self, name: str, folder: Path, private: bool = False) -> None:
         """A repository of the files below a folder."""
@@ -81,6 +82,10 @@ class Handler(BaseHTTPRequestHandler):
         hub, (path, _), body = self.server, self._asked(), self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if path == "/api/repos/create":
             self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            wrong = "license: nonsense" in json.loads(body)["content"]
+            errors = [{"message": '"license" must be one of [apache-2.0, mit, ...]'}] * wrong
+            self._answer({"error": "Bad request", "errors": errors, "warnings": []}, 400 if wrong else 200)
         elif found := re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)/paths-info/[^/]+", path):
             if repository := self._repository(found[1]):
                 wanted = parse_qs(body.decode()).get("paths", [])
@@ -98,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/api/(\w+/[^/]+/[^/]+)/commit/[^/]+", path):
             if self._may_write(found[1]):
                 self._commit(hub.repositories[found[1]], body)
-                self._answer({"commitUrl": f"{hub.url}/commit/{SHA}", "commitOid": SHA, "pullRequestUrl": None})
+                place = f"{hub.url}/{found[1].partition('/')[2]}/commit/{SHA}"
+                self._answer({"commitUrl": place, "commitOid": SHA, "pullRequestUrl": None})
         else:
             self._answer({"error": f"no {path}"}, 404)
 
@@ -141,7 +147,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self._token != OWNER:
             self._answer({"error": "You don't have the rights to create a model under this namespace"}, 403)
         elif name in self.server.repositories:
-            self._answer({"error": "You already created this model repo"}, 409)
+            there = {"url": f"{self.server.url}/{wanted['organization']}/{wanted['name']}"}
+            self._answer({"error": "You already created this model repo"} | there, 409)
         else:
             self.server.repositories[name] = Repository(wanted.get("visibility") == "private")
             self._answer({"url": f"{self.server.url}/{wanted['organization']}/{wanted['name']}"})

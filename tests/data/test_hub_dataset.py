@@ -279,7 +279,7 @@ def test_a_data_set_is_streamed_from_a_hub(repository: Path, tmp_path: Path):
     with Hub() as hub:
         hub.add("datasets/me/data", repository, private=True)
         hub.add("datasets/me/chats", tmp_path / "chats")
-        environment = hub.environment(tmp_path / "home") | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        environment = hub.environment(tmp_path / "home")
         ended = subprocess.run([sys.executable, "-c", CLIENT], env=environment, capture_output=True, text=True)
         hub.shutdown()
     assert ended.returncode == 0, ended.stderr[-3000:]

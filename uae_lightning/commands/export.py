@@ -14,6 +14,7 @@ Writes what a run trained so that transformers, diffusers, peft and ComfyUI load
     uae export --weights runs/demo --to exported                          adapters, projector, prompts and pipeline
     uae export --weights runs/demo --to exported --merged                 the merged encoder too
     uae export --weights runs/demo --to exported --dtype bfloat16         at half the size
+    uae export --weights runs/demo --to exported --push OWNER/NAME        and onto the hub, private
 
 What --to gets:
   README.md                  a model card: code to copy that draws and captions, settings, where it all comes from
@@ -27,17 +28,25 @@ What --to gets:
 
 On a CPU, the code in README.md draws what `uae generate` draws, bit for bit. Where several stages trained an adapter of
 one part, they are stacked into one, so that it belongs to weights that others can get.
+
+Nothing is sent anywhere without --push, which needs a token that may write (`hf auth login`). README.md and
+settings.json name what the run started from, local folders too: read them before you make a repository public.
 """
 
 
 def main(args: list[str]) -> None:
     options = parse(args)
     from uae_lightning.exchange.folder import write_export
+    from uae_lightning.exchange.push import check_push, push
     from uae_lightning.files import making_folder
 
+    if options.push:
+        check_push(options.push)
     with making_folder(options.target) as folder:
         write_export(folder, options)
-    print(f"Exported to {options.target}; {options.target / 'README.md'} shows how to use it.")
+    print(f"Exported to {options.target}; {options.target / 'README.md'} shows how to use it.", flush=True)
+    if options.push:
+        print(f"Uploaded to {push(options.target, options.push, options.public)}")
 
 
 def parse(args: list[str]):
@@ -51,7 +60,12 @@ def parse(args: list[str]):
     parser.add_argument("--steps", type=Count, help="of the sampler, in settings.json; default: the run's")
     parser.add_argument("--guidance", type=NonNegative, help="in settings.json, 1 is none; default: the run's")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument("--license", metavar="ID", help="of the model card, as the hub calls it; default: other")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to this model repository of the hub; private")
+    parser.add_argument("--public", action="store_true", help="with --push: a repository that everybody may see")
     options = parser.parse(args)
+    if options.public and not options.push:
+        parser.error("--public belongs to --push OWNER/NAME")
     if options.weights is None:
         parser.error("name the folder of a run with --weights")
     if options.target is None:

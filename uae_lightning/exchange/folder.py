@@ -16,6 +16,7 @@ from torch import nn
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.exchange import lora
 from uae_lightning.exchange.card import Facts, card
+from uae_lightning.exchange.push import head
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.diffusers_decoder import DiffusersDecoder
 from uae_lightning.models.projector import MLPProjector
@@ -67,7 +68,8 @@ def write_export(folder: Path, options) -> None:
     settings = masked(settings_of(model)) | {"origin": described(run, stages, parts)}
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     quantized = [part for part in parts if lora.part_settings(config, part).get("quantization", "none") != "none"]
-    (folder / "README.md").write_text(card(Facts(folder, settings, model, parts, dtype, quantized)))
+    facts = Facts(folder, settings, model, parts, dtype, quantized)
+    (folder / "README.md").write_text(head(facts, options.license, stages) + card(facts))
     seal(folder)
 
 
