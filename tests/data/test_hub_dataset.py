@@ -273,6 +273,7 @@ def test_a_data_set_is_streamed_from_a_hub(repository: Path, tmp_path: Path):
     Image.new("RGB", (9, 9)).save(file, "BMP")
     (tmp_path / "chats/images/0.bmp").write_bytes(file.getvalue())
     places = ["images/0.bmp", "images/1.bmp", "../data/0.bmp", "/etc/hostname", "http://127.0.0.1/0.bmp"]
+    places.append("file:///etc/hostname::hf://datasets/me/chats@main/images/0.bmp")
     said = [{"role": "assistant", "content": "a text"}]
     rows = [{"messages": said, "images": [place]} for place in places]
     (tmp_path / "chats/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -285,8 +286,8 @@ def test_a_data_set_is_streamed_from_a_hub(repository: Path, tmp_path: Path):
     assert ended.returncode == 0, ended.stderr[-3000:]
     lines = ended.stdout.splitlines()
     assert lines[0] == "36 36" and lines[1].startswith("36 ")
-    outside = ["no picture a text"] * 3
-    assert lines[2:7] == [f"{len(file.getvalue())} a text", "missing file a text", *outside]
-    assert "hub:me/none is no data set that this account may read" in lines[7] and len(lines) == 8
+    outside = ["no picture a text"] * 4
+    assert lines[2:8] == [f"{len(file.getvalue())} a text", "missing file a text", *outside]
+    assert "hub:me/none is no data set that this account may read" in lines[8] and len(lines) == 9
     downloads = {request.rpartition("/")[2] for request in hub.requests if request.startswith("GET /datasets")}
     assert downloads == {"train.jsonl", "0.bmp", *(f"train-{n:05d}-of-00004.parquet" for n in range(4))}

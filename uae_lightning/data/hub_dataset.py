@@ -22,6 +22,7 @@ HUB = "hub:"
 CHOICES = ("split", "subset", "revision")
 FEW_FILES = 64  # of parquet, which are divided into their row groups: that takes a request for each file
 AT_A_TIME = 16  # rows
+ARCHIVES = ("zip://", "tar://", "gzip://")  # of fsspec: file://PATH::hf://... would be a file of this machine
 DAMAGE = (ValueError, TypeError, KeyError, IndexError)  # pyarrow's errors of content are ValueErrors
 
 
@@ -31,7 +32,8 @@ class HubDataset(Streamed):
 
     Every unit is a shard: a file, or, of few files of parquet, a row group. Where a stream stands is the shard and how
     many of its rows are used, as in `IterableDataset.state_dict`; unlike that it can be dealt anew to another number of
-    ranks. A resumed stream reads its shard again up to there. A row is a picture with its columns, or a chat.
+    ranks. A resumed stream reads its shard again up to there. Of parquet a worker holds a row group in memory. A row is a
+    picture with its columns, or a chat.
 
     Pictures come from the repository alone: rows that give an address elsewhere, or a place on their author's machine,
     are skipped.
@@ -90,8 +92,9 @@ class HubDataset(Streamed):
         own = f"hf://datasets/{self.repository}@"
         if "://" not in path and not path.startswith("/"):
             path = f"{own}{self.revision}/{path}"
-        inside = path.rpartition("::")[2]
-        if not inside.startswith(own) or ".." in inside.split("/"):
+        *archives, inside = path.split("::")
+        outside = not inside.startswith(own) or ".." in inside.split("/")
+        if outside or not all(link.startswith(ARCHIVES) for link in archives):
             return BadFile("no picture", f"{path} is not in the repository")
         try:
             with fsspec.open(path, "rb") as file:
