@@ -32,8 +32,8 @@ class HubDataset(Streamed):
 
     Every unit is a shard: a file, or, of few files of parquet, a row group. Where a stream stands is the shard and how
     many of its rows are used, as in `IterableDataset.state_dict`; unlike that it can be dealt anew to another number of
-    ranks. A resumed stream reads its shard again up to there. Of parquet a worker holds a row group in memory. A row is a
-    picture with its columns, or a chat.
+    ranks. A resumed stream reads its shard again up to there. Of parquet a worker holds a row group in memory. A row is
+    a picture with its columns, or a chat.
 
     Pictures come from the repository alone: rows that give an address elsewhere, or a place on their author's machine,
     are skipped.
