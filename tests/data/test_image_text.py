@@ -94,9 +94,9 @@ def test_shards_over_http_are_read_by_workers(shards: Path):
 
 def test_a_broken_connection_is_taken_up_again(shards: Path, monkeypatch: pytest.MonkeyPatch):
     # red if `done` is not passed over the second time
-    from uae_lightning.data import sources
+    from uae_lightning.data import shards as module
 
-    whole, broken = sources._read_tar, []
+    whole, broken = module._read_tar, []
 
     def breaks_once(url: str, column: str):
         for number, sample in enumerate(whole(url, column)):
@@ -105,8 +105,8 @@ def test_a_broken_connection_is_taken_up_again(shards: Path, monkeypatch: pytest
                 raise ConnectionResetError("lost")
             yield sample
 
-    monkeypatch.setattr(sources, "_read_tar", breaks_once)
-    monkeypatch.setattr(sources.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(module, "_read_tar", breaks_once)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     keys = [sample.key for sample in open_source(str(shards / "00.tar"), Columns()).read(0)]
     assert broken and keys == [f"00.tar/{index:03d}" for index in range(8)]
 

@@ -104,7 +104,7 @@ def test_odd_rows_of_a_jsonl_are_skipped_or_named(tmp_path: Path):
 
 def test_json_nested_too_deep_is_a_damaged_caption():
     # red if RecursionError comes through
-    assert sources._texts({"json": b"[" * 100_000}, Columns())[0].reason == "damaged caption"
+    assert sources.texts_of({"json": b"[" * 100_000}, Columns())[0].reason == "damaged caption"
 
 
 # ---------------------------------------------------------------------------------------------------- saved data sets

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
+CHAT = frozenset(("messages", "images"))
 PICTURE = "<image>"  # where in a text the picture stands
 
 
 def is_chat(row: Any) -> bool:
-    return isinstance(row, dict) and row.keys() >= {"messages", "images"}
+    return isinstance(row, dict) and row.keys() >= CHAT
 
 
 def from_chat(row: dict[str, Any]) -> dict[str, Any]:
-    """Its picture, the last answer and the last question (None where there is none), as image, caption and prompt.
+    """Its picture (a path, or bytes, of which JSON has none), the last answer and the last question (None where there
+    is none), as image, caption and prompt.
 
     Raises:
         ValueError: it is about several pictures or none, or a message has no role or no text.
     """
     images = row["images"] if isinstance(row["images"], list) else [row["images"]]
-    paths = [image.get("path") if isinstance(image, dict) else image for image in images]
-    if len(paths) != 1 or not isinstance(paths[0], str):
+    found = [_picture(image) if isinstance(image, dict) else image for image in images]
+    if len(found) != 1 or not isinstance(found[0], str | bytes):
         raise ValueError(f"'images' must be a list with the path of one picture, got {images!r:.60}")
     if not isinstance(row["messages"], list) or not all(isinstance(message, dict) for message in row["messages"]):
         raise ValueError("'messages' must be a list of objects with role and content")
     said = {str(message.get("role")): text_of(message.get("content")) for message in row["messages"]}
-    return {"image": paths[0], "caption": said.get("assistant"), "prompt": said.get("user")}
+    return {"image": found[0], "caption": said.get("assistant"), "prompt": said.get("user")}
+
+
+def _picture(image: dict[str, Any]) -> Any:
+    return image["bytes"] if isinstance(image.get("bytes"), bytes) else image.get("path")
 
 
 def text_of(content: Any) -> str:

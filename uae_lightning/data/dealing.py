@@ -85,9 +85,12 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def shuffled_blocks(items: Iterator[Any], size: int, seed: list[int]) -> Iterator[Any]:
-    """Items shuffled within blocks of `size`: what a resumed stream can repeat, unlike a rolling buffer."""
-    for number in itertools.count():
+def shuffled_blocks(items: Iterator[Any], size: int, seed: list[int], first: int = 0) -> Iterator[Any]:
+    """Items shuffled within blocks of `size`: what a resumed stream can repeat, unlike a rolling buffer.
+
+    `first` is the block that the items begin with.
+    """
+    for number in itertools.count(first):
         block = list(itertools.islice(items, size))
         if not block:
             return

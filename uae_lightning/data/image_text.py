@@ -29,23 +29,25 @@ MAX_CAPTION_WORDS = 1000  # some 1,400 tokens; the paper's captions have over 25
 
 @checked
 class ImageTextData(StreamedData):
-    """A folder of pictures, a JSONL, WebDataset shards or a saved `datasets` data set.
+    """A folder of pictures, a JSONL, WebDataset shards, a saved `datasets` data set, or one of the hub.
 
     Training is an endless stream, different on every rank, each picture once per epoch, resumable at any batch:
     `streams.StreamedData`.
 
     Held-out pictures are those of smallest hash (of `validation_path`, or else of `path`), whether they have captions
     or not; every rank gets its share of them, all ranks the same number of batches. What has the same bytes is never
-    trained on, under whatever name. Of shards without `validation_path`, the first 10 samples for each one wanted are
-    looked at.
+    trained on, under whatever name. Of shards and data sets of the hub without `validation_path`, the first 10 samples
+    for each one wanted are looked at.
 
     Files that cannot be used are skipped, and listed in `<default_root_dir>/skipped.jsonl` with the reason; totals are
     a warning when the run ends.
 
     Args:
         path: a folder (searched below too; captions in a .txt of the picture's name, several in a .json with a list),
-            a .jsonl, a .tar or a folder or pattern of them (`{000..127}.tar`; URLs too), or a folder written by
-            `Dataset.save_to_disk`. Rows of a .jsonl may be chats (`chat_rows`: `messages`, `images`).
+            a .jsonl, a .tar or a folder or pattern of them (`{000..127}.tar`; URLs too), a folder written by
+            `Dataset.save_to_disk`, or `hub:OWNER/NAME` (`?split=train&subset=NAME&revision=COMMIT`, as they are
+            needed; `hub:FOLDER` for a copy of such a repository). Rows of a .jsonl and of `datasets` data sets may be
+            chats (`chat_rows`: `messages`, `images`).
         resolution: side of the square pictures, that of the decoder; the shorter side is scaled, the longer cropped.
         batch_size: pictures per batch and device.
         require_captions: train on pictures with a caption only; for decoder pre-training. Else the caption is "".

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from uae_lightning.data.hub_dataset import HUB, HubDataset
 from uae_lightning.data.saved_dataset import SavedDataset
-from uae_lightning.data.sources import Columns, Folder, JsonLines, Shards, Source
+from uae_lightning.data.shards import Shards
+from uae_lightning.data.sources import Columns, Folder, JsonLines, Source
 from uae_lightning.data.tars import is_tar, shard_urls
+from uae_lightning.paths import HUB_ID
 from uae_lightning.usage import UsageError
 
 
 def open_source(path: str | list[str], columns: Columns, option: str = "path") -> Source:
     """The source at `path`: a folder of pictures, a `.jsonl`, shards (a `.tar`, a folder, a pattern such as
-    `{000..127}.tar` or `*.tar`, URLs or a list of them), or a folder saved by `datasets`.
+    `{000..127}.tar` or `*.tar`, URLs or a list of them), a folder saved by `datasets`, or `hub:OWNER/NAME`.
 
     Raises:
         UsageError, FileNotFoundError: there is none, or nobody may read it; `option` of the data module is named.
@@ -31,6 +34,8 @@ def open_source(path: str | list[str], columns: Columns, option: str = "path") -
 
 
 def _opened(path: str | list[str], columns: Columns, option: str) -> Source:
+    if isinstance(path, str) and path.startswith(HUB):
+        return HubDataset(path, columns, option)
     if isinstance(path, list) or "://" in path or re.search(r"[{*?]", path):
         return Shards(shard_urls(path), columns)
     place = Path(path)
@@ -40,12 +45,13 @@ def _opened(path: str | list[str], columns: Columns, option: str) -> Source:
         tars = sorted(map(str, place.glob("*.tar")))
         return Shards(tars, columns) if tars else Folder(place, columns)
     if not place.is_file():
-        raise FileNotFoundError(f"{path} does not exist: correct data.init_args.{option}")
+        hub = f", or name a data set of the hub as {HUB}{path}" if HUB_ID.fullmatch(path) else ""
+        raise FileNotFoundError(f"{path} does not exist: correct data.init_args.{option}{hub}")
     if is_tar(path):
         return Shards([path], columns)
     if place.suffix != ".jsonl":
         raise UsageError(
-            f"data.init_args.{option} must be a folder of pictures, a .jsonl, .tar shards or a folder saved by "
-            f"`datasets`, got {path}"
+            f"data.init_args.{option} must be a folder of pictures, a .jsonl, .tar shards, a folder saved by "
+            f"`datasets` or {HUB}OWNER/NAME, got {path}"
         )
     return JsonLines(place, columns)

@@ -1,4 +1,5 @@
-"""Where pictures with captions lie: a folder, a JSONL, WebDataset shards, a saved `datasets` data set.
+"""Where pictures with captions lie: a folder, a JSONL; in files of their own shards, saved `datasets` data sets and
+those of the hub.
 
 A source is a list of units: single pictures, or shards, each a run of samples that can only be read in order.
 """
@@ -10,22 +11,19 @@ import heapq
 import itertools
 import json
 import os
-import tarfile
-import time
 from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uae_lightning.data.chat_rows import from_chat, is_chat
 from uae_lightning.data.images import SUFFIXES, BadFile, opened, read_file
-from uae_lightning.data.tars import content_of, groups, shard_names
+from uae_lightning.data.tars import content_of
 from uae_lightning.usage import UsageError
 
-ATTEMPTS = 4  # to read a shard over the network
 TEXTS = ("txt", "json")  # of captions beside pictures; the first that is there counts
 SCANNED = 10  # samples of shards looked at for each one held out
 RANGE = frozenset(("offset", "bytes"))  # where in a file a picture lies
@@ -70,7 +68,8 @@ class Columns:
             return row
         chat = from_chat(row)
         texts = {self.caption: chat["caption"]} | ({} if self.prompt is None else {self.prompt: chat["prompt"]})
-        return {self.image: chat["image"]} | {name: text for name, text in texts.items() if text} | row
+        said = {name: text for name, text in texts.items() if text and row.get(name) is None}
+        return {self.image: chat["image"]} | row | said
 
     def prompt_in(self, row: dict[str, Any]) -> str | None:
         """None where it is not read, not there, or no text."""
@@ -98,6 +97,10 @@ class Source(ABC):
     def read(self, unit: int, part: int = 0, parts: int = 1) -> Iterator[Sample]:
         """The samples of a unit, or of the given part of it."""
 
+    def read_from(self, start: int, unit: int, part: int = 0, parts: int = 1) -> Iterator[Sample]:
+        """What `read` gives, less the first `start`; for sources that need not read those."""
+        return itertools.islice(self.read(unit, part, parts), start, None)
+
     @abstractmethod
     def by_hash(self, count: int) -> Iterator[Sample]:
         """At least `count` samples, if there are as many, in the order of a hash of their keys."""
@@ -118,6 +121,21 @@ class Indexed(Source):
     def by_hash(self, count: int) -> Iterator[Sample]:
         hashes = ((key_hash(key), unit) for unit, key in enumerate(self.keys()))
         return (self.sample(unit) for _, unit in heapq.nsmallest(count, hashes))
+
+
+class Streamed(Source):
+    """Every unit is a shard: many samples, in order."""
+
+    splittable = True
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """Of the shards."""
+
+    def by_hash(self, count: int) -> Iterator[Sample]:
+        every = itertools.chain.from_iterable(map(self.read, range(len(self))))
+        scanned = itertools.islice(every, SCANNED * count)
+        return iter(heapq.nsmallest(count, scanned, key=lambda sample: key_hash(sample.key)))
 
 
 class Folder(Indexed):
@@ -164,7 +182,7 @@ class Folder(Indexed):
                 files |= {} if error.reason == "missing file" else {suffix: error}
             if files:
                 break
-        return Sample(key, path, _texts(files, self.columns)[0])
+        return Sample(key, path, texts_of(files, self.columns)[0])
 
 
 class JsonLines(Indexed):
@@ -261,57 +279,6 @@ class JsonLines(Indexed):
         return Sample(self._key(row), image, caption, prompt=prompt, metadata=metadata)
 
 
-class Shards(Source):
-    """WebDataset: tar files whose members of one stem (`0001.jpg`, `0001.txt` or `0001.json`) are one sample; `tars`
-    says which that are where names have more dots.
-
-    Read as a stream, from disk or from any URL that fsspec knows; a broken connection is taken up again.
-    """
-
-    splittable = True
-
-    def __init__(self, urls: list[str], columns: Columns) -> None:
-        super().__init__(urls[0] if len(urls) == 1 else f"{urls[0]} and {len(urls) - 1} more shards")
-        self.urls, self.names, self.columns = urls, shard_names(urls), columns
-        for url in urls:
-            if "://" not in url and not Path(url).is_file():
-                raise FileNotFoundError(f"shard {url} does not exist: correct the path in data.init_args")
-
-    def __len__(self) -> int:
-        return len(self.urls)
-
-    def read(self, unit: int, part: int = 0, parts: int = 1) -> Iterator[Sample]:
-        return itertools.islice(self._samples(self.urls[unit], self.names[unit]), part, None, parts)
-
-    def by_hash(self, count: int) -> Iterator[Sample]:
-        every = itertools.chain.from_iterable(map(self.read, range(len(self))))
-        scanned = itertools.islice(every, SCANNED * count)
-        return iter(heapq.nsmallest(count, scanned, key=lambda sample: key_hash(sample.key)))
-
-    def _samples(self, url: str, name: str) -> Iterator[Sample]:
-        done = 0
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                for sample in itertools.islice(_read_tar(url, self.columns), done, None):
-                    yield replace(sample, key=f"{name}/{sample.key}")
-                    done += 1
-                if not done:
-                    yield Sample(url, BadFile("empty shard"), None)
-                return
-            except tarfile.ReadError as error:
-                yield Sample(url, BadFile("damaged shard", f"after {done} samples: {error}"), None)
-                return
-            except (FileNotFoundError, PermissionError, ImportError, ValueError) as error:  # will be so again
-                raise UsageError(f"shard {url} cannot be read: {error}; correct the path in data.init_args") from error
-            except Exception as error:  # of the network: each file system of fsspec has its own
-                if attempt == ATTEMPTS:
-                    raise ValueError(
-                        f"shard {url} cannot be read after {ATTEMPTS} attempts: {error}; start again, with --resume "
-                        "where there is one, once it can be reached"
-                    ) from error
-                time.sleep(2**attempt)
-
-
 def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key_bytes(key), digest_size=8).digest())
 
@@ -351,18 +318,6 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _read_tar(url: str, columns: Columns) -> Iterator[Sample]:
-    import fsspec  # comes with torch and lightning
-
-    with fsspec.open(url, "rb") as file:
-        for stem, files, others in groups(file):
-            image = next((content for suffix, content in files.items() if suffix in SUFFIXES), None)
-            if image is None:
-                image = BadFile("no picture", f"only {', '.join(files)}")
-            caption, prompt, metadata = _texts(files, columns)
-            yield Sample(stem, image, caption, others, prompt, metadata)
-
-
 def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
     try:
         with opened(path) as file:
@@ -375,7 +330,7 @@ def _read_range(path: Path, offset: int, size: int) -> bytes | BadFile:
 Texts = tuple[bytes | str | tuple[str, ...] | BadFile | None, str | None, dict[str, Any] | None]
 
 
-def _texts(files: dict[str, bytes | BadFile], columns: Columns) -> Texts:
+def texts_of(files: dict[str, bytes | BadFile], columns: Columns) -> Texts:
     """(caption, prompt, metadata) of a sample: the caption from the .txt, or else from the .json, an object in which
     prompt and metadata are too, or a list of captions."""
     if "txt" in files and columns.prompt is None and not columns.metadata:

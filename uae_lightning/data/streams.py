@@ -225,11 +225,14 @@ class _Stream(IterableDataset):
     def _samples(self, stream: int) -> Iterator[tuple[Place, list[int], Any]]:
         """(place behind the sample, a seed for it, sample)."""
         for turn, unit, used in self.deal.turns(stream):
-            blocks = shuffled_blocks(self._unit(unit), self.shuffle_buffer, [self.seed, unit])
-            for number, sample in enumerate(blocks):
+            block = used // self.shuffle_buffer  # those before it are used up
+            start = block * self.shuffle_buffer
+            blocks = shuffled_blocks(self._unit(unit, start), self.shuffle_buffer, [self.seed, unit], block)
+            for number, sample in enumerate(blocks, start):
                 if number >= used:
                     yield (turn, number + 1), [self.seed, unit, number], sample
 
-    def _unit(self, unit: int) -> Iterator[Any]:
+    def _unit(self, unit: int, start: int) -> Iterator[Any]:
         parts = self.deal.parts
-        return self.source.read(*divmod(shuffled_unit(unit, len(self.source) * parts, self.seed), parts), parts)
+        at = divmod(shuffled_unit(unit, len(self.source) * parts, self.seed), parts)
+        return self.source.read_from(start, *at, parts)

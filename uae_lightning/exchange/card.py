@@ -29,6 +29,7 @@ CONTENTS = {
     "codec": "a linear latent codec, for which diffusers has no class: three tensors for the code below",
     "decoder_lora": "the decoder's adapter (diffusers)",
     "comfyui_lora.safetensors": "the same for ComfyUI: put it into `models/loras`",
+    "decoder.gguf": "the decoder once more, adapters merged, quantised",
     "base": "what the adapters are to be loaded on",
 }
 TEMPLATES = Path(__file__).with_name("templates")
@@ -81,7 +82,8 @@ def card(facts: Facts) -> str:
         decoder=decoder.title,
         encoder=facts.model.encoder.title,
     )
-    return "\n".join([head, drawing(facts), captioning(facts), *adapters, details(facts)])
+    quantised = [in_gguf(facts)] if facts.has("decoder.gguf") else []
+    return "\n".join([head, drawing(facts), captioning(facts), *adapters, *quantised, details(facts)])
 
 
 def drawing(facts: Facts) -> str:
@@ -169,6 +171,10 @@ def adapter(facts: Facts, part: str) -> str:
         where=f'root / "{source.base}"' if source.copied_from else f'"{source.base}"',
         dtype=facts.kind(part),
     )
+
+
+def in_gguf(facts: Facts) -> str:
+    return template("gguf").format(kind=facts.model.decoder.kind.__name__, dtype=facts.kind("decoder"))
 
 
 def details(facts: Facts) -> str:

@@ -16,6 +16,8 @@ from torch import nn
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.exchange import lora
 from uae_lightning.exchange.card import Facts, card
+from uae_lightning.exchange.gguf_file import write_gguf
+from uae_lightning.exchange.push import head
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.diffusers_decoder import DiffusersDecoder
 from uae_lightning.models.projector import MLPProjector
@@ -61,13 +63,17 @@ def write_export(folder: Path, options) -> None:
     write_projector(folder / "projector", model.projector, dtype)
     write_processor(folder / "processor", model.encoder)
     write_pipeline(folder / "pipeline", model.decoder, dtype)
+    if options.gguf:
+        print("writing decoder.gguf", flush=True)
+        write_gguf(folder / "decoder.gguf", model.decoder.transformer, options.gguf, model.decoder.family)
     if options.merged or not parts["encoder"].on_hub:
         print("writing encoder/", flush=True)
         model.encoder.save(folder / "encoder", dtype)
     settings = masked(settings_of(model)) | {"origin": described(run, stages, parts)}
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
     quantized = [part for part in parts if lora.part_settings(config, part).get("quantization", "none") != "none"]
-    (folder / "README.md").write_text(card(Facts(folder, settings, model, parts, dtype, quantized)))
+    facts = Facts(folder, settings, model, parts, dtype, quantized)
+    (folder / "README.md").write_text(head(facts, options.license, stages) + card(facts))
     seal(folder)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from uae_lightning.data.dealing import Place
 from uae_lightning.data.images import BadFile
-from uae_lightning.data.sources import Indexed, Sample, Source, key_bytes
+from uae_lightning.data.sources import Indexed, Sample, Source, Streamed, key_bytes
 from uae_lightning.prepare.near_duplicates import SeenPictures
 from uae_lightning.prepare.pictures import HashOf, Prepared, prepare
 
@@ -36,9 +36,8 @@ class Reading:
         """(the place behind it, sample) from `place` on: units finished, samples used of the next."""
         first, used = place
         for number in range(first, len(self.units)):
-            for count, sample in enumerate(self.source.read(self.units[number], *self.split), 1):
-                if count > used:
-                    yield (number, count), sample
+            for count, sample in enumerate(self.source.read_from(used, self.units[number], *self.split), used + 1):
+                yield (number, count), sample
             used = 0
 
 
@@ -105,9 +104,9 @@ def unpack(place: int) -> tuple[int, int]:
     return place >> 32, place & (1 << 32) - 1
 
 
-def fingerprint(source: Source) -> str:
+def fingerprint(source: Indexed | Streamed) -> str:
     """Of the names of the pictures (of shards: of the shards), in order."""
     digest = hashlib.blake2b(digest_size=8)
-    for key in source.keys() if isinstance(source, Indexed) else source.urls:
+    for key in source.keys():
         digest.update(key_bytes(key) + b"\0")
     return digest.hexdigest()
