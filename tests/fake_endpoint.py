@@ -77,7 +77,7 @@ def brightness(request: dict, **more: Any) -> dict[str, Any]:
     return {"body": {"scores": scores, "parts": {"letters": [len(text) for text in request["captions"]]}}} | more
 
 
-# ------------------------------------------------------------------------------------------------ as vLLM and OpenAI speak
+# ----------------------------------------------------------------------------------------- as vLLM and OpenAI speak
 
 
 def tokens(**probabilities: float) -> dict[str, Any]:

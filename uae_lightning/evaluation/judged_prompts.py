@@ -94,7 +94,7 @@ class Benchmark(ABC):
         return found
 
     def statistics(self, items: Items) -> dict[str, Statistic]:
-        """Figures that are not the mean of a list, or not of the list of their name."""
+        """Figures that are not the mean of the list of their name."""
         return {}
 
     def groups(self, figures: Figures) -> list[Group]:
@@ -162,18 +162,19 @@ class JudgedPrompts(Suite):
             for row, image in enumerate(map(as_png, images))
             for request in prompts[row].requests
         ]
-        items, marks = defaultdict[str, list[float]](list), [list[float]() for _ in prompts]
+        items, unread = defaultdict[str, list[float]](list), list[float]()
+        marks = [list[float]() for _ in prompts]
         answers = ask(self.judge, [(request.reading, turn) for _, request, turn in asked])
         for (row, request, _), found in zip(asked, answers, strict=True):
             marks[row] += [0.0] * request.reading.count if found is None else found
-            items[UNREAD] += [float(found is None)] * request.reading.count
+            unread += [float(found is None)] * request.reading.count
         for prompt, of_prompt in zip(prompts, marks, strict=True):
             for name, values in self.benchmark.values(prompt, of_prompt).items():
                 items[name] += values
-        return dict(items)
+        return {**items, UNREAD: unread}
 
     def statistics(self, items: Items) -> dict[str, Statistic]:
-        return super().statistics(items) | self.benchmark.statistics(items)
+        return self.benchmark.statistics(items) | super().statistics(items)
 
     def groups(self, figures: Figures) -> list[Group]:
         return self.benchmark.groups(figures)
