@@ -138,6 +138,7 @@ def test_mistakes_end_in_one_message(stage, tmp_path, monkeypatch, capsys):
     assert call(stage, judges, output) == 2
     message = said()
     assert "put dpg_bench/dpg_bench.csv of github.com/TencentQQGYLab/ELLA there" in message
+    assert call(stage, judges, output, "--without", "dpg") == 2 and "start the server" in said()
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     assert call(stage, evaluation(tmp_path, fake.url, api_key_env="JUDGE_KEY"), output) == 2
     assert "there is no environment variable JUDGE_KEY: export it" in said() and not output.exists()

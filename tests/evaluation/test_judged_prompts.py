@@ -88,7 +88,7 @@ def test_dpg_figures(tmp_path):
 def test_a_malformed_table(tmp_path, row, message):
     # red without the check of that mistake
     with pytest.raises(UsageError, match=f"DPG-Bench: .*{message}"):
-        DPGBench(str(rows.write_dpg(tmp_path / "dpg.csv", [*rows.DPG, row])))
+        _ = DPGBench(str(rows.write_dpg(tmp_path / "dpg.csv", [*rows.DPG, row]))).prompts
 
 
 # ------------------------------------------------------------------------------------------------ GenEval 2
@@ -162,10 +162,10 @@ def test_wise_in_its_own_words(tmp_path):
     with pytest.raises(
         UsageError, match="WISE: .*gpt_eval.py has no function build_evaluation_messages.*PKU-YuanGroup"
     ):
-        WISE(str(path), str(code))
+        _ = WISE(str(path), str(code)).prompts
     code.write_text("def build_evaluation_messages(row): return {'text': 'one'}")
     with pytest.raises(UsageError, match="is none with a system and a user message"):
-        WISE(str(path), str(code))
+        _ = WISE(str(path), str(code)).prompts
 
 
 # ------------------------------------------------------------------------------------------------ UniGenBench
@@ -204,7 +204,7 @@ def test_unigenbench_in_its_own_words(tmp_path, language):
     assert requests[0]["messages"][0]["content"][-1]["type"] == "image_url" and items["style"] == [1]
     code.write_text("EXPLANATION_DICT_EN = {}")
     with pytest.raises(UsageError, match="UniGenBench: .*has no SYSTEM_PROMPT_EN_TEMPLATE: take eval/src"):
-        UniGenBench(str(path), str(code))
+        _ = UniGenBench(str(path), str(code)).prompts
 
 
 def test_malformed_json_in_a_table(tmp_path):
@@ -212,7 +212,7 @@ def test_malformed_json_in_a_table(tmp_path):
     path = rows.write_unigenbench(tmp_path / "u.csv")
     path.write_text(path.read_text().replace('""Style"", ', '""Style"" ', 1))
     with pytest.raises(UsageError, match="UniGenBench: .*u.csv, line 2 is not in its format .Expecting ',' delimiter"):
-        UniGenBench(str(path))
+        _ = UniGenBench(str(path)).prompts
 
 
 # ------------------------------------------------------------------------------------------------ all of them
@@ -231,14 +231,14 @@ def test_malformed_json_in_a_table(tmp_path):
 def test_files_that_are_not_there_or_of_another_benchmark(tmp_path, benchmark, where):
     # red if the message does not say where the file is had, or a file of another format is taken
     with pytest.raises(UsageError, match=f"no.such does not exist: put {re.escape(where)}.* there"):
-        benchmark(str(tmp_path / "no.such"))
+        _ = benchmark(str(tmp_path / "no.such")).prompts
     for name, content in (("a", '{"other": 1}\n'), ("b", "x,y\n1,2\n"), ("c", ""), ("d", "[1, 2]"), ("e", "\0\n{")):
         (tmp_path / name).write_text(content)
         with pytest.raises(UsageError, match=benchmark.title.split(",")[0]):
-            benchmark(str(tmp_path / name))
+            _ = benchmark(str(tmp_path / name)).prompts
     (tmp_path / "f").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UsageError, match="is not UTF-8 text"):
-        benchmark(str(tmp_path / "f"))
+        _ = benchmark(str(tmp_path / "f")).prompts
 
 
 def test_each_picture_is_judged_by_the_questions_of_its_prompt(model, tmp_path):

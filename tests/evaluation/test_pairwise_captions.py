@@ -140,9 +140,9 @@ def test_against_a_file(subject, tmp_path):
             PairwiseCaptions(chat, str(path)).measure(subject)
         path.write_text('{"image": 1}')
         with pytest.raises(UsageError, match="PairwiseCaptions: .*line 1 is not in its format .'image' is no text"):
-            PairwiseCaptions(chat, str(path))
+            PairwiseCaptions(chat, str(path)).missing(subject.data)
         with pytest.raises(UsageError, match="no.jsonl does not exist: put a JSONL of captions"):
-            PairwiseCaptions(chat, str(tmp_path / "no.jsonl"))
+            PairwiseCaptions(chat, str(tmp_path / "no.jsonl")).missing(subject.data)
 
 
 def test_names_that_two_pictures_share_are_none(subject, tmp_path):

@@ -65,7 +65,7 @@ def test_first_words_are_those_of_all_spellings():
 def test_mistakes_are_one_message(monkeypatch):
     # red if the key, the URL or what was asked are not checked, or no answer is no error
     with pytest.raises(UsageError, match="OpenAIChat: there is no environment variable NO_SUCH_KEY"):
-        OpenAIChat("http://h/v1", "m", api_key_env="NO_SUCH_KEY")
+        OpenAIChat("http://h/v1", "m", api_key_env="NO_SUCH_KEY").check()
     with pytest.raises(UsageError, match="OpenAIChat: 'h/v1.*' is no URL"):
         OpenAIChat("h/v1", "m")
     with pytest.raises(UsageError, match="`more` cannot change model"):

@@ -33,17 +33,17 @@ class DPGBench(Benchmark):
 
     Args:
         path: dpg_bench.csv.
-
-    Raises:
-        UsageError: there is no such file, or it is not in the format.
     """
 
     title = NAME
     drawings_each = 4
 
     def __init__(self, path: str) -> None:
-        rows = read_rows(rows_of_csv(path, NAME, WHERE), question_of, NAME, FORM)
-        self.prompts = [prompt_of(path, item, of_item) for item, of_item in by_item(rows)]
+        self.path = path
+
+    def read(self) -> list[JudgedPrompt]:
+        rows = read_rows(rows_of_csv(self.path, NAME, WHERE), question_of, NAME, FORM)
+        return [prompt_of(self.path, item, of_item) for item, of_item in by_item(rows)]
 
     def score(self, prompt: JudgedPrompt, marks: Marks) -> float:
         return sum(counted(prompt, marks)) / len(marks)

@@ -38,15 +38,15 @@ class GenEval2(Benchmark):
 
     Args:
         path: geneval2_data.jsonl.
-
-    Raises:
-        UsageError: there is no such file, or it is not in the format.
     """
 
     title = "GenEval 2, Soft-TIFA"
 
     def __init__(self, path: str) -> None:
-        self.prompts = read_rows(rows_of_json(path, NAME, WHERE), prompt_of, NAME, FORM)
+        self.path = path
+
+    def read(self) -> list[JudgedPrompt]:
+        return read_rows(rows_of_json(self.path, NAME, WHERE), prompt_of, NAME, FORM)
 
     def score(self, prompt: JudgedPrompt, marks: Marks) -> float:
         return math.prod(marks) ** (1 / len(marks))

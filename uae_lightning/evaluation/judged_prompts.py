@@ -9,8 +9,10 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle, islice
 
+import lightning as L
 from torch import Tensor
 
 from uae_lightning.autoencoder import Captioning
@@ -77,7 +79,18 @@ class Benchmark(ABC):
 
     title: str
     drawings_each: int = 1  # pictures of a prompt, by the benchmark's own protocol
-    prompts: list[JudgedPrompt]
+
+    @cached_property
+    def prompts(self) -> list[JudgedPrompt]:
+        """Read when they are first asked for: an evaluation may list benchmarks whose files are not there.
+
+        Raises:
+            UsageError: there is no such file, or it is not in the format.
+        """
+        return self.read()
+
+    @abstractmethod
+    def read(self) -> list[JudgedPrompt]: ...
 
     @abstractmethod
     def score(self, prompt: JudgedPrompt, marks: Marks) -> float:
@@ -138,6 +151,11 @@ class JudgedPrompts(Suite):
         if refinement is not None:
             refinement.check(originals=False)
             self.verifier = refinement.verifier
+
+    def missing(self, data: L.LightningDataModule) -> str | None:
+        self.judge.check()
+        _ = self.benchmark.prompts  # its mistakes are told first
+        return None
 
     def measure(self, subject: Subject) -> Items:
         prompts = self.benchmark.prompts

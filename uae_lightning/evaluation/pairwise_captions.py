@@ -8,9 +8,11 @@ count a win only where it comes in both orders): each picture is judged twice, w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor
 
@@ -66,9 +68,6 @@ class PairwiseCaptions(Suite):
         against: a JSONL with "image" and "caption", such as `uae caption` writes, with a caption of each held-out
             picture; it is found by name, with or without folders and suffix. None: those that the encoder before RL
             writes; where no other encoder is measured all are ties.
-
-    Raises:
-        UsageError: there is no such file, or it is not of that form.
     """
 
     about = "whether captions are preferred to others, by a vision-language model"
@@ -78,7 +77,16 @@ class PairwiseCaptions(Suite):
     def __init__(self, judge: OpenAIChat, against: str | None = None) -> None:
         super().__init__()
         self.judge, self.against = judge, against
-        self.others = None if against is None else read_captions(against)
+
+    @cached_property
+    def others(self) -> dict[str, str] | None:
+        """Captions of the file by names, read when they are first asked for; raises UsageError."""
+        return None if self.against is None else read_captions(self.against)
+
+    def missing(self, data: L.LightningDataModule) -> str | None:
+        self.judge.check()
+        _ = self.others  # mistakes in the file are told first
+        return None
 
     def measure(self, subject: Subject) -> Items:
         trip = subject.round_trip

@@ -51,23 +51,24 @@ class UniGenBench(Benchmark):
             prompt of index 509 lacks a comma behind "Grammar - Negation", which is to be put there.)
         protocol: eval/src/eval_common.py: the judge is asked in its words, which are read and never run; None: in ours,
             and figures compare with each other alone.
-
-    Raises:
-        UsageError: there is no such file, or it is not in the format.
     """
 
     title = NAME
     drawings_each = 4
 
     def __init__(self, path: str, protocol: str | None = None) -> None:
-        words = {} if protocol is None else {language: words_of(protocol, language) for language in KEYS}
+        self.path, self.protocol = path, protocol
         self.dimensions: set[str] = set()
 
-        def read(row: dict[str, Any]) -> JudgedPrompt:
+    def read(self) -> list[JudgedPrompt]:
+        protocol = self.protocol
+        words = {} if protocol is None else {language: words_of(protocol, language) for language in KEYS}
+
+        def prompt(row: dict[str, Any]) -> JudgedPrompt:
             language = "en" if "prompt_en" in row else "zh"
             return self.prompt_of(row, language, words.get(language, in_our_words), images_last=protocol is not None)
 
-        self.prompts = read_rows(rows_of_csv(path, NAME, WHERE), read, NAME, FORM)
+        return read_rows(rows_of_csv(self.path, NAME, WHERE), prompt, NAME, FORM)
 
     def prompt_of(self, row: dict[str, Any], language: str, words: Words, images_last: bool) -> JudgedPrompt:
         text, about = text_in(row, f"prompt_{language}"), json.loads(row[f"sub_dims_{language}"])

@@ -67,9 +67,6 @@ class WISE(Benchmark):
         path: cultural_common_sense.json, spatio-temporal_reasoning.json and natural_science.json of WISE_legacy/data.
         protocol: WISE_legacy/gpt_eval.py: the judge is asked in its words, which are read and never run; None: in ours,
             and figures compare with each other alone.
-
-    Raises:
-        UsageError: there is no such file, or it is not in the format.
     """
 
     title = "WISE"
@@ -78,14 +75,17 @@ class WISE(Benchmark):
     asked, data, code = ASKED_FOR_THREE, "WISE_legacy/data", "WISE_legacy/gpt_eval.py"
 
     def __init__(self, path: str | list[str], protocol: str | None = None) -> None:
+        self.paths, self.protocol = [path] if isinstance(path, str) else path, protocol
         self.system, self.words = "", self.asked
-        if protocol is not None:
-            self.system, self.words = messages_of(protocol, self.title, self.source(self.code))
+
+    def read(self) -> list[JudgedPrompt]:
+        if self.protocol is not None:
+            self.system, self.words = messages_of(self.protocol, self.title, self.source(self.code))
         where = self.source(self.data)
-        self.prompts = [
+        return [
             prompt
-            for file in ([path] if isinstance(path, str) else path)
-            for prompt in read_rows(rows_of_json(file, self.title, where), self.prompt_of, self.title, FORM)
+            for path in self.paths
+            for prompt in read_rows(rows_of_json(path, self.title, where), self.prompt_of, self.title, FORM)
         ]
 
     @staticmethod
@@ -114,9 +114,6 @@ class WISEVerified(WISE):
         path: data_verified/merge.json.
         protocol: vllm_eval.py: the judge is asked in its words, which are read and never run; None: in ours, and
             figures compare with each other alone.
-
-    Raises:
-        UsageError: there is no such file, or it is not in the format.
     """
 
     title = "WISE_Verified"

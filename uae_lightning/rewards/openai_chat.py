@@ -9,11 +9,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from uae_lightning.interfaces import after_thoughts
 from uae_lightning.ranges import Count, Natural, Positive, checked
-from uae_lightning.rewards.endpoint import Endpoint, NoAnswer, NotAsAsked, concurrently
+from uae_lightning.rewards.endpoint import Endpoint, NoAnswer, NotAsAsked, checked_url, concurrently
 from uae_lightning.usage import UsageError
 
 BLANKS = " \n\t\"'.,!*\u2581\u0120"  # around a word that is a token; the last two are blanks in vocabularies
@@ -63,7 +64,7 @@ class OpenAIChat:
         cache: answers that are remembered by the content of pictures and text; 0 remembers none.
 
     Raises:
-        UsageError: the URL is none, there is no such variable, or `more` has a field that is not its own.
+        UsageError: the URL is none, or `more` has a field that is not its own.
     """
 
     def __init__(
@@ -80,10 +81,20 @@ class OpenAIChat:
     ) -> None:
         if taken := sorted({*(more or {})} & {*OWN}):
             raise UsageError(f"OpenAIChat: `more` cannot change {', '.join(taken)}: leave it out")
-        self.endpoint = Endpoint(type(self).__name__, chat_url(url), api_key_env, timeout, attempts)
+        self.url, self.api_key_env, self.timeout, self.attempts = chat_url(url), api_key_env, timeout, attempts
         self.model, self.max_tokens, self.more = model, max_tokens, more or {}
         self.concurrency, self.cache = concurrency, cache
         self._known: OrderedDict[bytes, Any] = OrderedDict()
+        checked_url(type(self).__name__, self.url)
+
+    @cached_property
+    def endpoint(self) -> Endpoint:
+        """Made when it is first needed: who is never asked needs no key."""
+        return Endpoint(type(self).__name__, self.url, self.api_key_env, self.timeout, self.attempts)
+
+    def check(self) -> None:
+        """Raises UsageError where there is no such environment variable; nobody is asked."""
+        _ = self.endpoint
 
     def written(self, turns: list[Turn]) -> list[str]:
         """The model's answers, without thoughts.
@@ -114,9 +125,10 @@ class OpenAIChat:
         digests = [turn.digest(of_words) for turn in turns]
         asked = {digest: one for digest, one in zip(digests, turns, strict=True) if digest not in self._known}
         found = {digest: self._known[digest] for digest in digests if digest in self._known}
+        endpoint = self.endpoint  # made before threads ask for it
         try:
             answers = concurrently(
-                lambda turn: self.endpoint.post(self._body(turn, of_words), read), [*asked.values()], self.concurrency
+                lambda turn: endpoint.post(self._body(turn, of_words), read), [*asked.values()], self.concurrency
             )
         except NoAnswer as error:
             raise UsageError(f"OpenAIChat: {error}: start the server, correct `url`, or raise `timeout`") from error
