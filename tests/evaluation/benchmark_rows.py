@@ -13,7 +13,7 @@ DPG = [
     ("a", "A red cup on a table.", 1, "0", "entity - whole (cup)", "Is there a cup?"),
     ("a", "A red cup on a table.", 2, "1", "attribute - color (cup, red)", "Is the cup red?"),
     ("a", "A red cup on a table.", 3, "0", "entity - whole (table)", "Is there a table?"),
-    ("a", "A red cup on a table.", 4, "1,3", "relation - spatial (cup, table, on)", "Is the cup on the table?"),
+    ("a", "", 4, "1, 3", "relation - spatial (cup, table, on)", "Is the cup on the table?"),
     ("b", "Rain.", 1, "0", "global - (rain)", "Does it rain?"),
 ]  # item, text, number, dependency, tuple, question
 

@@ -80,6 +80,7 @@ def test_dpg_figures(tmp_path):
     [
         (("a", "t", 9, "7", "entity (x)", "?"), "item a: two rows of one proposition_id, or a dependency that is none"),
         (("a", "t", 1, "0", "entity (x)", "?"), "item a: two rows of one proposition_id"),
+        (("c", "", 1, "0", "entity (x)", "?"), "item c has no text"),
         (("a", "t", 9, "9", "entity (x)", "?"), "in a circle"),
         (("a", "t", "x", "0", "entity (x)", "?"), "line 7 is not in its format .invalid literal"),
         (("a", "t", 9, "0", "entity (x)", ""), "line 7 is not in its format .'question_natural_language' is no text"),

@@ -53,7 +53,7 @@ def rows_of_csv(path: str | Path, name: str, where: str) -> Iterator[tuple[str, 
 def rows_of_json(path: str | Path, name: str, where: str) -> Iterator[tuple[str, Any]]:
     """(where it stands, row) of a list, or of a file with an object a line; raises UsageError."""
     text = text_of_file(path, name, where)
-    parts = [(f"{path}", text)] if text.lstrip().startswith("[") else enumerated(path, text)
+    parts: Iterable[tuple[str, str]] = [(f"{path}", text)] if text.lstrip().startswith("[") else enumerated(path, text)
     for place, part in parts:
         try:
             found = json.loads(part)
@@ -107,7 +107,7 @@ def figure_name(*words: str) -> str:
 # ------------------------------------------------------------------------------------------------ texts in code
 
 
-def constants_of(path: str, names: Iterable[str], name: str, where: str) -> dict[str, Any]:
+def constants_of(path: str, names: tuple[str, ...], name: str, where: str) -> dict[str, Any]:
     """Values that are written out in a Python file, which is read and never run.
 
     Raises:

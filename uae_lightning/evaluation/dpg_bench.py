@@ -6,7 +6,6 @@ Format and score by github.com/TencentQQGYLab/ELLA, dpg_bench/compute_dpg_bench.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from uae_lightning.evaluation.benchmark_files import figure_name, read_rows, rows_of_csv, text_in
@@ -43,7 +42,7 @@ class DPGBench(Benchmark):
 
     def read(self) -> list[JudgedPrompt]:
         rows = read_rows(rows_of_csv(self.path, NAME, WHERE), question_of, NAME, FORM)
-        return [prompt_of(self.path, item, of_item) for item, of_item in by_item(rows)]
+        return [prompt_of(self.path, item, of_item) for item, of_item in by_item(rows).items()]
 
     def score(self, prompt: JudgedPrompt, marks: Marks) -> float:
         return sum(counted(prompt, marks)) / len(marks)
@@ -70,7 +69,7 @@ def question_of(row: dict[str, str]) -> Row:
     numbers = [int(number) for number in text_in(row, "dependency").split(",")]
     return {
         "item": text_in(row, "item_id"),
-        "text": text_in(row, "text"),
+        "text": (row["text"] or "").strip(),  # of an item's later rows it may be missing
         "number": int(row["proposition_id"]),
         "parents": [number for number in numbers if number],
         "kind": figure_name(re.split(r"[-(]", text_in(row, "tuple"))[0]),
@@ -78,13 +77,18 @@ def question_of(row: dict[str, str]) -> Row:
     }
 
 
-def by_item(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
+def by_item(rows: list[Row]) -> dict[str, list[Row]]:
     """In the order of their first rows."""
-    for item in dict.fromkeys(row["item"] for row in rows):
-        yield item, [row for row in rows if row["item"] == item]
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["item"], []).append(row)
+    return found
 
 
 def prompt_of(path: str, item: str, rows: list[Row]) -> JudgedPrompt:
+    text = next((row["text"] for row in rows if row["text"]), "")
+    if not text:
+        raise UsageError(f"{NAME}: {path}, item {item} has no text: {FORM}")
     places = {row["number"]: place for place, row in enumerate(rows)}
     if len(places) < len(rows) or any(parent not in places for row in rows for parent in row["parents"]):
         raise UsageError(
@@ -94,7 +98,7 @@ def prompt_of(path: str, item: str, rows: list[Row]) -> JudgedPrompt:
     if circular(points):
         raise UsageError(f"{NAME}: {path}, item {item}: questions that depend on each other in a circle: {FORM}")
     asked = [Request(ASKED.format(question=row["question"]), YesNo()) for row in rows]
-    return JudgedPrompt(rows[0]["text"], tuple(asked), tuple(points))
+    return JudgedPrompt(text, tuple(asked), tuple(points))
 
 
 def circular(points: list[Point]) -> bool:

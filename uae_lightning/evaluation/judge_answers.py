@@ -12,14 +12,18 @@ Marks = list[float]
 LIST = re.compile(r"\[\s*-?\d+(?:\s*,\s*-?\d+)*\s*,?\s*\]")  # of whole numbers
 
 
-class Reading(ABC):
+class Reading:
     """How one answer is read."""
 
-    count: int  # marks in an answer
-    of_words = False  # it needs the probabilities of first words, not a text
+    @property
+    def count(self) -> int:
+        """Marks in an answer."""
+        return 1
 
 
-class TextReading(Reading):
+class TextReading(Reading, ABC):
+    """By what is written."""
+
     @abstractmethod
     def read(self, text: str) -> Marks | None: ...
 
@@ -27,8 +31,6 @@ class TextReading(Reading):
 @dataclass(frozen=True)
 class YesNo(TextReading):
     """1 where the answer begins with yes, 0 where with no."""
-
-    count = 1
 
     def read(self, text: str) -> Marks | None:
         word = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
@@ -40,8 +42,6 @@ class ProbabilityOf(Reading):
     """Probability that the answer is one of these words, by its first token."""
 
     words: tuple[str, ...]
-    count = 1
-    of_words = True
 
     def read(self, words: Words) -> Marks | None:
         return [min(sum(words.get(word, 0.0) for word in self.words), 1.0)] if words else None
@@ -55,7 +55,7 @@ class Rubric(TextReading):
     highest: int
 
     @property
-    def count(self) -> int:  # type: ignore[override]  # it depends on the names
+    def count(self) -> int:
         return len(self.names)
 
     def read(self, text: str) -> Marks | None:
@@ -77,7 +77,7 @@ class Lists(TextReading):
     highest: int
 
     @property
-    def count(self) -> int:  # type: ignore[override]
+    def count(self) -> int:
         return sum(self.counts)
 
     def read(self, text: str) -> Marks | None:
