@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.cli import main as uae
 from uae_lightning.commands import COMMANDS
+from uae_lightning.evaluation.judged_prompts import Benchmark
 from uae_lightning.evaluation.object_detectors import ObjectDetector
 from uae_lightning.evaluation.suite import Suite
 from uae_lightning.interfaces import Codec, Decoder, Encoder, Projector, Reward
@@ -35,6 +36,7 @@ from uae_lightning.policies.policy import Policy
 from uae_lightning.policies.token_objectives import TokenObjective
 from uae_lightning.report.captions import CaptionMarker
 from uae_lightning.rewards.feature_maps import FeatureMaps
+from uae_lightning.rewards.openai_chat import OpenAIChat
 from uae_lightning.stages.auxiliary import Auxiliary
 from uae_lightning.stages.common import Stage
 
@@ -68,6 +70,8 @@ PARTS = {  # what a YAML can name by class_path -> what it derives from, and whe
     "Callbacks": (L.Callback, "callbacks"),
     "Suites of an evaluation": (Suite, "evaluation", "scenes"),
     "Object detectors": (ObjectDetector, "evaluation", "scenes"),
+    "Benchmarks with a judge": (Benchmark, "evaluation"),
+    "Judges behind an endpoint": (OpenAIChat, "rewards"),
     "Markers of captions": (CaptionMarker, "scenes"),
 }
 WIDTH = 100  # characters of a line of options

@@ -184,6 +184,10 @@ def built() -> dict[str, Stage]:
     [
         ("evaluation", ["unified_bench", "geneval", "language", "images"]),
         ("refinement_evaluation", ["geneval", "geneval_best_of_4"]),
+        (
+            "benchmarks_evaluation",
+            ["geneval", "geneval2", "dpg_bench", "wise_verified", "wise", "unigenbench", "pairwise_captions"],
+        ),
     ],
 )
 def test_the_judges_of_real_models_have_the_options_they_are_given(name, suites):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import pytest
 import torch
-from fake_endpoint import Fake, decoded, inputs_of
+from fake_endpoint import Fake, inputs_of, picture_in, says, tokens
 
 from uae_lightning.rewards import endpoint
 from uae_lightning.rewards.openai_judge import OpenAIJudge
@@ -21,18 +20,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
 
 
-def tokens(**probabilities: float) -> dict:
-    top = [{"token": token, "logprob": math.log(value)} for token, value in probabilities.items()]
-    return {"body": {"choices": [{"logprobs": {"content": [{"token": top[0]["token"], "top_logprobs": top}]}}]}}
-
-
-def says(text: str | None) -> dict:
-    return {"body": {"choices": [{"message": {"role": "assistant", "content": text}}]}}
-
-
 def by_brightness(request: dict) -> dict:
-    image = request["messages"][0]["content"][0]["image_url"]["url"].removeprefix("data:image/png;base64,")
-    yes = 0.2 + decoded(image).getpixel((0, 0))[0] / 100
+    yes = 0.2 + picture_in(request).getpixel((0, 0))[0] / 100
     return tokens(**{"Yes": yes / 2, " yes": yes / 2, "No": 0.9 - yes, "Maybe": 0.1})
 
 

@@ -7,9 +7,8 @@ One scorer for GenEval's own 553 prompts (`read_prompts`) and any others; the de
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,12 +19,12 @@ import torch
 from torch import Tensor
 
 from uae_lightning.autoencoder import AutoEncoder, Captioning
+from uae_lightning.evaluation.drawing import drawn
 from uae_lightning.evaluation.intervals import OVERALL
 from uae_lightning.evaluation.object_detectors import Box, DetectedObject, ObjectDetector
 from uae_lightning.evaluation.statistics import Figures, Items
 from uae_lightning.evaluation.suite import Group, Row, Subject, Suite, sampled_as
-from uae_lightning.refinement import Refinement, seed_of
-from uae_lightning.terminal.progress import watched
+from uae_lightning.refinement import Refinement
 from uae_lightning.types import Sampling
 
 TASKS = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
@@ -136,7 +135,7 @@ def geneval(
     check(detector, wanted)
     values: Items = {task: [] for task in TASKS if any(prompt.task == task for prompt in wanted)}
     first = 0
-    for images in _batches(model, wanted, seed, batch, rewriting, refinement):
+    for images in drawn(model, [prompt.text for prompt in wanted], seed, batch, rewriting, refinement):
         part = wanted[first : first + len(images)]
         for prompt, fulfilled in zip(part, judge(detector, part, images), strict=True):
             values[prompt.task].append(float(fulfilled))
@@ -246,7 +245,9 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: name GenEval's evaluation_metadata.jsonl")
+        raise FileNotFoundError(
+            f"{path} does not exist: name GenEval's evaluation_metadata.jsonl, of github.com/djghosh13/geneval"
+        )
     read = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
@@ -306,40 +307,5 @@ def _wanted_of(entry: dict, index: int) -> Wanted:
 
 
 def draw(model: AutoEncoder, wanted: Sequence[Prompt], seed: int = 0, batch: int = 32) -> Tensor:
-    """Prompts -> pictures [N, 3, H, W] in [0, 1], on the CPU. The noise of a picture depends on seed and place in the
-    list alone: other weights, or another batch size, start from the same."""
-    return torch.cat([images.cpu() for images in _batches(model, wanted, seed, batch)])
-
-
-@torch.no_grad()
-def _batches(
-    model: AutoEncoder,
-    wanted: Sequence[Prompt],
-    seed: int,
-    batch: int,
-    rewriting: Captioning | None = None,
-    refinement: Refinement | None = None,
-) -> Iterator[Tensor]:
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    starts = range(0, len(wanted), batch)
-    for first in watched(starts, len(starts), "batch", "drawing"):
-        prompts = [prompt.text for prompt in wanted[first : first + batch]]
-        texts = prompts if rewriting is None else model.rewrite(prompts, 1, _seed(seed, first), rewriting).texts
-        noise = functools.partial(_noise, model, [_seed(seed, first + place) for place in range(len(texts))])
-        if refinement is None:
-            yield model.draw(model.read(texts), noise(0))
-        else:
-            best, _ = refinement.draw(model, texts, noise, prompts=prompts)
-            yield best.pictures
-
-
-def _seed(seed: int, item: int) -> int:
-    return int(np.random.SeedSequence([seed, item]).generate_state(1)[0])
-
-
-def _noise(model: AutoEncoder, seeds: list[int], number: int) -> Tensor:
-    """[N, C, h, w] of the drawing with that number of each item."""
-    generators = [torch.Generator().manual_seed(seed_of(seed, number)) for seed in seeds]
-    shape = model.decoder.latent_shape
-    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators]).to(model.device)
+    """Prompts -> pictures [N, 3, H, W] in [0, 1], on the CPU."""
+    return torch.cat([images.cpu() for images in drawn(model, [prompt.text for prompt in wanted], seed, batch)])

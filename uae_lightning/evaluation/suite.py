@@ -77,7 +77,8 @@ class Suite(nn.Module, ABC):
     neither: tuple[str, ...] = ()  # figures of which neither more nor less is better
 
     def missing(self, data: L.LightningDataModule) -> str | None:
-        """Why this data cannot be measured; None: it can."""
+        """Why this data cannot be measured; None: it can. Asked before anything is drawn: a suite whose files are not
+        there, or not what they should be, raises a ValueError."""
         return None
 
     @abstractmethod
@@ -233,8 +234,8 @@ class Evaluation:
     captioning: Captioning | None = None
     sampling: Sampling | None = None
 
-    def chosen(self, asked: Sequence[str] | None) -> dict[str, Suite]:
-        """The suites to measure, in their order: those asked for, or else all that can be.
+    def chosen(self, asked: Sequence[str] | None, without: Sequence[str] = ()) -> dict[str, Suite]:
+        """The suites to measure, in their order: those asked for, or else all that can be; none of `without`.
 
         Raises:
             ValueError: one that was asked for does not exist or cannot be measured.
@@ -244,7 +245,7 @@ class Evaluation:
             raise UsageError(f"no suite {unknown[0]!r} in this evaluation{near} (suites: {', '.join(self.suites)})")
         chosen = {}
         for name, suite in self.suites.items():
-            if asked is not None and name not in asked:
+            if (asked is not None and name not in asked) or name in without:
                 continue
             if (reason := suite.missing(self.data)) is None:
                 chosen[name] = suite

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from uae_lightning.interfaces import after_thoughts
 from uae_lightning.ranges import Count, Finite, Natural, Positive, checked
-from uae_lightning.rewards.endpoint import Endpoint, NotAsAsked
+from uae_lightning.rewards.endpoint import Endpoint
+from uae_lightning.rewards.openai_chat import Turn, chat_url, text_of, words_at_start
 from uae_lightning.rewards.remote import Question, RemoteReward, Values
 from uae_lightning.usage import UsageError
 
@@ -62,17 +63,15 @@ class OpenAIJudge(RemoteReward):
             raise UsageError(f"OpenAIJudge: `question` must name {MARK}, where the text of the picture goes")
         if lowest >= highest:
             raise UsageError(f"OpenAIJudge: lowest ({lowest:g}) must be below highest ({highest:g})")
-        url = f"{url.rstrip('/').removesuffix('/chat/completions')}/chat/completions"
-        endpoint = Endpoint(type(self).__name__, url, api_key_env, timeout, attempts)
+        endpoint = Endpoint(type(self).__name__, chat_url(url), api_key_env, timeout, attempts)
         super().__init__(endpoint, 1, concurrency, cache, on_failure)
         self.model, self.question, self.max_tokens = model, question, max_tokens
         self.of_tokens, self.lowest, self.highest = answer == "yes_no", lowest, highest
 
     def judge(self, questions: list[Question]) -> list[Values]:
         (question,) = questions
-        shown = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{question.image}"}}
-        asked = {"type": "text", "text": self.question.replace(MARK, question.caption)}
-        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": [shown, asked]}]}
+        turn = Turn(self.question.replace(MARK, question.caption), (question.image,))
+        body = {"model": self.model, "temperature": 0, "messages": turn.messages()}
         if self.of_tokens:
             body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": 20}
             return [(self.endpoint.post(body, probability),)]
@@ -80,10 +79,7 @@ class OpenAIJudge(RemoteReward):
 
     def score(self, answer: Any) -> float:
         """The last number that is written, NaN where none of the rubric is."""
-        text = answer["choices"][0]["message"]["content"]
-        if not isinstance(text, str):
-            raise NotAsAsked("no text")
-        numbers = re.findall(r"-?\d+(?:\.\d+)?", after_thoughts(text))
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", after_thoughts(text_of(answer)))
         value = float(numbers[-1]) if numbers else math.nan
         return (
             (value - self.lowest) / (self.highest - self.lowest) if self.lowest <= value <= self.highest else math.nan
@@ -92,16 +88,10 @@ class OpenAIJudge(RemoteReward):
 
 def probability(answer: Any) -> float:
     """That of yes among yes and no at the first token, NaN where neither is among its most probable ones."""
-    logprobs = answer["choices"][0]["logprobs"]
-    if logprobs is None:
+    if (words := words_at_start(answer)) is None:
         raise UsageError(
             "OpenAIJudge: the endpoint gives no log-probabilities: set `answer: score` with a rubric in `question`, or "
             "take another endpoint"
         )
-    found = {"yes": 0.0, "no": 0.0}
-    for candidate in logprobs["content"][0]["top_logprobs"]:
-        word = candidate["token"].strip(" \n\t\"'.,!*\u2581\u0120").lower()  # marks of a blank in vocabularies
-        if word in found:
-            found[word] += math.exp(candidate["logprob"])
-    total = found["yes"] + found["no"]
-    return found["yes"] / total if total > 0 else math.nan
+    yes, no = words.get("yes", 0.0), words.get("no", 0.0)
+    return yes / (yes + no) if yes + no > 0 else math.nan

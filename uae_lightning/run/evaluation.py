@@ -56,7 +56,7 @@ def evaluate_into(
     quiet()
     config = stage.starting_from(weights)
     evaluation = build_evaluation(judges)
-    chosen = {name: suite for name, suite in evaluation.chosen(suites).items() if name not in without}
+    chosen = evaluation.chosen(suites, without)
     settings = masked(as_json({"model": config.model, "evaluation": judges.evaluation, "suites": list(chosen)}))
     if keep_earlier and (earlier := same_evaluation(output, settings, seed)):
         return earlier

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -74,6 +75,31 @@ def brightness(request: dict, **more: Any) -> dict[str, Any]:
     """An honest server: the mean of each picture, and the length of its caption."""
     scores = [float(np.array(decoded(image)).mean() / 255) for image in request["images"]]
     return {"body": {"scores": scores, "parts": {"letters": [len(text) for text in request["captions"]]}}} | more
+
+
+# ----------------------------------------------------------------------------------------- as vLLM and OpenAI speak
+
+
+def tokens(**probabilities: float) -> dict[str, Any]:
+    top = [{"token": token, "logprob": math.log(value)} for token, value in probabilities.items()]
+    return {"body": {"choices": [{"logprobs": {"content": [{"token": top[0]["token"], "top_logprobs": top}]}}]}}
+
+
+def says(text: str | None) -> dict[str, Any]:
+    return {"body": {"choices": [{"message": {"role": "assistant", "content": text}}]}}
+
+
+def text_in(request: dict) -> str:
+    """What a chat is asked by its user."""
+    return "".join(part["text"] for part in request["messages"][-1]["content"] if part["type"] == "text")
+
+
+def picture_in(request: dict) -> Image.Image:
+    parts = [part for part in request["messages"][-1]["content"] if part["type"] == "image_url"]
+    return decoded(parts[0]["image_url"]["url"].removeprefix("data:image/png;base64,"))
+
+
+# ------------------------------------------------------------------------------------------------ pictures
 
 
 def decoded(image: str) -> Image.Image:
