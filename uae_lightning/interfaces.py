@@ -127,6 +127,10 @@ class Encoder(Component):
             "tokenizer": str(self.tokenize([PROBE]).tokens[0].tolist()),
         }
 
+    def words(self, symbols: int, tokens: int) -> list[range]:
+        """Those that each of a caption's tokens is one of, where the language has `symbols`: all of them."""
+        return [range(symbols)] * tokens
+
     def by_codes(self) -> CodeEncoder:
         """The encoder, for who needs one whose language is a codebook; a ValueError where it is none."""
         raise ValueError(
@@ -187,8 +191,9 @@ class CodeEncoder(Encoder):
 
     @abstractmethod
     def quantize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images [B, 3, H, W] -> codes [B, K], states [B, K, hidden_size] with gradients into the codebook, their mask
-        [B, K], and a loss [] of the codebook. The states are what `embed` gives of the codes' words."""
+        """Images [B, 3, H, W] -> codes [B, T], states [B, K, hidden_size] with gradients into the codebook, their mask
+        [B, K], and a loss [] of the codebook. The states are what `embed` gives of the codes' words, of which a place
+        may have several."""
 
     @abstractmethod
     def seed(self, images: Tensor, use: Tensor) -> None:

@@ -27,6 +27,15 @@ def test_it_is_planned_at_full_size(stage):
     assert 5 * GB < needed[stage] < 24 * GB
 
 
+def test_two_levels_are_planned_at_full_size(tmp_path):
+    # red if the plan has one word for a place, or the projector of the YAML is not as wide as both levels
+    configs = [str(CONF / name) for name in ("codebook_pretrain.yaml", "codebook_pretrain_levels.yaml")]
+    (tmp_path / "run.yaml").write_text(json.dumps({"name": "run", "stages": [{"name": "levels", "config": configs}]}))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        needed = pool.submit(planning_of_runs.needed, tmp_path / "run.yaml", ()).result()
+    assert 5 * GB < needed["levels"] < 24 * GB
+
+
 def test_masked_autoregression_is_planned_at_full_size():
     # red if the plan asks for velocities of the whole picture, or a stage does not fit its card
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -112,6 +121,24 @@ def test_two_steps_on_codes(small, tmp_path):
     check(module, tmp_path)
     saved = json.loads((tmp_path / "weights" / "encoder" / "config.json").read_text())
     assert saved == {"quantizer": "SimVQ", "codes": 16, "width": HIDDEN, "places": 4}
+
+
+def test_two_steps_on_two_levels_of_codes(small, tmp_path):
+    # red if the second level is not handed on, or a weight of its codebook has no gradient
+    more = {
+        "model.autoencoder.encoder.vision.path": small / "qwen",
+        "model.autoencoder.encoder.vision.dtype": "float32",
+        "model.autoencoder.encoder.quantizer.codes": 16,
+        "model.autoencoder.encoder.detail.layer": 0,
+        "model.autoencoder.encoder.detail.quantizer.bits": 3,
+        "model.autoencoder.encoder.places": 4,
+        "model.autoencoder.projector.input_size": HIDDEN + 4 * HIDDEN,
+    }
+    configs = [f"--config={CONF / name}.yaml" for name in ("codebook_pretrain", "codebook_pretrain_levels")]
+    words = [f"--{key}={value}" for key, value in (options(small, tmp_path) | more).items()]
+    check(run_stage(["fit", *configs, *words]).model, tmp_path)
+    saved = json.loads((tmp_path / "weights" / "encoder" / "config.json").read_text())
+    assert saved["detail"] == {"layer": 0, "quantizer": "BSQ", "codes": 8, "width": 4 * HIDDEN}
 
 
 ENCODER = {

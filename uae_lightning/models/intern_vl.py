@@ -36,6 +36,15 @@ class InternVLEncoder(QwenVLEncoder):
     def vision_blocks(self) -> list[nn.Module]:
         return list(self.model.model.vision_tower.encoder.layer)
 
+    def merged_patches(self) -> int:
+        return round(1 / self.model.config.downsample_ratio) ** 2
+
+    def by_place(self, output: Tensor, seen: Seen) -> Tensor:
+        patches = output[:, 1:]  # the first one is of the whole picture
+        side = round(patches.shape[1] ** 0.5)
+        square = patches.unflatten(1, (side, side))
+        return self.model.model.pixel_shuffle(square, scale_factor=self.model.config.downsample_ratio).flatten(1, 2)
+
     def places(self, positions: Tensor) -> Tensor:
         return positions
 
