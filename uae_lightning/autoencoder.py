@@ -128,9 +128,10 @@ class AutoEncoder(nn.Module):
             raise ValueError(
                 f"{type(self.decoder).__name__} draws from text alone: a reference picture needs a decoder that was "
                 "trained with one, such as uae_lightning.models.visual_decoder.VisualSD3Decoder "
-                "(conf/scenes/bridge_pretrain.yaml)"
+                "(conf/scenes/bridge_pretrain.yaml), or SD3.5 with a published IP-Adapter (conf/real/ip_adapter.yaml)"
             )
-        return self.reader.visual_features(images)
+        seen = self.decoder.look(images)
+        return self.reader.visual_features(images) if seen is None else seen
 
     @torch.no_grad()
     def draw(self, conditioning: Conditioning, noise: Tensor) -> Tensor:

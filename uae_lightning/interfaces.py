@@ -332,6 +332,11 @@ class Decoder(Component):
             "uae_lightning.interfaces.FlowDecoder, or take another stage"
         )
 
+    def look(self, images: Tensor) -> Tensor | None:
+        """Visual features [N, K, E] of reference pictures [N, 3, H, W] by an eye of the decoder's own, without gradient;
+        None: it has none, and is given the encoder's."""
+        return None
+
     def features(self, latents: Tensor) -> Tensor:
         """What the decoder makes of clean latents [N, C, h, w], by place: [N, K, E], without gradient.
 
