@@ -333,8 +333,8 @@ class Decoder(Component):
         )
 
     def look(self, images: Tensor) -> Tensor | None:
-        """Visual features [N, K, E] of reference pictures [N, 3, H, W] by an eye of the decoder's own, without gradient;
-        None: it has none, and is given the encoder's."""
+        """Visual features [N, K, E] of reference pictures [N, 3, H, W] by an eye of the decoder's own, without
+        gradient; None: it has none, and is given the encoder's."""
         return None
 
     def features(self, latents: Tensor) -> Tensor:
@@ -403,6 +403,15 @@ class Decoder(Component):
     def evaluations(self, sampling: Sampling, level: float = 1.0) -> int:
         """Calls of the network for a picture that is drawn, or drawn again from a noise level."""
         return sampling.steps * sampling.branches
+
+
+class DrawingEncoder(Encoder):
+    """An encoder whose backbone draws, too."""
+
+    @abstractmethod
+    def halves(self) -> tuple[Projector, Decoder]:
+        """What draws with the same weights. They own none: no submodule of theirs is the encoder's, they write nothing,
+        and what is to learn of the decoder is adapted in the encoder."""
 
 
 class FlowDecoder(Decoder):

@@ -125,7 +125,8 @@ def save_ip_adapter(folder: Path, decoder: Path, *, published: bool = False) -> 
         torch.save({"image_proj": named, "ip_adapter": attention}, folder / "ip-adapter.bin")
         return
     flat = {f"image_proj.{name}": value.contiguous() for name, value in named.items()}
-    save_file(flat | {f"ip_adapter.{name}": value for name, value in attention.items()}, folder / "ip-adapter.safetensors")
+    flat |= {f"ip_adapter.{name}": value for name, value in attention.items()}
+    save_file(flat, folder / "ip-adapter.safetensors")
 
 
 def instantx_name(name: str) -> str:

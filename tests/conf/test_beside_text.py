@@ -10,13 +10,13 @@ from pathlib import Path
 import planning_of_runs
 import pytest
 from small_decoders import save_sana
-from small_models import HIDDEN, TEXT, save_models, save_pictures
+from small_models import HIDDEN, TEXT, save_ip_adapter, save_models, save_pictures
 
 from uae_lightning.planning.stage_plan import GB
 from uae_lightning.run.stage_cli import run_stage
 
 CONF = Path(__file__).parents[2] / "conf" / "real"
-STAGES = ["codebook_pretrain", "bridge_pretrain", "codec_pretrain"]
+STAGES = ["codebook_pretrain", "bridge_pretrain", "codec_pretrain", "ip_adapter"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -106,6 +106,27 @@ def test_two_steps_with_a_bridge(small, tmp_path):
     check(module, tmp_path)
     assert (tmp_path / "weights" / "projector" / "bridge.safetensors").exists()
     assert (tmp_path / "weights" / "decoder" / "visual.safetensors").exists()
+
+
+def test_two_steps_beside_an_ip_adapter(small, tmp_path):
+    # red if the adapter learns, or what it adds to the decoder is in the way of a LoRA or of its file
+    (tmp_path / "adapter").mkdir()
+    save_ip_adapter(tmp_path / "adapter", small / "sd3")
+    more = {
+        "model.autoencoder.encoder.path": small / "qwen",
+        "model.autoencoder.encoder.dtype": "float32",
+        "model.autoencoder.encoder.quantization": "none",
+        "model.autoencoder.encoder.max_pixels": 3136,
+        "model.autoencoder.captioning.max_new_tokens": 8,
+        "model.autoencoder.decoder.quantization": "none",
+        "model.autoencoder.decoder.adapter": tmp_path / "adapter",
+        "model.autoencoder.decoder.vision": tmp_path / "adapter" / "siglip",
+    }
+    words = [f"--{key}={value}" for key, value in (options(small, tmp_path / "run") | more).items()]
+    module = run_stage(["fit", f"--config={CONF / 'ip_adapter.yaml'}", *words]).model
+    check(module, tmp_path / "run")
+    assert not any(parameter.requires_grad for parameter in module.decoder.adapter.parameters())
+    assert {file.name for file in (tmp_path / "run/weights/decoder").iterdir()} >= {"base.json", "adapter_config.json"}
 
 
 def test_two_steps_on_codes(small, tmp_path):

@@ -26,12 +26,17 @@ class InternVLEncoder(QwenVLEncoder):
     preprocessor_kind, placeholders = GotOcr2ImageProcessorPil, ("image_token_id",)
 
     def _check_preprocessor(self, folder: Path) -> None:
-        size, side = self.preprocessor.size, self.model.config.vision_config.image_size[0]
+        size, side = self.preprocessor.size, self.side
         if (size["height"], size["width"]) != (side, side):
             raise ValueError(
                 f"preprocessor_config.json in {folder} has size {size['height']} x {size['width']}, config.json "
                 f"{side}: copy both again"
             )
+
+    @property
+    def side(self) -> int:
+        """Of the squares, in pixels."""
+        return self.model.config.vision_config.image_size[0]
 
     def vision_blocks(self) -> list[nn.Module]:
         return list(self.model.model.vision_tower.encoder.layer)
@@ -63,7 +68,7 @@ class InternVLEncoder(QwenVLEncoder):
 
     def squares(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, 3, S, S], as GotOcr2ImageProcessor does it."""
-        side = self.model.config.vision_config.image_size[0]
+        side = self.side
         if images.shape[-2:] != (side, side):
             images = resize(images, (side, side))
         mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)

@@ -1,9 +1,9 @@
 """SD3.5 with a published IP-Adapter: it draws from a reference picture beside the text, and nothing has to be trained.
 
-The format is that of InstantX's adapter for SD3.5-large (1.6 GB, Stability AI Community licence), which diffusers reads;
-resampler and attention layers are diffusers' modules. They look at features of a vision tower of their own (SigLIP), by
-the time step, and with the picture's keys beside those of the features. What diffusers' layer lacks is the mask for text
-padding, hence the processor here.
+The format is that of InstantX's adapter for SD3.5-large (1.6 GB, Stability AI Community licence), which diffusers
+reads; resampler and attention layers are diffusers' modules. They look at features of a vision tower of their own
+(SigLIP), by the time step, and with the picture's keys beside those of the features. What diffusers' layer lacks is the
+mask for text padding, hence the processor here.
 
 N pictures   K places   E width of a feature   Q queries of the resampler   D width of the transformer
 """

@@ -447,7 +447,7 @@ class QwenVLEncoder(Encoder):
         return Seen(torch.stack(list(output.pooler_output)), tuple(grid[0, 1:].tolist()), self.deep_features(output))
 
     def see_block(self, images: Tensor, layer: int) -> tuple[Seen, Tensor]:
-        """What `see` gives, and the output of a block of the vision tower at each of its places: [B, K, block_width]."""
+        """What `see` gives, and the output of a block of the vision tower at its places: [B, K, block_width]."""
         given: list[Tensor] = []
         hook = self.vision_blocks()[layer].register_forward_hook(lambda block, args, output: given.append(output))
         try:

@@ -4,8 +4,8 @@ The rival to text as a bottleneck (VQRAE, arXiv 2511.23386, quantizes the featur
 "caption" is a line of words such as "v17 v3 v981", so that stages, rewards and evaluations work as with any encoder;
 what asks for a language (prompts, questions, perception) does not.
 
-With a second level each place has two words, of codebooks of their own (DualToken, arXiv 2503.14324): what the tower says
-to the language model, and what one of its shallow blocks still knows of the pixels.
+With a second level each place has two words, of codebooks of their own (DualToken, arXiv 2503.14324): what the tower
+says to the language model, and what one of its shallow blocks still knows of the pixels.
 
 B pictures   K places   M levels   T = K M words, those of a place next to each other   V words of all codebooks
 """
