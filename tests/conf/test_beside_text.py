@@ -9,6 +9,7 @@ from pathlib import Path
 
 import planning_of_runs
 import pytest
+import small_encoders
 from small_decoders import save_sana
 from small_models import HIDDEN, TEXT, save_ip_adapter, save_models, save_pictures
 
@@ -84,7 +85,7 @@ def options(small: Path, place: Path) -> dict[str, object]:
 def check(module, place: Path) -> None:
     rows = [json.loads(line) for line in (place / "validation.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 2]
-    assert {path.name for path in (place / "weights").iterdir()} == set(module.trained)
+    assert {path.name for path in (place / "weights").iterdir()} == set(module.hands_on)
     trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     assert len(module.optimizers(use_pl_optimizer=False).state) == len(trainable)  # each one had a gradient
 
@@ -210,3 +211,25 @@ def test_two_steps_of_masked_autoregression(small, tmp_path):
         del given[f"model.autoencoder.decoder.{name}"]
     configs = [f"--config={CONF / name}" for name in ("decoder_pretrain.yaml", "mar.yaml")]
     check(run_stage(["fit", *configs, *(f"--{key}={value}" for key, value in given.items())]).model, tmp_path)
+
+
+def test_two_steps_of_one_backbone(small, tmp_path):
+    # red if a stage hands it on under two names, or the next one cannot start from it
+    small_encoders.save_janus(small / "janus")
+    path = small / "janus"
+    for stage, more in {"decoder_pretrain": ["precondition_outputs=false"], "encoder_rl": ["micro_batch=4"]}.items():
+        place = tmp_path / stage
+        given = options(small, place) | {
+            "model.autoencoder.encoder.path": path,
+            "model.autoencoder.encoder.dtype": "float32",
+            "model.autoencoder.captioning.max_new_tokens": 8,
+            "data.init_args.resolution": 32,
+            "data.init_args.require_captions": str(stage == "decoder_pretrain").lower(),
+            "model.init_args.optimizer": "torch.optim.AdamW",
+        }
+        given = {k: v for k, v in given.items() if ".decoder." not in k and ".projector." not in k}
+        configs = [f"--config={CONF / name}.yaml" for name in (stage, "janus")]
+        words = [f"--{key}={value}" for key, value in given.items()] + [f"--model.init_args.{one}" for one in more]
+        check(run_stage(["fit", *configs, *words]).model, place)
+        path = place / "weights" / "encoder"
+        assert (path / "base.json").exists()
