@@ -206,8 +206,8 @@ class AutoEncoder(nn.Module):
 
 class OneBackbone(AutoEncoder):
     """One model that reads and draws (UAE's second one is Janus-Pro): the encoder owns its weights, projector and
-    decoder are views of it. So they are adapted, optimized, kept and handed on once, under the encoder's name, whichever
-    of both a stage trains.
+    decoder are views of it. So they are adapted, optimized, kept and handed on once, under the encoder's name,
+    whichever of both a stage trains.
 
     Args:
         encoder: that draws, such as uae_lightning.models.janus.JanusEncoder.

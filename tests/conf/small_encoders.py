@@ -110,7 +110,7 @@ def save_janus(folder: Path, begins: bool = True) -> None:
     )  # fmt: skip
     model = hf.JanusForConditionalGeneration(config)
     for parameter in [*model.model.generation_head.parameters(), *model.model.generation_aligner.parameters()]:
-        torch.nn.init.normal_(parameter, std=0.5)  # else all codes are as likely
+        torch.nn.init.normal_(parameter, std=0.3)  # else all codes are as likely
     model.generation_config = hf.GenerationConfig(**ends)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

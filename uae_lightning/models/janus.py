@@ -20,6 +20,7 @@ from transformers.models.janus.image_processing_pil_janus import JanusImageProce
 from transformers.models.janus.modeling_janus import JanusModel
 
 from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.digest import digest_of
 from uae_lightning.interfaces import Codec, Decoder, DrawingEncoder, Projector
 from uae_lightning.models.adapters import lora_layers
 from uae_lightning.models.intern_vl import InternVLEncoder
@@ -154,6 +155,9 @@ class JanusCodec(Codec):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         return (self.vq.decode(self.codes_of(latents)).float() / 2 + 0.5).clamp(0, 1)
+
+    def fingerprint(self, adapters: bool = True) -> dict[str, str]:
+        return {"VAE": type(self).__name__, "VAE weights": digest_of(self.vq, adapters)}
 
     def save(self, folder: Path) -> None:
         """Its owner writes it."""

@@ -12,8 +12,8 @@ import lightning as L
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from uae_lightning.data.prompts import MAX_PROMPT_WORDS, PromptData
 from uae_lightning.autoencoder import OneBackbone
+from uae_lightning.data.prompts import MAX_PROMPT_WORDS, PromptData
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.vision_codes import VisionCodes
 from uae_lightning.planning.integers import Numbers
