@@ -71,7 +71,7 @@ class ComponentWeights(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The least that a stage leaves: its weights, and a checkpoint of what is trained."""
         if trainer.is_global_zero:
-            parts = [getattr(pl_module, name) for name in pl_module.trained]
+            parts = [getattr(pl_module, name) for name in pl_module.hands_on]
             least = sum(map(self.size, parts)) + size_of(p for p in pl_module.parameters() if p.requires_grad)
             check_room(Path(trainer.default_root_dir), least, f"what the stage {trainer.default_root_dir} will write")
 
@@ -114,7 +114,7 @@ class ComponentWeights(L.Callback):
         if trainer.is_global_zero:
             for leftover in (partial, previous):
                 shutil.rmtree(leftover, ignore_errors=True)
-        for name in pl_module.trained:
+        for name in pl_module.hands_on:
             self.write(getattr(pl_module, name), partial / name, trainer.is_global_zero)
         if trainer.is_global_zero:
             for file in filter(Path.is_file, partial.rglob("*")):

@@ -5,6 +5,7 @@ A stage trains it, a suite measures it, a command uses it; it knows none of them
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from uae_lightning.interfaces import Component, Decoder, Encoder, FlowDecoder, Projector
+from uae_lightning.interfaces import Component, Decoder, DrawingEncoder, Encoder, FlowDecoder, Projector
 from uae_lightning.parallel.sharding import whole
 from uae_lightning.ranges import Count, NonNegative, checked
 from uae_lightning.types import Captions, Conditioning, Sampling
@@ -86,6 +87,10 @@ class AutoEncoder(nn.Module):
         parts = {"encoder": self.encoder, "projector": self.projector, "decoder": self.decoder}
         return {name: part for name, part in parts.items() if part is not None}
 
+    def owners(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Of parts that a stage trained, those that hold their weights and hand them on."""
+        return tuple(names)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -128,9 +133,10 @@ class AutoEncoder(nn.Module):
             raise ValueError(
                 f"{type(self.decoder).__name__} draws from text alone: a reference picture needs a decoder that was "
                 "trained with one, such as uae_lightning.models.visual_decoder.VisualSD3Decoder "
-                "(conf/scenes/bridge_pretrain.yaml)"
+                "(conf/scenes/bridge_pretrain.yaml), or SD3.5 with an IP-Adapter (conf/real/ip_adapter.yaml)"
             )
-        return self.reader.visual_features(images)
+        seen = self.decoder.look(images)
+        return self.reader.visual_features(images) if seen is None else seen
 
     @torch.no_grad()
     def draw(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
@@ -196,3 +202,33 @@ class AutoEncoder(nn.Module):
         """[size, C, h, w] to draw from, the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(size, *self.decoder.latent_shape, generator=generator).to(self.device)
+
+
+class OneBackbone(AutoEncoder):
+    """One model that reads and draws (UAE's second one is Janus-Pro): the encoder owns its weights, projector and
+    decoder are views of it. So they are adapted, optimized, kept and handed on once, under the encoder's name,
+    whichever of both a stage trains.
+
+    Args:
+        encoder: that draws, such as uae_lightning.models.janus.JanusEncoder.
+        captioning, sampling, negative_prompt: as of `AutoEncoder`.
+        condition_on: "adapted" draws with the backbone as it is, "frozen" with its adapters off.
+    """
+
+    def __init__(
+        self,
+        encoder: DrawingEncoder,
+        captioning: Captioning = Captioning(),  # noqa: B008  frozen by use: nobody writes to it
+        sampling: Sampling = Sampling(),  # noqa: B008
+        condition_on: Literal["adapted", "frozen"] = "adapted",
+        negative_prompt: str | None = None,
+    ) -> None:
+        super().__init__(encoder, *encoder.halves(), captioning, sampling, condition_on, negative_prompt)
+
+    def owners(self, names: Iterable[str]) -> tuple[str, ...]:
+        return ("encoder",)
+
+    @torch.no_grad()
+    def draw_latents(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        with self.reader.reference() if self.condition_on == "frozen" else nullcontext():
+            return super().draw_latents(conditioning, noise)

@@ -127,6 +127,10 @@ class Encoder(Component):
             "tokenizer": str(self.tokenize([PROBE]).tokens[0].tolist()),
         }
 
+    def words(self, symbols: int, tokens: int) -> list[range]:
+        """Those that each of a caption's tokens is one of, where the language has `symbols`: all of them."""
+        return [range(symbols)] * tokens
+
     def by_codes(self) -> CodeEncoder:
         """The encoder, for who needs one whose language is a codebook; a ValueError where it is none."""
         raise ValueError(
@@ -187,8 +191,9 @@ class CodeEncoder(Encoder):
 
     @abstractmethod
     def quantize(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images [B, 3, H, W] -> codes [B, K], states [B, K, hidden_size] with gradients into the codebook, their mask
-        [B, K], and a loss [] of the codebook. The states are what `embed` gives of the codes' words."""
+        """Images [B, 3, H, W] -> codes [B, T], states [B, K, hidden_size] with gradients into the codebook, their mask
+        [B, K], and a loss [] of the codebook. The states are what `embed` gives of the codes' words, of which a place
+        may have several."""
 
     @abstractmethod
     def seed(self, images: Tensor, use: Tensor) -> None:
@@ -327,6 +332,11 @@ class Decoder(Component):
             "uae_lightning.interfaces.FlowDecoder, or take another stage"
         )
 
+    def look(self, images: Tensor) -> Tensor | None:
+        """Visual features [N, K, E] of reference pictures [N, 3, H, W] by an eye of the decoder's own, without
+        gradient; None: it has none, and is given the encoder's."""
+        return None
+
     def features(self, latents: Tensor) -> Tensor:
         """What the decoder makes of clean latents [N, C, h, w], by place: [N, K, E], without gradient.
 
@@ -393,6 +403,15 @@ class Decoder(Component):
     def evaluations(self, sampling: Sampling, level: float = 1.0) -> int:
         """Calls of the network for a picture that is drawn, or drawn again from a noise level."""
         return sampling.steps * sampling.branches
+
+
+class DrawingEncoder(Encoder):
+    """An encoder whose backbone draws, too."""
+
+    @abstractmethod
+    def halves(self) -> tuple[Projector, Decoder]:
+        """What draws with the same weights. They own none: no submodule of theirs is the encoder's, they write nothing,
+        and what is to learn of the decoder is adapted in the encoder."""
 
 
 class FlowDecoder(Decoder):

@@ -52,6 +52,10 @@ class TinyStage(L.LightningModule):
 
     trained = ("projector",)
 
+    @property
+    def hands_on(self) -> tuple[str, ...]:
+        return self.trained
+
     def __init__(self) -> None:
         super().__init__()
         self.projector, self.score = Tint(), None

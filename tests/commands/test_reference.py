@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
 from conftest import IMAGE_SIZE, SCENES_PROMPTS
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1] / "conf"))
+from small_models import save_ip_adapter  # noqa: E402
 
 from uae_lightning.cli import main
 from uae_lightning.models.visual_decoder import VisualSD3Decoder
@@ -50,6 +56,15 @@ def test_the_picture_is_drawn_from(stage_yaml, parts_folder, scene, tmp_path):
         layer.value.weight.data.normal_(std=1.0)
     decoder.save(tmp_path / "decoder")
     config = stage_yaml("visual_decoder.VisualSD3Decoder", visual_size=192, path=str(tmp_path / "decoder"))
+    plain, seen = (drawn(config, tmp_path / "out.png", *words) for words in ([], ["--reference", scene]))
+    assert plain.shape == seen.shape and (plain != seen).mean() > 0.1
+
+
+def test_the_picture_is_drawn_from_by_a_published_adapter(stage_yaml, parts_folder, scene, tmp_path):
+    # red if the features are those of the encoder's tower, or do not reach the adapter
+    save_ip_adapter(tmp_path, parts_folder / "decoder", published=True)
+    adapter = {"adapter": str(tmp_path), "vision": str(tmp_path / "siglip"), "adapter_scale": 1.0}
+    config = stage_yaml("ip_adapter.IPAdapterSD3Decoder", **adapter)
     plain, seen = (drawn(config, tmp_path / "out.png", *words) for words in ([], ["--reference", scene]))
     assert plain.shape == seen.shape and (plain != seen).mean() > 0.1
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import transformers as hf
+from tokenizers.processors import TemplateProcessing
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_lightning.scenes.bootstrap.captioner import build_tokenizer
@@ -73,3 +76,42 @@ def save_qwen3_vl(folder: Path) -> None:
         patch_size=16, temporal_patch_size=2, merge_size=2, image_mean=half, image_std=half
     )
     processor.save_pretrained(folder)
+
+
+def save_janus(folder: Path, begins: bool = True) -> None:
+    """Squares of 32 pixels in patches of 8, a Llama, and 16 codes for each of 4 x 4 places of 8 pixels.
+
+    Args:
+        begins: the tokenizer puts a token in front of every text, as Janus's does.
+    """
+    tokenizer = build_tokenizer()
+    special = ["<begin_of_image>", "<end_of_image>", "<image_placeholder>", "<bos>"]
+    tokenizer.add_tokens(special, special_tokens=True)
+    token = tokenizer.convert_tokens_to_ids
+    if begins:
+        processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", token("<bos>"))])
+        tokenizer.backend_tokenizer.post_processor = processor
+    tokenizer.chat_template = TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image_placeholder>")
+    width = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"eos_token_id": token("<|im_end|>"), "pad_token_id": token("<|endoftext|>"), "bos_token_id": token("<bos>")}
+    config = hf.JanusConfig(
+        text_config=dict(
+            model_type="llama", vocab_size=len(tokenizer), intermediate_size=64, num_key_value_heads=1,
+            max_position_embeddings=512, **width, **ends,
+        ),
+        vision_config=hf.JanusVisionConfig(
+            image_size=32, patch_size=8, mlp_ratio=2.0, projection_dim=HIDDEN, num_image_tokens=16, **width
+        ),
+        vq_config=hf.JanusVQVAEConfig(
+            embed_dim=4, num_embeddings=16, latent_channels=32, base_channels=32, channel_multiplier=[1, 1, 1, 1],
+            num_res_blocks=1, projection_dim=HIDDEN, image_token_embed_dim=HIDDEN,
+        ),
+        image_token_id=token("<image_placeholder>"), tie_word_embeddings=True,
+    )  # fmt: skip
+    model = hf.JanusForConditionalGeneration(config)
+    for parameter in [*model.model.generation_head.parameters(), *model.model.generation_aligner.parameters()]:
+        torch.nn.init.normal_(parameter, std=0.3)  # else all codes are as likely
+    model.generation_config = hf.GenerationConfig(**ends)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    JanusImageProcessorPil(size={"height": 32, "width": 32}, min_size=8).save_pretrained(folder)

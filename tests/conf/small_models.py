@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers as hf
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.embeddings import IPAdapterTimeImageProjection
 from PIL import Image
+from safetensors.torch import save_file
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from uae_lightning.scenes.bootstrap.captioner import build_tokenizer
 
 HIDDEN, TEXT, POOLED = 32, 24, 8  # widths: of the encoder, of the decoder's text stream, of each pooled embedding
+
+SIGLIP = 24  # width of the features that an IP-Adapter looks at
 
 
 def save_models(folder: Path) -> None:
@@ -89,6 +96,47 @@ def save_judges(folder: Path) -> None:
     hf.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16, pad_token="!").save_pretrained(folder / "clip")
     hf.Dinov2Model(hf.Dinov2Config(**vision)).save_pretrained(folder / "dino")
     hf.BitImageProcessorPil(size={"shortest_edge": 32}, **square).save_pretrained(folder / "dino")
+
+
+def save_ip_adapter(folder: Path, decoder: Path, *, published: bool = False) -> None:
+    """An IP-Adapter for the SD3 in `decoder`, and `siglip`, whose features it looks at.
+
+    Args:
+        published: a pickle with InstantX's names of layers; else the safetensors of diffusers' names.
+    """
+    torch.manual_seed(7)
+    size = {"hidden_size": SIGLIP, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**size, "vocab_size": 60, "bos_token_id": 58, "eos_token_id": 59, "pad_token_id": 57}
+    vision = {**size, "image_size": 28, "patch_size": 14}
+    hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder / "siglip")
+    SiglipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder / "siglip")
+    transformer = SD3Transformer2DModel.from_pretrained(decoder, subfolder="transformer")
+    head = transformer.config.attention_head_dim
+    width = transformer.config.num_attention_heads * head
+    resampler = IPAdapterTimeImageProjection(SIGLIP, width, 64, heads=1, num_queries=4, timestep_in_dim=16)
+    layers = [SD3IPAdapterJointAttnProcessor2_0(width, width, head, 64) for _ in transformer.attn_processors]
+    for module in (resampler, *layers):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    state = resampler.state_dict()
+    named = {instantx_name(name): value for name, value in state.items()} if published else state
+    attention = {f"{n}.{name}": value for n, layer in enumerate(layers) for name, value in layer.state_dict().items()}
+    if published:
+        torch.save({"image_proj": named, "ip_adapter": attention}, folder / "ip-adapter.bin")
+        return
+    flat = {f"image_proj.{name}": value.contiguous() for name, value in named.items()}
+    flat |= {f"ip_adapter.{name}": value for name, value in attention.items()}
+    save_file(flat, folder / "ip-adapter.safetensors")
+
+
+def instantx_name(name: str) -> str:
+    """Of a tensor of the resampler, as InstantX has it: norms and attention, feed-forward and its norm, modulation."""
+    for ours, theirs in {
+        "ln0": "0.norm1", "ln1": "0.norm2", "attn.to_out.0": "0.to_out", "attn.": "0.", "adaln_norm": "1.0",
+        "ff.net.0.proj": "1.1", "ff.net.2": "1.3", "adaln_proj": "2.1",
+    }.items():  # fmt: skip
+        name = re.sub(rf"^(layers\.\d+\.){re.escape(ours)}", rf"\g<1>{theirs}", name)
+    return name
 
 
 def save_pictures(folder: Path, count: int, seed: int) -> None:

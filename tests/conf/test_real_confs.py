@@ -114,7 +114,7 @@ def test_every_conf_parses_and_builds_without_weights(file, overlays, built, mon
                 built[key] = parser().instantiate(Namespace(model=config)).model
         model = built[key]
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
-        assert any(parameter.requires_grad for parameter in getattr(model, model.trained[-1]).parameters())
+        assert any(parameter.requires_grad for parameter in getattr(model, model.hands_on[-1]).parameters())
 
 
 @pytest.mark.parametrize("overlays", PLANNED, ids="+".join)

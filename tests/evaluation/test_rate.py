@@ -1,11 +1,14 @@
 """Bits of captions under an adaptive coder."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from uae_lightning.evaluation.rate import AdaptiveCoder
+from uae_lightning.evaluation.rate import AdaptiveCoder, Rate
+from uae_lightning.types import Captions
 
 
 def test_a_first_symbol_costs_what_an_unknown_one_does():
@@ -51,3 +54,34 @@ def test_places_count():
     rng, coder = np.random.default_rng(2), AdaptiveCoder(64)
     costs = [coder.bits([8 * place + int(rng.integers(2)) for place in range(8)]) for _ in range(300)]
     assert np.mean(costs[-100:]) < 9.5
+
+
+def test_levels_of_codes_cost_what_a_code_of_their_own_costs():
+    # red if a symbol is taken for one of all levels: 4 bits and 2 would be log2 20 each, and coded ones follow
+    rng, levels = np.random.default_rng(3), [range(16), range(16, 20)] * 3
+    coder = AdaptiveCoder(20)
+    assert AdaptiveCoder(20).bits([3, 16], levels) == pytest.approx(6)
+    costs = [coder.bits([int(rng.choice(level)) for level in levels], levels) for _ in range(2000)]
+    assert 18 < np.mean(costs[-500:]) < 19.5
+
+
+class TwoLevels:
+    """What `Rate` asks of an encoder."""
+
+    def token_logits(self, images, captions):
+        return torch.zeros(1, 6, 20)
+
+    def words(self, symbols, tokens):
+        return [range(16), range(16, 20)] * 3
+
+
+def test_raw_bits_are_of_the_level(monkeypatch):
+    # red if Rate counts log2 of all words
+    tokens = torch.tensor([[3, 16, 5, 17, 9, 18]])
+    captions = Captions([""], tokens, torch.ones_like(tokens, dtype=torch.bool))
+    subject = SimpleNamespace(
+        model=SimpleNamespace(reader=TwoLevels()),
+        round_trip=SimpleNamespace(captions=captions, originals=torch.zeros(1, 3, 4, 4)),
+    )
+    monkeypatch.setattr(Rate, "others", lambda self, subject: iter(()))
+    assert Rate().measure(subject)["raw"] == [18.0]

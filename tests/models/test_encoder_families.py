@@ -147,3 +147,12 @@ def test_lora_is_learned_saved_and_read_by_transformers_and_peft(family, folder,
         state = {f"base_model.model.{k}": v for k, v in load_file(tmp_path / "adapter_model.safetensors").items()}
         assert not set_peft_model_state_dict(foreign, state).unexpected_keys
         torch.testing.assert_close(foreign.eval()(**inputs).logits, merged, atol=1e-4, rtol=1e-4)
+
+
+def test_a_block_of_the_tower_is_seen_by_place(encoder, family, pictures):
+    # red if patches are merged in another order than the tower merges them, or a class token is counted as a place
+    seen, block = encoder.see_block(pictures, 1 if family == "intern_vl" else 2)
+    assert block.shape == (*seen.features.shape[:2], encoder.block_width(1))
+    model = encoder.model.model
+    merged = model.multi_modal_projector(block) if family == "intern_vl" else model.visual.merger(block.view(-1, 32))
+    torch.testing.assert_close(merged.view_as(seen.features), seen.features, atol=1e-5, rtol=1e-5)

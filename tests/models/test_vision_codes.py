@@ -8,7 +8,7 @@ from conftest import SCENES_PROMPTS
 
 from uae_lightning.models.quantizers import BSQ, SimVQ
 from uae_lightning.models.qwen_vl import QwenVLEncoder
-from uae_lightning.models.vision_codes import VisionCodes
+from uae_lightning.models.vision_codes import Detail, VisionCodes
 
 QUANTIZERS = {"simvq": lambda: SimVQ(16), "bsq": lambda: BSQ(4)}
 WIDTH = 12
@@ -142,6 +142,77 @@ def test_a_prompt_is_no_caption_of_codes(make_codes):
     for text in ("a red cat", "v1 v2", " ".join(["v16"] * 9)):
         with pytest.raises(ValueError, match="reads 9 codes, v0 to v15, and no language"):
             encoder.tokenize([text])
+
+
+# ------------------------------------------------------------------------------------------------ two levels
+
+
+def test_two_levels_are_read_as_they_were_drawn_from(make_codes, images):
+    # red if the words of a place change order, the second codebook is left out, or its words are those of the first
+    encoder = make_codes("bsq", detail=Detail(1, SimVQ(8)))
+    codes, states, mask, _ = encoder.quantize(images)
+    assert codes.shape == (4, 18) and states.shape == (4, 9, 192 + 4 * 160) and mask.shape == (4, 9)
+    assert encoder.codes == 24 and encoder.hidden_size == states.shape[-1]
+    assert codes[:, ::2].max() < 16 <= codes[:, 1::2].min() and codes.max() < 24
+    said = encoder.generate(images, samples=1, temperature=0.0, max_new_tokens=1, seed=0)
+    assert torch.equal(said.tokens, codes)
+    read, read_mask = encoder.embed(said.texts)
+    torch.testing.assert_close(read, states)
+    assert torch.equal(read_mask, mask)
+    wanted = encoder.detail.vectors(codes[:, 1::2] - 16)
+    torch.testing.assert_close(states[..., 192:], wanted + encoder.where[:, 192:])
+
+
+def test_what_the_second_level_tells_apart(make_codes, images):
+    # red if the second level is taken out: one code for all that the tower says, and nothing is left of the pictures
+    encoder = make_codes(detail=Detail(0, SimVQ(16)))
+    encoder.seed(images, use := torch.zeros(encoder.codes))
+    with torch.no_grad():
+        encoder.quantizer.codebook.copy_(encoder.quantizer.codebook[:1].clone())
+    said = encoder.generate(images, samples=1, temperature=0.0, max_new_tokens=1, seed=0)
+    assert len(said.tokens[:, ::2].unique()) == 1 and len(set(said.texts)) > 2
+    states = encoder.embed(said.texts)[0]
+    assert not torch.equal(states[0], states[1]) and use.shape == (32,)
+
+
+def test_sampled_words_are_of_their_level_and_as_likely_as_they_are_scored(make_codes, images):
+    # red without the mask of the other level's words, in sampling or in scoring
+    encoder = make_codes("bsq", detail=Detail(1, BSQ(3)))
+    said = encoder.generate(images, samples=3, temperature=1.0, max_new_tokens=1, seed=5)
+    assert said.tokens[:, ::2].max() < 16 <= said.tokens[:, 1::2].min()
+    logp, entropy = encoder.token_logprobs(images, said, temperature=1.0)
+    torch.testing.assert_close(logp, said.logp, atol=1e-4, rtol=1e-4)
+    assert entropy[:, 1::2].max() <= torch.tensor(8.0).log() + 1e-4 and entropy.isfinite().all()
+    assert encoder.words(24, 18)[:3] == [range(16), range(16, 24), range(16)]
+    wrong = " ".join(reversed(said.texts[0].split()))
+    with pytest.raises(ValueError, match="reads 9 codes, v0 to v15 and as many, v16 to v23, and no language"):
+        encoder.tokenize([wrong])
+
+
+def test_two_saved_levels_come_back(make_codes, images, tmp_path):
+    # red if the second codebook is not saved, or that of another block is read
+    encoder = make_codes(detail=Detail(1, SimVQ(8)))
+    with torch.no_grad():
+        for parameter in (encoder.where, *encoder.detail.parameters()):
+            parameter.add_(0.1)
+    encoder.save(tmp_path)
+    again = make_codes(detail=Detail(1, SimVQ(4)), path=str(tmp_path))
+    torch.testing.assert_close(again.quantize(images)[1], encoder.quantize(images)[1])
+    for detail in (None, Detail(0, SimVQ(8)), Detail(1, BSQ(3))):
+        with pytest.raises(ValueError, match="of another codebook"):
+            make_codes(detail=detail, path=str(tmp_path))
+    with pytest.raises(ValueError, match="the vision tower has 4 blocks: set it to 0 to 3"):
+        make_codes(detail=Detail(4, SimVQ(8)))
+
+
+def test_a_block_is_seen_in_the_order_of_the_features(parts_folder):
+    # red if windows stay in the tower's order: the code of a place would be of another one
+    vision = QwenVLEncoder(str(parts_folder / "encoder"), **SCENES_PROMPTS | {"max_pixels": 128 * 160})
+    pictures = torch.rand(2, 3, 128, 160, generator=torch.Generator().manual_seed(0))  # 4 x 5 places, windows of 3 x 3
+    seen, block = vision.see_block(pictures, 3)
+    assert block.shape == (2, 20, vision.block_width(3))
+    merged = vision.model.model.visual.merger(block.reshape(-1, 160))
+    torch.testing.assert_close(merged.view_as(seen.features), seen.features)
 
 
 def test_places_must_be_those_of_the_tower(make_codes, images):

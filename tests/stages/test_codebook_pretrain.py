@@ -7,9 +7,10 @@ from conftest import SCENES_PROMPTS
 from staged import staged
 
 from uae_lightning.autoencoder import Captioning
+from uae_lightning.models.projector import MLPProjector
 from uae_lightning.models.quantizers import SimVQ
 from uae_lightning.models.qwen_vl import QwenVLEncoder
-from uae_lightning.models.vision_codes import VisionCodes
+from uae_lightning.models.vision_codes import Detail, VisionCodes
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.codebook_pretrain import CodebookPretrain
 from uae_lightning.stages.encoder_rl import EncoderRL
@@ -45,6 +46,22 @@ def test_codebook_projector_and_decoder_learn_and_the_tower_does_not(make_stage,
     assert learnt == {name for name, parameter in stage.named_parameters() if parameter.requires_grad}
     assert not any(".vision." in name for name in learnt)
     assert {name.split(".")[1] for name in learnt} == {"encoder", "projector", "decoder"}
+
+
+def test_both_levels_learn(parts_folder, make_decoder, batch):
+    # red if the second level's vectors or its codebook's loss do not reach the stage
+    vision = QwenVLEncoder(str(parts_folder / "encoder"), **SCENES_PROMPTS)
+    encoder = VisionCodes(vision, SimVQ(32), places=9, detail=Detail(0, SimVQ(16)))
+    projector = MLPProjector(None, encoder.hidden_size, 32, make_decoder().conditioning_size, True)
+    options = {"captioning": Captioning(0.0, 9), "learn": ALL, "sigma_distribution": "uniform"}
+    stage = staged(CodebookPretrain, encoder, projector, make_decoder(), **options)
+    stage.log = stage.log_dict = lambda *args, **kwargs: None
+    for _ in range(2):
+        stage.training_step(batch, 0).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in encoder.detail.parameters())
+    assert stage.use.shape == (48,) and stage.use[:32].sum() > 0 and stage.use[32:].sum() > 0
+    said, drawn = stage.autoencoder.reconstruct(batch.images)
+    assert drawn.shape == batch.images.shape and said.tokens.shape == (4, 18)
 
 
 def test_it_learns_to_draw_what_it_sees(make_stage, batch):

@@ -23,7 +23,7 @@ Context = tuple[int, ...]
 class Rate(Suite):
     """Of each caption of the round trip, in bits.
 
-    raw: its tokens times log2 V.
+    raw: its tokens times log2 V; of codes of several levels, log2 of those of the token's level.
     coded: what an adaptive arithmetic coder takes for it that knows the captions of `learnt_from` other pictures and no
     picture: the rate that a decoder can be reached at. (The likelihood under the encoder is no rate: it is given the
     picture.)
@@ -43,12 +43,14 @@ class Rate(Suite):
         captions = subject.round_trip.captions
         first = Captions(captions.texts[:1], captions.tokens[:1], captions.mask[:1])
         symbols = subject.model.reader.token_logits(subject.round_trip.originals[:1], first).shape[-1]
+        words = subject.model.reader.words
         coder = AdaptiveCoder(symbols)
         for said in self.others(subject):
             for caption in rows_of(said):
-                coder.bits(caption)
-        coded = [coder.bits(caption) for caption in rows_of(captions)]
-        return {"raw": (captions.lengths * math.log2(symbols)).tolist(), "coded": coded}
+                coder.bits(caption, words(symbols, len(caption)))
+        written = [(caption, words(symbols, len(caption))) for caption in rows_of(captions)]
+        raw = [sum(math.log2(len(one)) for one in allowed) for _, allowed in written]
+        return {"raw": raw, "coded": [coder.bits(*each) for each in written]}
 
     def others(self, subject: Subject) -> Iterator[Captions]:
         """Captions of as many of the pictures behind the round trip's as there are."""
@@ -83,12 +85,13 @@ class AdaptiveCoder:
         self.symbols = symbols
         self.seen: dict[tuple[int, Context], Counter[int]] = defaultdict(Counter)
 
-    def bits(self, sequence: Sequence[int]) -> float:
-        """Of a sequence, which it then knows."""
+    def bits(self, sequence: Sequence[int], allowed: Sequence[range] | None = None) -> float:
+        """Of a sequence, which it then knows; each symbol is known to be one of `allowed`, None: of all."""
         total = 0.0
         for place, symbol in enumerate(sequence):
-            counts = [self.seen[key] for key in enumerate(contexts(sequence, place))]
-            chance = 1 / self.symbols
+            words = allowed[place] if allowed else range(self.symbols)
+            counts = [self.seen[key] for key in enumerate(contexts(sequence, place, words))]
+            chance = 1 / len(words)
             for count in counts:
                 new = len(count)
                 chance = (count[symbol] + new * chance) / (count.total() + new) if new else chance
@@ -98,6 +101,7 @@ class AdaptiveCoder:
         return total
 
 
-def contexts(sequence: Sequence[int], place: int) -> tuple[Context, ...]:
+def contexts(sequence: Sequence[int], place: int, words: range) -> tuple[Context, ...]:
+    """Those of other words are kept apart, where the place does not say so."""
     before = [-1, -1, *sequence[:place]][-2:]  # -1: the sequence begins
-    return (), (place,), (before[1],), tuple(before)
+    return (words.start,), (place,), (before[1], words.start), (*before, words.start)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin, SD3Transformer2DModel
@@ -52,14 +54,13 @@ class MaskedJointAttention:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
-        visual: Tensor | None = None,
+        visual: Any = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         heads = lambda x: x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # noqa: E731  [N, S, D] -> [N, heads, S, d]
         norm = lambda layer, x: x if layer is None else layer(x)  # noqa: E731
         pixels = hidden_states.shape[1]
-        query = norm(attn.norm_q, heads(attn.to_q(hidden_states)))
-        key = norm(attn.norm_k, heads(attn.to_k(hidden_states)))
-        value = heads(attn.to_v(hidden_states))
+        own = heads(attn.to_q(hidden_states)), heads(attn.to_k(hidden_states)), heads(attn.to_v(hidden_states))
+        query, key, value = norm(attn.norm_q, own[0]), norm(attn.norm_k, own[1]), own[2]
         mask = None
         if encoder_hidden_states is not None:
             text = encoder_hidden_states
@@ -69,8 +70,8 @@ class MaskedJointAttention:
             if text_mask is not None:
                 mask = F.pad(text_mask, (pixels, 0), value=True)[:, None, None]
         out = self.attend(query, key, value, mask)
-        if visual is not None and encoder_hidden_states is not None:
-            out = torch.cat([out[:, :pixels] + self.beside(query[:, :, :pixels], visual), out[:, pixels:]], 1)
+        if visual is not None and (more := self.beside(query[:, :, :pixels], own, visual)) is not None:
+            out = torch.cat([out[:, :pixels] + more, out[:, pixels:]], 1)
         out = out.flatten(2)
         image_out = attn.to_out[1](attn.to_out[0](out[:, :pixels]))
         if encoder_hidden_states is None:
@@ -78,10 +79,14 @@ class MaskedJointAttention:
         text_out = out[:, pixels:]
         return image_out, text_out if attn.context_pre_only else attn.to_add_out(text_out)
 
-    def beside(self, query: Tensor, visual: Tensor) -> Tensor:
-        """[N, S, heads, d], added to what the picture's queries [N, heads, S, d] find in picture and text: of visual
-        features [N, K, E], where there are layers for them (`models.visual_decoder`)."""
-        raise NotImplementedError
+    def beside(self, query: Tensor, own: tuple[Tensor, Tensor, Tensor], visual: Any) -> Tensor | None:
+        """[N, S, heads, d], added to what the picture's queries [N, heads, S, d] find in picture and text: of what the
+        decoder hands on of visual features, where the layer looks at them (`models.visual_decoder`, `ip_adapter`).
+
+        Args:
+            own: the picture's queries, keys and values, not normalized.
+        """
+        return None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """[N, heads, S, d] each -> [N, S, heads, d]."""

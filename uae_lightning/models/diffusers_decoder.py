@@ -186,15 +186,17 @@ class DiffusersDecoder(FlowDecoder):
         self.dtype = torch.float32
 
     def velocity(self, x: Tensor, sigma: Tensor, conditioning: Conditioning | None) -> Tensor:
-        if conditioning is None:  # one zero state: the text embedder's bias is the learned null token
-            conditioning = Conditioning(
-                x.new_zeros(len(x), 1, self.conditioning_size), torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
-            )
+        conditioning = conditioning or self.nothing(x)
         if self.mask_padding:  # beyond the longest text there is nothing to attend to
             conditioning = conditioning.cropped()
         mask = conditioning.mask if self.mask_padding else None
         states = conditioning.states.to(self.dtype)
         return self.predict(x.to(self.dtype), sigma.to(x.device), states, mask).float()
+
+    def nothing(self, like: Tensor) -> Conditioning:
+        """The null input [N, 1, D], one zero state: the text embedder's bias is the learned null token."""
+        states = like.new_zeros(len(like), 1, self.conditioning_size)
+        return Conditioning(states, torch.ones(len(like), 1, dtype=torch.bool, device=like.device))
 
     def schedule(self, steps: int) -> Tensor:
         side = self.image_size // (self.codec.downsampling * self.patch_size)

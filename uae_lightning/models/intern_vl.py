@@ -26,15 +26,29 @@ class InternVLEncoder(QwenVLEncoder):
     preprocessor_kind, placeholders = GotOcr2ImageProcessorPil, ("image_token_id",)
 
     def _check_preprocessor(self, folder: Path) -> None:
-        size, side = self.preprocessor.size, self.model.config.vision_config.image_size[0]
+        size, side = self.preprocessor.size, self.side
         if (size["height"], size["width"]) != (side, side):
             raise ValueError(
                 f"preprocessor_config.json in {folder} has size {size['height']} x {size['width']}, config.json "
                 f"{side}: copy both again"
             )
 
+    @property
+    def side(self) -> int:
+        """Of the squares, in pixels."""
+        return self.model.config.vision_config.image_size[0]
+
     def vision_blocks(self) -> list[nn.Module]:
         return list(self.model.model.vision_tower.encoder.layer)
+
+    def merged_patches(self) -> int:
+        return round(1 / self.model.config.downsample_ratio) ** 2
+
+    def by_place(self, output: Tensor, seen: Seen) -> Tensor:
+        patches = output[:, 1:]  # the first one is of the whole picture
+        side = round(patches.shape[1] ** 0.5)
+        square = patches.unflatten(1, (side, side))
+        return self.model.model.pixel_shuffle(square, scale_factor=self.model.config.downsample_ratio).flatten(1, 2)
 
     def places(self, positions: Tensor) -> Tensor:
         return positions
@@ -54,7 +68,7 @@ class InternVLEncoder(QwenVLEncoder):
 
     def squares(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, 3, S, S], as GotOcr2ImageProcessor does it."""
-        side = self.model.config.vision_config.image_size[0]
+        side = self.side
         if images.shape[-2:] != (side, side):
             images = resize(images, (side, side))
         mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)

@@ -21,6 +21,9 @@ class Qwen3VLEncoder(QwenVLEncoder):
 
     kind, title, reading_role = Qwen3VLForConditionalGeneration, "Qwen3-VL", "user"
 
+    def by_place(self, output: Tensor, seen: Seen) -> Tensor:
+        return output.view(*seen.features.shape[:2], -1)  # there are no windows
+
     def deep_features(self, output: Any) -> tuple[Tensor, ...]:
         return tuple(torch.stack(list(layer)) for layer in output.deepstack_features)
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.utils import is_flash_attn_2_available
+from transformers.vision_utils import get_vision_window_index
 
 from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
 from uae_lightning.interfaces import Encoder
@@ -222,6 +223,27 @@ class QwenVLEncoder(Encoder):
     def vision_blocks(self) -> list[nn.Module]:
         return list(self.model.model.visual.blocks)
 
+    def block_width(self, layer: int) -> int:
+        """Of what a block of the vision tower gives at each place; a ValueError where there is no such block."""
+        if layer >= (count := len(self.vision_blocks())):
+            raise ValueError(f"layer is {layer}, and the vision tower has {count} blocks: set it to 0 to {count - 1}")
+        return self.model.config.vision_config.hidden_size * self.merged_patches()
+
+    def merged_patches(self) -> int:
+        """Of the vision tower, in a feature."""
+        return self.model.config.vision_config.spatial_merge_size**2
+
+    def by_place(self, output: Tensor, seen: Seen) -> Tensor:
+        """Output of a block for B pictures, patches [B * gh * gw, E] in the order of the tower's windows -> those of a
+        feature beside each other, [B, K, block_width], in the order of `see`."""
+        config = self.model.config.vision_config
+        grid = torch.tensor([[1, *seen.grid]]).repeat(len(seen), 1)
+        order, _ = get_vision_window_index(
+            grid, config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
+        )
+        merged = output.view(len(order), -1)
+        return merged[order.argsort().to(merged.device)].view(*seen.features.shape[:2], -1)
+
     def places(self, positions: Tensor) -> Tensor:
         """Positions [N, T] of words as the text decoder takes them: in time, height and width alike."""
         return positions.expand(3, -1, -1)
@@ -422,6 +444,16 @@ class QwenVLEncoder(Encoder):
         patches, grid = self.patchify(images)
         output = self.model.model.get_image_features(patches, grid, return_dict=True)
         return Seen(torch.stack(list(output.pooler_output)), tuple(grid[0, 1:].tolist()), self.deep_features(output))
+
+    def see_block(self, images: Tensor, layer: int) -> tuple[Seen, Tensor]:
+        """What `see` gives, and the output of a block of the vision tower at its places: [B, K, block_width]."""
+        given: list[Tensor] = []
+        hook = self.vision_blocks()[layer].register_forward_hook(lambda block, args, output: given.append(output))
+        try:
+            seen = self.see(images)
+        finally:
+            hook.remove()
+        return seen, self.by_place(given[0], seen)
 
     @torch.no_grad()
     def visual_features(self, images: Tensor) -> Tensor:

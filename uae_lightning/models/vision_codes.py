@@ -3,12 +3,19 @@
 The rival to text as a bottleneck (VQRAE, arXiv 2511.23386, quantizes the features of a pretrained vision encoder). A
 "caption" is a line of words such as "v17 v3 v981", so that stages, rewards and evaluations work as with any encoder;
 what asks for a language (prompts, questions, perception) does not.
+
+With a second level each place has two words, of codebooks of their own (DualToken, arXiv 2503.14324): what the tower
+says to the language model, and what one of its shallow blocks still knows of the pixels.
+
+B pictures   K places   M levels   T = K M words, those of a place next to each other   V words of all codebooks
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +33,24 @@ from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
 from uae_lightning.models.weight_files import seal, verify
 from uae_lightning.parallel.collectives import gathered
 from uae_lightning.paths import resolve, weightless
-from uae_lightning.ranges import Count, checked
+from uae_lightning.ranges import Count, Natural, checked
 from uae_lightning.types import Captions, Learning
 
 WORD = re.compile(r"v(\d+)")
+
+
+@checked
+@dataclass
+class Detail:
+    """A second level of codes.
+
+    Args:
+        layer: block of the vision tower, from 0, whose output is quantized (DualToken: 6 of 27).
+        quantizer: its codebook, whose words come after those of the first one.
+    """
+
+    layer: Natural
+    quantizer: Quantizer
 
 
 @checked
@@ -38,38 +59,55 @@ class VisionCodes(CodeEncoder):
 
     Args:
         vision: whose vision tower sees; its language model is dropped.
-        quantizer: the codebook.
+        quantizer: the codebook of what the tower gives.
         places: features of a picture: merged patches of the tower at the decoder's size and the tower's `max_pixels`.
         path: folder that `save` wrote, whose number of codes counts more than the quantizer's; None starts anew.
+        detail: a second level, whose vectors stand beside the first one's by channel, as in DualToken; None: there is
+            one. `hidden_size` is then the sum of both widths.
 
     Raises:
         FileNotFoundError: `path` holds no codebook.
-        ValueError: what it holds is damaged, or of another quantizer or number of places.
+        ValueError: what it holds is damaged, or of another quantizer, level or number of places.
     """
 
-    def __init__(self, vision: QwenVLEncoder, quantizer: Quantizer, places: Count, path: str | None = None) -> None:
+    def __init__(
+        self,
+        vision: QwenVLEncoder,
+        quantizer: Quantizer,
+        places: Count,
+        path: str | None = None,
+        detail: Detail | None = None,
+    ) -> None:
         super().__init__()
         self.vision = vision.requires_grad_(False)
         vision.drop_language()
-        self.hidden_size, self.count = vision.hidden_size, int(places)
-        self.quantizer = quantizer
+        self.count, self.layer = int(places), None if detail is None else int(detail.layer)
+        self.quantizer, self.detail = quantizer, None if detail is None else detail.quantizer
+        self.widths = [vision.hidden_size, *([] if detail is None else [vision.block_width(detail.layer)])]
         if path is not None:
-            quantizer.resize(self._saved(resolve(path))["codes"])
-        quantizer.build(vision.hidden_size)
-        self.where = nn.Parameter(0.02 * torch.randn(self.count, quantizer.output_size))
+            saved = self._saved(resolve(path))
+            for one, codes in zip(self.quantizers, (saved, saved.get("detail")), strict=False):
+                one.resize(codes["codes"])
+        for one, width in zip(self.quantizers, self.widths, strict=True):
+            one.build(width)
+        self.hidden_size = sum(one.output_size for one in self.quantizers)
+        self.where = nn.Parameter(0.02 * torch.randn(self.count, self.hidden_size))
         if path is not None:
             self._read(resolve(path))
         self.requires_grad_(False)
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """Of each level."""
+        return [self.quantizer, *([] if self.detail is None else [self.detail])]
 
     def _saved(self, folder: Path) -> dict[str, Any]:
         """The config of a saved codebook of this kind."""
         file = folder / "config.json"
         if not file.is_file():
             raise FileNotFoundError(f"no codebook in {folder}: {file} is missing, name the folder that a stage saved")
-        found, wanted = read_object(file), {
-            "quantizer": type(self.quantizer).__name__, "width": self.hidden_size, "places": self.count
-        }  # fmt: skip
-        if {name: found.get(name) for name in wanted} != wanted or not isinstance(found.get("codes"), int):
+        found, wanted = read_object(file), without_codes(self.config)
+        if without_codes(found) != wanted or not all(isinstance(one, int) for one in codes_in(found)):
             raise ValueError(f"{file} is of another codebook, {found}: the YAML describes {wanted}")
         return found
 
@@ -84,11 +122,13 @@ class VisionCodes(CodeEncoder):
             raise ValueError(f"{folder} holds no whole codebook: copy it again ({reason})") from error
 
     @property
-    def config(self) -> dict[str, str | int]:
-        return {
-            "quantizer": type(self.quantizer).__name__, "codes": self.quantizer.size,
-            "width": self.hidden_size, "places": self.count,
-        }  # fmt: skip
+    def config(self) -> dict[str, Any]:
+        described: list[dict[str, Any]] = [
+            {"quantizer": type(one).__name__, "codes": one.size, "width": width}
+            for one, width in zip(self.quantizers, self.widths, strict=True)
+        ]
+        detail = {} if self.detail is None else {"detail": {"layer": self.layer, **described[1]}}
+        return {**described[0], "places": self.count, **detail}
 
     def blocks(self) -> list[nn.Module]:
         return self.vision.blocks()
@@ -108,7 +148,12 @@ class VisionCodes(CodeEncoder):
     # ----------------------------------------------------------------- picture -> codes
 
     def see(self, images: Tensor) -> Seen:
-        seen = self.vision.see(images)
+        """The features of all levels beside each other, [B, K, sum of their widths]."""
+        if self.layer is None:
+            seen = self.vision.see(images)
+        else:
+            seen, block = self.vision.see_block(images, self.layer)
+            seen = Seen(torch.cat([seen.features, block], -1), seen.grid)
         if (found := seen.features.shape[1]) != self.count:
             raise ValueError(
                 f"the vision tower sees {found} places in pictures of {tuple(images.shape[2:])} pixels, places is "
@@ -116,40 +161,61 @@ class VisionCodes(CodeEncoder):
             )
         return seen
 
-    def features(self, images: Tensor | Seen) -> Tensor:
-        """[B, K, E] float32, each of mean 0 and variance 1, without gradient. As the tower gives them they are so large
-        that the loss of the codebook takes all of a clipped gradient."""
+    def features(self, images: Tensor | Seen) -> list[Tensor]:
+        """Of each level [B, K, E] float32, each feature of mean 0 and variance 1, without gradient. As the tower gives
+        them they are so large that the loss of the codebook takes all of a clipped gradient."""
         with torch.no_grad():
             found = (self.see(images) if isinstance(images, Tensor) else images).features.float()
-            return F.layer_norm(found, found.shape[-1:])
+            return [F.layer_norm(level, level.shape[-1:]) for level in found.split(self.widths, -1)]
 
     @property
     def codes(self) -> int:
-        return self.quantizer.size
+        return sum(one.size for one in self.quantizers)
+
+    def levels(self) -> Iterator[tuple[Quantizer, int]]:
+        """Each with the number of its first word."""
+        first = 0
+        for one in self.quantizers:
+            yield one, first
+            first += one.size
+
+    def words(self, symbols: int, tokens: int) -> list[range]:
+        """Of each token, those of its level."""
+        return [range(first, first + one.size) for one, first in self.levels()] * self.count
 
     def seed(self, images: Tensor | Seen, use: Tensor) -> None:
-        self.quantizer.seed(gathered(self.features(images).flatten(0, 1)), use)
+        uses = use.split([one.size for one in self.quantizers])  # of the same memory
+        for one, level, used in zip(self.quantizers, self.features(images), uses, strict=True):
+            one.seed(gathered(level.flatten(0, 1)), used)
 
     def quantize(self, images: Tensor | Seen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        codes, vectors, loss = self.quantizer(self.features(images))
-        return codes, vectors + self.where, torch.ones_like(codes, dtype=torch.bool), loss
+        found = [one(level) for one, level in zip(self.quantizers, self.features(images), strict=True)]
+        codes = [codes + first for (codes, _, _), (_, first) in zip(found, self.levels(), strict=True)]
+        states = torch.cat([vectors for _, vectors, _ in found], -1) + self.where
+        mask = torch.ones_like(codes[0], dtype=torch.bool)
+        return torch.stack(codes, -1).flatten(1), states, mask, torch.stack([loss for _, _, loss in found]).sum()
 
-    def head(self, features: Tensor) -> Tensor:
-        """[..., E] -> scores [..., V] of the codes."""
-        return self.quantizer.scores(features)
+    def head(self, features: list[Tensor]) -> Tensor:
+        """Of each level [B, K, E] -> scores [B, T, V]; words of other levels have the least number there is."""
+        scores = []
+        for (one, first), level in zip(self.levels(), features, strict=True):
+            found = one.scores(level)
+            least = torch.finfo(found.dtype).min
+            scores.append(F.pad(found, (first, self.codes - first - one.size), value=least))
+        return torch.stack(scores, 2).flatten(1, 2)
 
     @torch.no_grad()
     def generate(
         self, images: Tensor | Seen, *, samples: int, temperature: float, max_new_tokens: int, seed: int
     ) -> Captions:
-        """A code for each place, whatever `max_new_tokens` says: there are no shorter ones."""
+        """A word of each level for each place, whatever `max_new_tokens` says: there are no shorter captions."""
         scores = self.head(self.features(images))
         if temperature == 0:
             codes = scores.argmax(-1).repeat_interleave(samples, 0)
         else:
             generator = torch.Generator(scores.device).manual_seed(seed)
-            odds = (scores / temperature).softmax(-1).repeat_interleave(samples, 0).flatten(0, 1)
-            codes = torch.multinomial(odds, 1, generator=generator).view(-1, self.count)
+            odds = (scores / temperature).softmax(-1).repeat_interleave(samples, 0)
+            codes = torch.multinomial(odds.flatten(0, 1), 1, generator=generator).view(odds.shape[:2])
         logp = (scores / (temperature or 1)).log_softmax(-1).repeat_interleave(samples, 0)
         logp = logp.gather(-1, codes[..., None])[..., 0]
         mask, cut = torch.ones_like(codes, dtype=torch.bool), torch.zeros(len(codes), dtype=torch.bool)
@@ -163,23 +229,27 @@ class VisionCodes(CodeEncoder):
 
     def tokenize(self, texts: list[str], *, ended: bool = False) -> Captions:
         """There is no end-of-text: all texts have one length."""
-        codes = torch.tensor([self.codes_of(text) for text in texts], device=self.where.device).view(-1, self.count)
+        codes = torch.tensor([self.codes_of(text) for text in texts], dtype=torch.long, device=self.where.device)
         return Captions(texts, codes, torch.ones_like(codes, dtype=torch.bool))
 
     def codes_of(self, text: str) -> list[int]:
         found = [WORD.fullmatch(word) for word in text.split()]
         codes = [int(word[1]) for word in found if word]
-        if len(codes) != self.count or None in found or max(codes) >= self.quantizer.size:
+        allowed = self.words(self.codes, len(found))
+        fits = len(codes) == len(found) == len(allowed)
+        if not fits or not all(code in words for code, words in zip(codes, allowed, strict=True)):
+            ranges = [f"v{first} to v{first + one.size - 1}" for one, first in self.levels()]
             raise ValueError(
-                f"VisionCodes reads {self.count} codes, v0 to v{self.quantizer.size - 1}, and no language, such as "
+                f"VisionCodes reads {self.count} codes, {' and as many, '.join(ranges)}, and no language, such as "
                 f"{text[:60]!r}. Train with uae_lightning.stages.codebook_pretrain.CodebookPretrain, and leave out "
                 "what draws from prompts or asks questions"
             )
         return codes
 
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        captions = self.tokenize(texts)
-        return self.quantizer.vectors(captions.tokens) + self.where, captions.mask
+        words = self.tokenize(texts).tokens.unflatten(1, (self.count, -1)).unbind(-1)  # of each level [N, K]
+        vectors = [one.vectors(codes - first) for (one, first), codes in zip(self.levels(), words, strict=True)]
+        return torch.cat(vectors, -1) + self.where, torch.ones_like(words[0], dtype=torch.bool)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """The codebook; the vision tower stays where it came from."""
@@ -192,3 +262,17 @@ class VisionCodes(CodeEncoder):
 
 def words_of(codes: list[int]) -> str:
     return " ".join(f"v{code}" for code in codes)
+
+
+def codes_in(config: dict[str, Any]) -> list[Any]:
+    """How many each level has, of a config."""
+    return [config.get("codes"), *([config["detail"].get("codes")] if isinstance(config.get("detail"), dict) else [])]
+
+
+def without_codes(config: dict[str, Any]) -> dict[str, Any]:
+    """The rest of it, of all levels."""
+    return {
+        name: without_codes(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name != "codes"
+    }

@@ -3,7 +3,7 @@
 In each block the picture's queries also attend to keys and values of the features, and what they find is added to what
 picture and text gave (IP-Adapter, arXiv 2308.06721; Forge-and-Quench, arXiv 2601.04706, has it in a FLUX). The
 published IP-Adapter of SD3.5 attends to picture and features together and is modulated by the time step: another layer,
-whose weights do not fit here.
+whose weights do not fit here but in `ip_adapter.py`.
 
 N pictures   K places   E width of a feature   D width of the transformer
 """
@@ -54,7 +54,7 @@ class DecoupledJointAttention(MaskedJointAttention):
     def __init__(self, layer: VisualLayer, scale: float, heads: int) -> None:
         self.layer, self.scale, self.heads = layer, scale, heads
 
-    def beside(self, query: Tensor, visual: Tensor) -> Tensor:
+    def beside(self, query: Tensor, own: tuple[Tensor, Tensor, Tensor], visual: Tensor) -> Tensor:
         key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2).to(query) for x in self.layer(visual))
         return self.scale * self.attend(query, F.rms_norm(key, key.shape[-1:]), value, None)
 

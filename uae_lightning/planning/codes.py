@@ -14,7 +14,7 @@ from uae_lightning.types import Captions
 
 @dataclass
 class CodesGeneration:
-    """Stands in for `VisionCodes.generate`, which looks at values: all codes are the first."""
+    """Stands in for `VisionCodes.generate`, which looks at values: all codes are the first of their level."""
 
     encoder: VisionCodes
     meter: Meter
@@ -26,6 +26,7 @@ class CodesGeneration:
         with self.meter.phase("validation" if validating else "captions"):
             scores = self.encoder.head(self.encoder.features(images))
             self.meter.note(2 * scores.nbytes * samples)  # of each sample its probabilities, and noise
-        tokens = torch.zeros(len(images) * samples, self.encoder.count, dtype=torch.long)
-        texts = [words_of([0] * self.encoder.count)] * len(tokens)
+        first = [first for _, first in self.encoder.levels()] * self.encoder.count
+        tokens = torch.tensor([first]).repeat(len(images) * samples, 1)
+        texts = [words_of(first)] * len(tokens)
         return Captions(texts, tokens, torch.ones_like(tokens, dtype=torch.bool), torch.empty(tokens.shape))

@@ -12,6 +12,7 @@ import lightning as L
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from uae_lightning.autoencoder import OneBackbone
 from uae_lightning.data.prompts import MAX_PROMPT_WORDS, PromptData
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.vision_codes import VisionCodes
@@ -133,6 +134,8 @@ def plan_built(
     judging = [judge for judge in (judges and judges.reward, judges and judges.unrewarded) if judge is not None]
     if not isinstance(stage.encoder, QwenVLEncoder | VisionCodes):
         raise UsageError(f"uae plan knows QwenVLEncoder and VisionCodes, not {type(stage.encoder).__name__}")
+    if isinstance(stage.autoencoder, OneBackbone):
+        raise UsageError("uae plan knows no backbone that draws code by code: leave the stages of OneBackbone out")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, meter, Numbers():
         with meter.phase("loading"):
             for module in (stage, *judging):

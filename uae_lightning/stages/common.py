@@ -116,6 +116,11 @@ class Stage(L.LightningModule):
         return self.autoencoder.decoder
 
     @property
+    def hands_on(self) -> tuple[str, ...]:
+        """The parts whose weights this stage leaves."""
+        return self.autoencoder.owners(self.trained)
+
+    @property
     def captioning(self) -> Captioning:
         return self.autoencoder.captioning
 
