@@ -4,7 +4,7 @@
     pi_old       the policy in training before its first update on the rollout, which replays them
 
 The clipped ratio pi / pi_old takes the tokens for samples of pi_old. Weighing each token by pi_old / pi_sampler makes
-them that; cutting the weight off at C keeps a token that the sampler found far less likely from being the whole gradient.
+them that; cutting the weight off at C keeps one token that the sampler found far less likely from being all of it.
 
 Source: truncated importance sampling, Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL
 Training", https://fengyao.notion.site/off-policy-rl; in TRL it is `token_truncate`.

@@ -272,7 +272,9 @@ def check_prompt(tokens: list[int] | None, turn: CaptionTurn) -> None:
 
 
 def read_choice(choice: dict[str, Any], turn: CaptionTurn, limit: int) -> Said:
-    tokens, why = choice["token_ids"], choice["finish_reason"]
+    tokens, why = choice.get("token_ids"), choice["finish_reason"]
+    if tokens is None:
+        raise UsageError("VllmEngine: the server tells no token ids: take vLLM of 0.10.2 or later (`return_token_ids`)")
     logp = [float(token["logprob"]) for token in choice["logprobs"]["content"]]
     if len(tokens) != len(logp) or not tokens:
         raise NotAsAsked(f"{len(tokens)} tokens and {len(logp)} log-probabilities")
