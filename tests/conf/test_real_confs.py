@@ -81,6 +81,7 @@ CHOSEN = [
     ("cached", "no_encoder"),
     ("prompts", "judge"),
     ("prompts", "ocr"),
+    ("vllm",),
     ("qwen3_2b",),
     ("qwen3_8b",),
     ("intern_2b",),

@@ -1,5 +1,5 @@
-"""A stand-in for `vllm serve` on the loopback: it speaks the part of vLLM's protocol that is asked for, and samples from
-the model and the adapters that it was told to load, by transformers and peft."""
+"""A stand-in for `vllm serve` on the loopback: it speaks the part of vLLM's protocol that is asked for, and samples
+from the model and the adapters that it was told to load, by transformers and peft."""
 
 from __future__ import annotations
 

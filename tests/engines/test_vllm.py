@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SCENES_PROMPTS
 from PIL import Image
 from served_captions import FakeVllm
 
@@ -171,7 +172,10 @@ def test_a_server_that_is_away_or_slow_ends_in_one_error(encoder, images, serve,
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda answer: answer | {"prompt_token_ids": answer["prompt_token_ids"][1:]}, "prompt has .* they differ at 0"),
+        (
+            lambda answer: answer | {"prompt_token_ids": answer["prompt_token_ids"][1:]},
+            "prompt has .* they differ at 0",
+        ),
         (lambda answer: answer | {"prompt_token_ids": [*answer["prompt_token_ids"], 9]}, "they differ at the end"),
         (changed(token_ids=[9], logprobs={"content": [{"logprob": -1.0}]}, finish_reason="length"), "--max-model-len"),
         (changed(token_ids=[9], logprobs={"content": [{"logprob": -1.0}]}, finish_reason="stop"), "generation-config"),
@@ -225,60 +229,52 @@ def test_a_server_that_was_started_anew_is_given_the_next_adapter(encoder, image
 
 RANK = """
 import json, sys
-from pathlib import Path
 import torch, torch.distributed as dist
 import uae_lightning
 from uae_lightning.engines.vllm import VllmEngine
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.parallel.collectives import RaisedTogether
-from uae_lightning.rewards import endpoint
 from uae_lightning.types import LoRA
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-endpoint.FIRST_WAIT = 0.01
-rank, urls, weights, options, folder = int(sys.argv[1]), *map(json.loads, sys.argv[2:5]), sys.argv[5]
+rank, cases, weights, options, folder = int(sys.argv[1]), *map(json.loads, sys.argv[2:5]), sys.argv[5]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 encoder = QwenVLEncoder(weights, **options)
 encoder.adapt(LoRA(rank=4, alpha=8))
-engine = VllmEngine(urls, f"{folder}/adapters", attempts=1)
-try:
-    for step in range(2):
-        with torch.no_grad():
-            for parameter in encoder.handed_on():
-                parameter.add_(0.1)
-        images = torch.full((1, 3, 96, 96), 0.2 + 0.4 * rank)
-        said = engine.write(encoder, images, samples=2, temperature=1.0, max_new_tokens=3, seed=rank)
-    logp, _ = encoder.token_logprobs(encoder.see(images), said, temperature=1.0)
-    print(json.dumps({"apart": (logp - said.logp)[said.mask].abs().max().item(), "name": engine.name}))
-except RaisedTogether as error:
-    print(json.dumps({"error": str(error)}))
+images = torch.full((1, 3, 96, 96), 0.2 + 0.4 * rank)
+for urls in cases:
+    engine = VllmEngine(urls, f"{folder}/adapters", attempts=1)
+    try:
+        for step in range(2):
+            with torch.no_grad():
+                for parameter in encoder.handed_on():
+                    parameter.add_(0.1)
+            said = engine.write(encoder, images, samples=2, temperature=1.0, max_new_tokens=3, seed=rank)
+        logp, _ = encoder.token_logprobs(encoder.see(images), said, temperature=1.0)
+        print(json.dumps({"apart": (logp - said.logp)[said.mask].abs().max().item(), "name": engine.name}))
+    except RaisedTogether as error:
+        print(json.dumps({"error": str(error)}))
 dist.barrier()
 """
-
-
-def two_ranks(urls: list[str], parts_folder: Path, folder: Path) -> list[dict]:
-    from conftest import SCENES_PROMPTS
-
-    words = [json.dumps(urls), json.dumps(str(parts_folder / "encoder")), json.dumps(SCENES_PROMPTS), str(folder)]
-    folder.mkdir()
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(rank), *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    return [json.loads(rank.communicate(timeout=300)[0].splitlines()[-1]) for rank in ranks]
 
 
 def test_two_ranks_ask_one_server_or_each_its_own(serve, parts_folder, tmp_path):
     # red if both ranks load the adapter, or none of them into the second server; if they name it differently; or if a
     # rank whose server is away leaves the other waiting
-    server, other = serve(), serve()
-    found = two_ranks([server.url], parts_folder, tmp_path / "one")
-    assert all(rank["apart"] < 1e-4 for rank in found) and found[0]["name"] == found[1]["name"]
-    assert len(server.asked("/load_lora_adapter")) == 2 and len(server.asked("completions")) == 1 + 4
-    found = two_ranks([server.url, other.url], parts_folder, tmp_path / "two")
-    assert all(rank["apart"] < 1e-4 for rank in found)
-    assert len(other.asked("/load_lora_adapter")) == 2 and len(other.asked("completions")) == 1 + 2
+    server, one, two = serve(), serve(), serve()
     away = f"http://127.0.0.1:{closed_port()}/v1"
-    first, second = two_ranks([server.url, away], parts_folder, tmp_path / "away")
-    assert "another rank has no answer" in first["error"] and "refused" in second["error"]
+    cases = [[server.url], [one.url, two.url], [one.url, away]]
+    words = [json.dumps(cases), json.dumps(str(parts_folder / "encoder")), json.dumps(SCENES_PROMPTS), str(tmp_path)]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", RANK, str(rank), *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    lines = [rank.communicate(timeout=900)[0].splitlines()[-3:] for rank in ranks]
+    together, each, failed = ([json.loads(line) for line in pair] for pair in zip(*lines, strict=True))
+    assert all(rank["apart"] < 1e-4 for rank in [*together, *each])
+    assert together[0]["name"] == together[1]["name"] and each[0]["name"] == each[1]["name"]
+    # a probe of the server's first adapter, and two requests of each rank that asks there
+    for asked, loads, requests in ((server, 2, 1 + 4), (one, 3, 2 + 2), (two, 2, 1 + 2)):
+        assert (len(asked.asked("/load_lora_adapter")), len(asked.asked("completions"))) == (loads, requests)
+    assert "another rank has no answer" in failed[0]["error"] and "refused" in failed[1]["error"]

@@ -126,14 +126,13 @@ class CaptionGRPO(Policy[CaptionActs]):
             advantages = advantages.masked_fill((captions.lengths > self.reinforced_tokens) & (advantages > 0), 0.0)
         objective = self.objective or PPOClip(self.clip_low, self.clip_high)
         element, metrics = objective.loss(logp, acts.old[rows], advantages, captions.mask)
-        if first and captions.logp is not None:  # of sampling against replay; on policy the update's own ratio is 1
+        if self.engine is not None and captions.logp is not None:  # another policy sampled
+            old, limit = acts.old[rows], self.sampler_limit
+            weights, mismatch = truncated_importance(old, captions.logp, captions.mask, limit=limit)
+            element, metrics = element * weights, metrics | mismatch
+        elif first and captions.logp is not None:  # of sampling against replay; on policy the update's own ratio is 1
             drift = (logp.detach() - captions.logp).abs()[captions.mask]
             metrics |= {"first_log_ratio_max": drift.max(), "first_log_ratio_mean": drift.mean()}
-        if self.engine is not None and captions.logp is not None:  # another policy sampled
-            weights, mismatch = truncated_importance(
-                acts.old[rows], captions.logp, captions.mask, limit=self.sampler_limit
-            )
-            element, metrics = element * weights, metrics | mismatch
         if self.kl_beta > 0:
             with torch.no_grad(), self.encoder.reference():
                 reference, _ = self.logprobs(seen, captions)
