@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import served_captions
 import torch
 from conftest import SCENES_PROMPTS
 from PIL import Image
-from served_captions import FakeVllm
 
 from uae_lightning.engines.vllm import VllmEngine
 from uae_lightning.parallel.collectives import RaisedTogether
@@ -23,6 +23,7 @@ from uae_lightning.rewards import endpoint
 from uae_lightning.types import LoRA
 from uae_lightning.usage import UsageError
 
+serve, moved = served_captions.serve, served_captions.moved
 ROOT = Path(__file__).parents[2]
 HOW = {"samples": 3, "temperature": 1.3, "max_new_tokens": 6, "seed": 5}
 
@@ -35,28 +36,6 @@ def quick(monkeypatch):
 @pytest.fixture
 def encoder(make_encoder):
     return moved(make_encoder(LoRA(rank=4, alpha=8)))
-
-
-def moved(encoder, seed: int = 0):
-    """With adapters that have learnt something, whatever it may be."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in encoder.handed_on():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return encoder
-
-
-@pytest.fixture
-def serve(make_encoder):
-    servers = []
-
-    def serve(**options) -> FakeVllm:
-        servers.append(FakeVllm(make_encoder(), **options))
-        return servers[-1]
-
-    yield serve
-    for server in servers:
-        server.close()
 
 
 def closed_port() -> int:

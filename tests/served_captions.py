@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
@@ -154,3 +155,26 @@ class Handler(BaseHTTPRequestHandler):
             pass
 
     def log_message(self, *args: Any) -> None: ...
+
+
+def moved(encoder: QwenVLEncoder, seed: int = 0) -> QwenVLEncoder:
+    """With adapters that have learnt something, whatever it may be."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in encoder.handed_on():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return encoder
+
+
+@pytest.fixture
+def serve(make_encoder):
+    """Makes servers of the small encoder; they end with the test."""
+    servers = []
+
+    def serve(**options) -> FakeVllm:
+        servers.append(FakeVllm(make_encoder(), **options))
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import served_captions
 import test_stages as small
-import test_vllm
 import torch
 
 from callbacks import PolicyHealth
@@ -18,7 +18,7 @@ from uae_lightning.run.stage_cli import parse_stage
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.encoder_rl import EncoderRL
 
-make_stage, serve, quick = small.make_stage, test_vllm.serve, test_vllm.quick
+make_stage, serve, moved = small.make_stage, served_captions.serve, served_captions.moved
 
 
 class Nearby(Engine):
@@ -46,7 +46,7 @@ def test_the_loss_is_weighed_where_the_engine_s_log_probabilities_differ(make_st
     # red if the weights are not multiplied with the loss, or are where nobody knows log-probabilities; if the KL or the
     # entropy is weighed as well; or if equal log-probabilities change a bit
     stage = make_stage(EncoderRL)
-    test_vllm.moved(stage.encoder)
+    moved(stage.encoder)
     plain, _ = loss_of(stage, None, kl_beta=0.0)
     same, figures = loss_of(stage, 0.0, kl_beta=0.0)
     assert torch.equal(plain, same) and figures["sampler_log_ratio_max"] == 0 == figures["sampler_truncated"]
