@@ -30,7 +30,7 @@ from uae_lightning.commands import COMMANDS
 from uae_lightning.evaluation.judged_prompts import Benchmark
 from uae_lightning.evaluation.object_detectors import ObjectDetector
 from uae_lightning.evaluation.suite import Suite
-from uae_lightning.interfaces import Codec, Decoder, Encoder, Projector, Reward
+from uae_lightning.interfaces import Codec, Decoder, Encoder, Engine, Projector, Reward
 from uae_lightning.models.quantizers import Quantizer
 from uae_lightning.policies.policy import Policy
 from uae_lightning.policies.token_objectives import TokenObjective
@@ -64,6 +64,7 @@ PARTS = {  # what a YAML can name by class_path -> what it derives from, and whe
     "Rewards": (Reward, "rewards", "evaluation", "scenes"),
     "Networks that rewards look through": (FeatureMaps, "rewards"),
     "Policies": (Policy, "policies"),
+    "Engines for captions": (Engine, "engines"),
     "Objectives of captions": (TokenObjective, "policies"),
     "Auxiliary losses": (Auxiliary, "stages"),
     "Schedules": (LRScheduler, "stages"),

@@ -57,8 +57,8 @@ def test_models_rewards_data_and_callbacks_do_not_import_stages():
 # From the door down to what everybody uses: a module imports what stands in its own place or further down.
 ORDER = (
     "cli", "commands", "app", "scenes", "study", "pipeline", "report", "exchange", "planning", "run", "evaluation",
-    "prepare", "stages", "policies", "refinement", "autoencoder", "rewards", "models", "data", "parallel", "interfaces",
-    "types", "algorithms", "terminal", "paths", "files", "ranges", "usage",
+    "prepare", "stages", "policies", "refinement", "autoencoder", "engines", "rewards", "models", "data", "parallel",
+    "interfaces", "types", "algorithms", "terminal", "paths", "files", "ranges", "usage",
 )  # fmt: skip
 PACKAGE = ROOT / "uae_lightning"
 

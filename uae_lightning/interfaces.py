@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from uae_lightning.algorithms import flow
 from uae_lightning.algorithms.digest import digest_of, dtypes
 from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
-from uae_lightning.types import Captions, Conditioning, Learning, RewardInput, RewardOutput, Sampling
+from uae_lightning.types import Captions, CaptionTurn, Conditioning, Learning, RewardInput, RewardOutput, Sampling
 
 PROBE = 'Two red cats (left), 17 dogs; a sign: "caf\u00e9".'  # by its tokens a tokenizer is known
 ROWS_TOGETHER = 16  # in a forward pass of a decoder that is trained, at least
@@ -131,6 +131,13 @@ class Encoder(Component):
         """Those that each of a caption's tokens is one of, where the language has `symbols`: all of them."""
         return [range(symbols)] * tokens
 
+    def by_serving(self) -> ServedEncoder:
+        """The encoder, for who has its captions written elsewhere; a ValueError where nothing else can serve it."""
+        raise ValueError(
+            f"{type(self).__name__} writes its captions itself: leave `engine` out, or give model.autoencoder.encoder "
+            "a subclass of uae_lightning.interfaces.ServedEncoder, such as uae_lightning.models.qwen_vl.QwenVLEncoder"
+        )
+
     def by_codes(self) -> CodeEncoder:
         """The encoder, for who needs one whose language is a codebook; a ValueError where it is none."""
         raise ValueError(
@@ -179,6 +186,52 @@ class Encoder(Component):
     @abstractmethod
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
+
+
+class ServedEncoder(Encoder):
+    """An encoder whose architecture others serve as well, with adapters that they can load."""
+
+    def by_serving(self) -> ServedEncoder:
+        return self
+
+    @abstractmethod
+    def shown(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in the size in which the encoder reads them."""
+
+    @abstractmethod
+    def turn(self, images: Tensor) -> CaptionTurn:
+        """How it is asked for a caption of images [B, 3, H, W] as `shown` gives them."""
+
+    @abstractmethod
+    def captions_of(self, tokens: list[list[int]], logp: list[list[float]]) -> Captions:
+        """N captions by their sampled tokens, and the log-probabilities with which these were sampled."""
+
+    @abstractmethod
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapters in peft's format, for `PeftModel.from_pretrained` and for servers."""
+
+
+class Engine(ABC):
+    """Writes captions in an encoder's place, elsewhere, with its weights; stages train on them as if it were off policy
+    by a little (`algorithms.sampler_mismatch`)."""
+
+    def shown(self, encoder: ServedEncoder, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] as both the engine and the update are to see them: in the encoder's size, and in the 256
+        levels of files."""
+        return (encoder.shown(images).clamp(0, 1) * 255).round() / 255
+
+    @abstractmethod
+    def write(
+        self,
+        encoder: ServedEncoder,
+        images: Tensor,
+        *,
+        samples: int,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> Captions:
+        """As `Encoder.generate`, of images as `shown` gives them; `Captions.logp` is the engine's own."""
 
 
 class CodeEncoder(Encoder):

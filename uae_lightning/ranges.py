@@ -65,6 +65,7 @@ if TYPE_CHECKING:  # what comes out
     NonNegative = float
     ModeScale = float
     Limit = float
+    FromOne = float
     Share = float
     ShareBelow1 = float
     ShareAbove0 = float
@@ -82,6 +83,7 @@ else:
     Positive = number("Positive", float, "a number above 0", lambda x: 0 < x < math.inf)
     NonNegative = number("NonNegative", float, "a number of at least 0", lambda x: 0 <= x < math.inf)
     Limit = number("Limit", float, "a number above 0 (inf is no limit)", lambda x: x > 0)
+    FromOne = number("FromOne", float, "a number of at least 1 (inf is no limit)", lambda x: x >= 1)
     Share = number("Share", float, "a number from 0 to 1", lambda x: 0 <= x <= 1)
     ShareBelow1 = number("ShareBelow1", float, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
     ShareAbove0 = number("ShareAbove0", float, "a number above 0 and at most 1", lambda x: 0 < x <= 1)

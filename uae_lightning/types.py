@@ -63,6 +63,17 @@ class Captions:
 
 
 @dataclass(frozen=True)
+class CaptionTurn:
+    """How an encoder is asked for a caption, for who asks the same model elsewhere."""
+
+    messages: list[dict[str, Any]]  # chat turns; {"type": "image"} stands where the picture goes
+    tokens: list[int]  # of the prompt as the encoder reads it, those of the picture included
+    ends: list[int]  # tokens after which a caption is finished
+    never: list[int]  # tokens that are never sampled
+    processor: dict[str, Any]  # options of the model's own processor that leave the size of a picture alone
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """What a decoder is conditioned on."""
 

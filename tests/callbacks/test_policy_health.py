@@ -40,3 +40,11 @@ def test_groups_that_teach_nothing_are_warned_of_once(tmp_path):
         return sum("equal rewards" in str(warning.message) for warning in caught)
 
     assert (seen(0.9, 20), seen(0.9, 19), seen(0.8, 20)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("apart", [0.6, float("nan")])
+def test_an_engine_of_other_weights_stops_the_run(tmp_path, apart):
+    # Red if the mean is not looked at, or NaN passes.
+    with pytest.raises(FloatingPointError, match="another policy .*max_sampler_log_ratio=0.5.*encoder.path"):
+        fit(tmp_path, PolicyHealth(), steps=1, stage=Policy(sampler_log_ratio_mean=apart))
+    fit(tmp_path, PolicyHealth(), steps=1, stage=Policy(sampler_log_ratio_mean=0.4))

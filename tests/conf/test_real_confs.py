@@ -86,6 +86,7 @@ CHOSEN = [
     ("sapo",),
     ("prompts", "judge"),
     ("prompts", "ocr"),
+    ("vllm",),
     ("qwen3_2b",),
     ("qwen3_8b",),
     ("intern_2b",),

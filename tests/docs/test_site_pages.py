@@ -51,6 +51,7 @@ def test_parts_have_their_own_options_and_those_of_their_parents(site, monkeypat
     listed = re.findall(r"^`([\w.]+)`$", text, re.MULTILINE)
     assert len(listed) == len({*listed}) > 60
     assert {"callbacks.RewardCallback", "uae_lightning.rewards.http_reward.HttpReward"} <= {*listed}
+    assert "uae_lightning.engines.vllm.VllmEngine" in listed
     assert site_pages.path_of(DecoderRL) in listed and site_pages.path_of(PolicyStage) not in listed
     monkeypatch.setenv("COLUMNS", str(site_pages.WIDTH))
     described = site_pages.options_of(DecoderRL)

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uae_lightning.files import write_json
@@ -33,6 +33,8 @@ from uae_lightning.paths import SHIPPED, resolve, weightless
 from uae_lightning.types import LoRA
 
 BASE = "base.json"
+ADAPTER = "adapter_model.safetensors"
+OF_PEFT = "base_model.model."  # that PeftModel puts before the names of adapters
 PREFIX = "transformer."  # that diffusers puts before the names of a transformer's adapters
 CONFIG = "adapter_config.json"
 
@@ -216,9 +218,25 @@ def save_adapter(folder: Path, model: nn.Module, source: Source, quantization: Q
         "is": identity(source.place),
     }
     write_json(folder / BASE, content)
+    write_config(folder, model, content["base"])
+    seal(folder)
+
+
+def write_config(folder: Path, model: nn.Module, base: str) -> None:
     trained = model.peft_config["default"]
-    config = LoraConfig(r=trained.r, lora_alpha=trained.lora_alpha, base_model_name_or_path=content["base"]).to_dict()
+    config = LoraConfig(r=trained.r, lora_alpha=trained.lora_alpha, base_model_name_or_path=base).to_dict()
     targets = trained.target_modules  # a set has another order in each process
     config["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
     write_json(folder / CONFIG, config)
-    seal(folder)
+
+
+def save_peft(folder: Path, model: nn.Module, base: str) -> None:
+    """Writes the adapters of a model as `PeftModel.from_pretrained` reads them.
+
+    Args:
+        base: what the weights are called that they belong to.
+    """
+    folder.mkdir(parents=True)
+    state = get_peft_model_state_dict(model)
+    save_file({f"{OF_PEFT}{name}": tensor.cpu().contiguous() for name, tensor in state.items()}, folder / ADAPTER)
+    write_config(folder, model, base)

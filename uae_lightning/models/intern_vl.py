@@ -12,7 +12,6 @@ from transformers import InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
-from uae_lightning.models.resizing import resize
 
 
 class InternVLEncoder(QwenVLEncoder):
@@ -62,15 +61,22 @@ class InternVLEncoder(QwenVLEncoder):
     def picture_text(self, pad: str, grid: tuple[int, int]) -> str:
         return f"<img>{pad * self.model.config.image_seq_length}</img>"
 
+    def reading_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def processor_options(self) -> dict[str, Any]:
+        return {}  # one square is never cut into tiles
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        return 1, 1
+
     def see(self, images: Tensor) -> Seen:
         features = self.model.model.get_image_features(self.squares(images), return_dict=True).pooler_output
         return Seen(features, (1, features.shape[1]))
 
     def squares(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, 3, S, S], as GotOcr2ImageProcessor does it."""
-        side = self.side
-        if images.shape[-2:] != (side, side):
-            images = resize(images, (side, side))
+        images = self.shown(images)
         mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)
         return ((images - mean[:, None, None]) / std[:, None, None]).to(self.dtype)
 

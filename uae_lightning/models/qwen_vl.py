@@ -23,11 +23,11 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.vision_utils import get_vision_window_index
 
 from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
-from uae_lightning.interfaces import Encoder
+from uae_lightning.interfaces import ServedEncoder
 from uae_lightning.models.activations import checkpoint_blocks
 from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
 from uae_lightning.models.control_tokens import ForeignText
-from uae_lightning.models.handed_on import save_adapter, source_of
+from uae_lightning.models.handed_on import save_adapter, save_peft, source_of
 from uae_lightning.models.loading import load, reading
 from uae_lightning.models.lora_product import merged_while
 from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
@@ -38,7 +38,7 @@ from uae_lightning.models.token_sampling import end_tokens, is_end, sample_token
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import weightless
 from uae_lightning.ranges import Count, checked
-from uae_lightning.types import Captions, Learning, LoRA
+from uae_lightning.types import Captions, CaptionTurn, Learning, LoRA
 
 # released code of UAE: the prompt P of Unified-GRPO and the system line of the decoder's template
 CAPTION_SYSTEM = "You are an expert vision-language model."
@@ -103,13 +103,18 @@ class Prefix:
         return self.last.repeat_interleave(copies, 0), self.position.repeat_interleave(copies, 0), mask
 
 
+def turns(system: str, role: str, content: str | list[dict[str, str]]) -> list[dict[str, Any]]:
+    """A turn of that role; an empty system line is left out."""
+    return [*([{"role": "system", "content": system}] if system else []), {"role": role, "content": content}]
+
+
 def up_to_first(end: Tensor) -> Tensor:
     """[N, T] bool, True up to the first True of `end` and there."""
     return end.cumsum(1) - end.long() == 0
 
 
 @checked
-class QwenVLEncoder(Encoder):
+class QwenVLEncoder(ServedEncoder):
     """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template; `qwen3_vl.py` is the next generation.
 
     Args:
@@ -182,7 +187,8 @@ class QwenVLEncoder(Encoder):
         self.foreign_text = ForeignText(self.tokenizer)
         with reading("chat template", folder):
             content = [{"type": "image"}, {"type": "text", "text": caption_prompt}]
-            self.prompt = self.chat(self.caption_system, "user", content)
+            self.caption_turns = turns(self.caption_system, "user", content)
+            self.prompt = self.chat(self.caption_turns)
             around = self.generate_prompt(PLACE).split(PLACE)
         self._check_text(folder, around)
         self.pad = self.tokenizer.pad_token_id
@@ -384,7 +390,7 @@ class QwenVLEncoder(Encoder):
 
     def ask(self, texts: list[str]) -> Asked:
         self.control_texts += self.foreign_text.with_control(texts)
-        before, after = self.chat(self.caption_system, "user", f"{self.rewrite_prompt}\n{PLACE}").split(PLACE)
+        before, after = self.chat(turns(self.caption_system, "user", f"{self.rewrite_prompt}\n{PLACE}")).split(PLACE)
         return Asked(*self.padded(self.foreign_text.encode(texts, before, after)))
 
     def caption_states(self, images: Tensor | Seen | Asked, captions: Captions) -> Tensor:
@@ -492,11 +498,8 @@ class QwenVLEncoder(Encoder):
             self.preprocessor.patch_size,
             self.preprocessor.merge_size,
         )
-        height, width = smart_resize(
-            *images.shape[-2:], factor=side * merge, min_pixels=(side * merge) ** 2, max_pixels=self.max_pixels
-        )
-        if (height, width) != tuple(images.shape[-2:]):
-            images = resize(images, (height, width))
+        images = self.shown(images)
+        height, width = images.shape[-2:]
         mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)
         pixels = (images - mean[:, None, None]) / std[:, None, None]
         if config.in_channels == 5:
@@ -509,6 +512,39 @@ class QwenVLEncoder(Encoder):
         patches = blocks.repeat_interleave(config.temporal_patch_size, 6).reshape(len(images) * rows * cols, -1)
         grid = torch.tensor([[1, rows, cols]], device=images.device).repeat(len(images), 1)
         return patches.to(self.dtype), grid
+
+    # ----------------------------------------------------------------- captions that are written elsewhere
+
+    def shown(self, images: Tensor) -> Tensor:
+        size = self.reading_size(*images.shape[-2:])
+        return images if size == tuple(images.shape[-2:]) else resize(images, size)
+
+    def reading_size(self, height: int, width: int) -> tuple[int, int]:
+        """What a picture of that size is scaled to."""
+        side = self.preprocessor.patch_size * self.preprocessor.merge_size
+        return smart_resize(height, width, factor=side, **self.processor_options())
+
+    def processor_options(self) -> dict[str, Any]:
+        smallest = self.preprocessor.patch_size * self.preprocessor.merge_size
+        return {"min_pixels": smallest**2, "max_pixels": self.max_pixels}
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Patches in a column and in a row of images that are `shown`."""
+        height, width = images.shape[-2:]
+        return height // self.preprocessor.patch_size, width // self.preprocessor.patch_size
+
+    def turn(self, images: Tensor) -> CaptionTurn:
+        tokens = self.prompt_of(self.grid_of(images), torch.device("cpu"))[0][0].tolist()
+        return CaptionTurn(self.caption_turns, tokens, self.ends, self.never_sampled, self.processor_options())
+
+    def captions_of(self, tokens: list[list[int]], logp: list[list[float]]) -> Captions:
+        ids, mask = self.padded(tokens)
+        values = pad_sequence([torch.tensor(row, device=ids.device) for row in logp], batch_first=True)
+        cut = torch.tensor([row[-1] not in self.ends for row in tokens], device=ids.device)
+        return Captions(self.spoken(ids), ids, mask, values, cut)
+
+    def save_adapter(self, folder: Path) -> None:
+        save_peft(folder, self.model, self.source.name)
 
     # ----------------------------------------------------------------- caption -> states
 
@@ -523,12 +559,10 @@ class QwenVLEncoder(Encoder):
         return states, mask
 
     def generate_prompt(self, text: str) -> str:
-        return self.chat(self.generate_system, self.reading_role, text)
+        return self.chat(turns(self.generate_system, self.reading_role, text))
 
-    def chat(self, system: str, role: str, content: str | list[dict[str, str]]) -> str:
-        """A turn of that role up to where the answer begins; an empty system line is left out."""
-        line = [{"role": "system", "content": system}] if system else []
-        messages = [*line, {"role": role, "content": content}]
+    def chat(self, messages: list[dict[str, Any]]) -> str:
+        """Turns up to where the answer begins."""
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     # ----------------------------------------------------------------- adapters and files

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from uae_lightning.algorithms.policy_loss import kl_k3, token_weights
+from uae_lightning.algorithms.sampler_mismatch import truncated_importance
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.interfaces import Encoder
+from uae_lightning.interfaces import Encoder, Engine
 from uae_lightning.parallel.collectives import mean_over_ranks
+from uae_lightning.paths import weightless
 from uae_lightning.policies.policy import Policy, Randomness
 from uae_lightning.policies.token_objectives import PPOClip, TokenObjective
-from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
+from uae_lightning.ranges import Count, FromOne, NonNegative, Positive, Several, checked
 from uae_lightning.types import Captions, RewardOutput
 
 
@@ -52,12 +54,18 @@ class CaptionGRPO(Policy[CaptionActs]):
         mask_cut_captions: bool = False,
         cut_penalty: NonNegative = 0.0,
         reinforced_tokens: Count | None = None,
+        engine: Engine | None = None,
+        sampler_limit: FromOne = 2.0,
     ) -> None:
         super().__init__(autoencoder, group_size, micro_batch, advantage_scale)
         self.clip_low, self.clip_high, self.objective = clip_low, clip_high, objective
         self.entropy_bonus, self.kl_beta, self.normalization = entropy_bonus, kl_beta, normalization
         self.mask_cut_captions, self.cut_penalty = mask_cut_captions, cut_penalty
         self.reinforced_tokens = reinforced_tokens
+        if engine is not None:
+            self.encoder.by_serving()
+        # a plan asks nobody: it counts the captions as the encoder's own
+        self.engine, self.sampler_limit = None if weightless() else engine, sampler_limit
 
     @property
     def encoder(self) -> Encoder:
@@ -79,8 +87,13 @@ class CaptionGRPO(Policy[CaptionActs]):
         if isinstance(context, list):
             rewrites = self.autoencoder.rewrite(context, self.group_size, seed)
             return CaptionActs(self.encoder.ask(context), rewrites)
-        seen = self.encoder.see(context)  # once: the vision tower is frozen
-        return CaptionActs(seen, self.autoencoder.write(seen, self.group_size, seed))
+        if self.engine is None:
+            seen = self.encoder.see(context)  # once: the vision tower is frozen
+            return CaptionActs(seen, self.autoencoder.write(seen, self.group_size, seed))
+        encoder = self.encoder.by_serving()
+        shown = self.engine.shown(encoder, context)
+        said = self.engine.write(encoder, shown, samples=self.group_size, seed=seed, **vars(self.captioning))
+        return CaptionActs(encoder.see(shown), said)
 
     def rewards(self, acts: CaptionActs, scores: RewardOutput) -> RewardOutput:
         return scores.plus("cut_captions", self.cut(acts.captions).float(), -self.cut_penalty)
@@ -116,7 +129,11 @@ class CaptionGRPO(Policy[CaptionActs]):
             advantages = advantages.masked_fill((captions.lengths > self.reinforced_tokens) & (advantages > 0), 0.0)
         objective = self.objective or PPOClip(self.clip_low, self.clip_high)
         element, metrics = objective.loss(logp, acts.old[rows], advantages, captions.mask)
-        if first and captions.logp is not None:  # of sampling against replay; on policy the update's own ratio is 1
+        if self.engine is not None and captions.logp is not None:  # another policy sampled
+            old, limit = acts.old[rows], self.sampler_limit
+            weights, mismatch = truncated_importance(old, captions.logp, captions.mask, limit=limit)
+            element, metrics = element * weights, metrics | mismatch
+        elif first and captions.logp is not None:  # of sampling against replay; on policy the update's own ratio is 1
             drift = (logp.detach() - captions.logp).abs()[captions.mask]
             metrics |= {"first_log_ratio_max": drift.max(), "first_log_ratio_mean": drift.mean()}
         if self.kl_beta > 0:

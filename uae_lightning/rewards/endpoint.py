@@ -31,6 +31,18 @@ class NoAnswer(Exception):
     """All attempts were in vain; the text says what came of the last."""
 
 
+class Refused(UsageError):
+    """The endpoint refuses the request itself, as it will every time.
+
+    Args:
+        status, said: the answer's.
+    """
+
+    def __init__(self, message: str, status: int, said: str) -> None:
+        super().__init__(message)
+        self.status, self.said = status, said
+
+
 class NotAsAsked(Exception):
     """The answer is none to what was asked: half an answer, a page of a proxy, too few values."""
 
@@ -69,21 +81,21 @@ class Endpoint:
                 )
             return self._client
 
-    def post(self, body: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
-        """What `read` makes of the JSON that is answered; it raises NotAsAsked, or a KeyError, TypeError, ValueError or
-        IndexError, where that is not what was asked for.
+    def post(self, body: dict[str, Any], read: Callable[[Any], Answer], *, text: bool = False) -> Answer:
+        """What `read` makes of the JSON that is answered, or of the `text`; it raises NotAsAsked, or a KeyError,
+        TypeError, ValueError or IndexError, where that is not what was asked for.
 
         Raises:
             NoAnswer: after all attempts.
-            UsageError: the endpoint refuses the request itself, as it will every time.
+            Refused: another attempt would be refused too.
         """
         for attempt in range(self.attempts):
             try:
                 response = self.client.post(self.url, json=body)
                 self.refuse(response)
                 if response.status_code == 200:
-                    return read(response.json())
-                trouble = f"it answers {response.status_code} {response.reason_phrase}"
+                    return read(response.text if text else response.json())
+                trouble = f"it answers {response.status_code} {response.reason_phrase} ({words(response)})"
                 wait = retry_after(response)
             except UsageError:
                 raise
@@ -98,8 +110,8 @@ class Endpoint:
         raise NoAnswer(f"{self.url}, {self.attempts} attempts: {trouble}"[:400])
 
     def refuse(self, response: httpx2.Response) -> None:
-        """Raises UsageError where another attempt would be refused too."""
-        status, said = response.status_code, " ".join(response.text.split())[:200]
+        """Raises Refused where another attempt would be refused too."""
+        status, said = response.status_code, words(response)
         if status == 200 or status in PASSING:
             return
         if status in LOCKED:
@@ -108,7 +120,13 @@ class Endpoint:
             remedy = "correct the URL"
         else:
             remedy = "it does not take what is asked: correct the options, or the server"
-        raise UsageError(f"{self.owner}: {self.url} answers {status} {response.reason_phrase} ({said}): {remedy}")
+        message = f"{self.owner}: {self.url} answers {status} {response.reason_phrase} ({said}): {remedy}"
+        raise Refused(message, status, said)
+
+
+def words(response: httpx2.Response) -> str:
+    """The first of an answer, to be shown."""
+    return " ".join(response.text.split())[:200]
 
 
 def checked_url(owner: str, url: str) -> str:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from uae_lightning.interfaces import Engine
 from uae_lightning.parallel.collectives import own_rows, ranks
 from uae_lightning.policies.captions import CaptionGRPO
 from uae_lightning.policies.entropy_target import EntropyTarget
 from uae_lightning.policies.token_objectives import TokenObjective
-from uae_lightning.ranges import Count, NonNegative, Positive, Several, checked
+from uae_lightning.ranges import Count, FromOne, NonNegative, Positive, Several, checked
 from uae_lightning.stages.policy import PolicyStage, Rollout
 from uae_lightning.types import Batch, RewardInput, Work
 
@@ -41,6 +42,11 @@ class EncoderRL(PolicyStage):
             the one before. At 0 (and without the mask) cut captions are paid like whole ones.
         reinforced_tokens: captions of more tokens are never reinforced: in the comparison of their group they count,
             and they train where they lost it. Length then cannot be what wins (ours); null: there is no such length.
+        engine: writes the captions of rollouts in the encoder's place (`engines.vllm.VllmEngine`); null: transformers
+            does. Captions of validations are the encoder's own in any case.
+        sampler_limit: an engine is another policy than the one that is trained: the loss of each token is weighed by
+            the ratio of the two, cut off here (`algorithms.sampler_mismatch`). 2 is what TRL began with and ms-swift
+            takes, TRL's is 3 now; inf corrects without a limit.
         entropy_target: the entropy bonus is no constant but follows the policy's entropy; `entropy_bonus` is then its
             start.
         **parts: of `Stage`.
@@ -66,6 +72,8 @@ class EncoderRL(PolicyStage):
         mask_cut_captions: bool = False,
         cut_penalty: NonNegative = 0.0,
         reinforced_tokens: Count | None = None,
+        engine: Engine | None = None,
+        sampler_limit: FromOne = 2.0,
         entropy_target: EntropyTarget | None = None,
         **parts,
     ) -> None:
@@ -74,7 +82,7 @@ class EncoderRL(PolicyStage):
             self.autoencoder, group_size=group_size, micro_batch=micro_batch, clip_low=clip_low, clip_high=clip_high,
             objective=objective, entropy_bonus=entropy_bonus, kl_beta=kl_beta, normalization=normalization,
             advantage_scale=advantage_scale, mask_cut_captions=mask_cut_captions, cut_penalty=cut_penalty,
-            reinforced_tokens=reinforced_tokens,
+            reinforced_tokens=reinforced_tokens, engine=engine, sampler_limit=sampler_limit,
         )  # fmt: skip
         self.policies = {"captions": captions}
         self.entropy_target = entropy_target
