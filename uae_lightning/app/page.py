@@ -18,7 +18,7 @@ from uae_lightning.app.errors import in_words
 from uae_lightning.app.guard import Application, Guard
 from uae_lightning.app.pictures import MOST_BYTES
 from uae_lightning.app.tabs import Tabs
-from uae_lightning.app.wording import UNITS
+from uae_lightning.app.wording import LEFT_OUT, UNITS, WAYS
 
 STYLE = Path(__file__).with_name("app.css").read_text("utf-8")
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the visitor's own
@@ -159,7 +159,8 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, caption: gr.State) -> Inputs:
             after = gr.Textbox(label="Edited", lines=4, elem_id="edited")
             inputs = drawing_inputs()
             change = gr.Button("Redraw", variant="primary", elem_id="redraw")
-            unit = gr.Radio(list(UNITS), value="words", label="Leave out, one at a time")
+            way = gr.Radio(list(WAYS), value=LEFT_OUT, label="What counts is", elem_id="way")
+            unit = gr.Radio(list(UNITS), value="words", label="of")
             go, stop = buttons("What does the decoder listen to?", "listen")
         with gr.Column(scale=2, min_width=280):
             redrawn, heard = gr.HTML(js_on_load=None, elem_id="redrawn"), gr.HTML(js_on_load=None, elem_id="heard")
@@ -169,8 +170,9 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, caption: gr.State) -> Inputs:
         show_progress="minimal", **MODEL,
     )  # fmt: skip
     event = go.click(
-        told(tabs.listen), [run, after, *inputs.all(), unit], heard, api_name="listen", show_progress="minimal", **MODEL
-    )
+        told(tabs.listen), [run, after, *inputs.all(), unit, way], heard, api_name="listen", show_progress="minimal",
+        **MODEL,
+    )  # fmt: skip
     stop.click(None, cancels=event, api_name=False)
     return inputs
 

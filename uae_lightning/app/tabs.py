@@ -85,11 +85,16 @@ class Tabs:
         how, model = settings(steps, guidance, seed), self.models.latest(run)
         return html.redrawn(wording.redraw(model, before or after, after, how))
 
-    def listen(self, run: str, text: str, steps: float, guidance: float, seed: float, unit: str) -> Iterator[str]:
+    def listen(
+        self, run: str, text: str, steps: float, guidance: float, seed: float, unit: str, way: str
+    ) -> Iterator[str]:
         how = settings(steps, guidance, seed)
+        if way not in wording.WAYS:
+            raise UsageError(f"choose one of {', '.join(wording.WAYS)}")
         yield html.waiting(LOADING)
         model = self.models.latest(run)
-        for now in wording.listen(model, text, how, unit):
+        listen = wording.listen_by_gradient if way == wording.GRADIENT else wording.listen
+        for now in listen(model, text, how, unit):
             yield html.listening(now)
 
     def table(self) -> str:
