@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -166,6 +167,11 @@ def waiting(text: str) -> str:
 def framed(document: str) -> str:
     """A page of its own inside of ours: neither's styles reach the other, and it runs no scripts."""
     return f'<iframe class="uae-report" sandbox title="the run" srcdoc="{escape(document)}"></iframe>'
+
+
+def report_link(run: str) -> str:
+    address = f"report?run={quote(run, safe='')}"
+    return f'<p><a href="{address}" target="_blank" rel="noopener">the report of this run</a></p>'
 
 
 def block(content: str, done: bool) -> str:

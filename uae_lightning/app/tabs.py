@@ -11,8 +11,9 @@ from uae_lightning.app import html, prompts, round_trip, wording
 from uae_lightning.app.drawing import Settings
 from uae_lightning.app.models import Models
 from uae_lightning.app.pictures import data_url, picture_in
-from uae_lightning.app.run_folders import Signature, signature
+from uae_lightning.app.run_folders import Signature, report_of, signature
 from uae_lightning.app.watching import RunPages, state_of
+from uae_lightning.report.page import for_others
 from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError
 
@@ -103,7 +104,20 @@ class Tabs:
     def run_page(self, run: str | None) -> str:
         if not run:
             return ""
-        return html.framed(self.pages.page(self.models.runs.named(run)))
+        folder = self.models.runs.named(run)
+        link = html.report_link(run) if report_of(folder) else ""
+        return link + html.framed(self.pages.page(folder))
+
+    def report(self, run: str) -> str:
+        """The report of a run, as it lies in its folder, but for commands, settings and paths.
+
+        Raises:
+            UsageError: there is none yet.
+            ValueError: an older version has written it.
+        """
+        if (path := report_of(self.models.runs.named(run))) is None:
+            raise UsageError("this run has no report yet: it is written when a stage ends")
+        return for_others(path.read_text("utf-8"))
 
     def news(self) -> Signature:
         """Changes whenever a run has something new to tell, or there is a new one."""
