@@ -62,7 +62,8 @@ class Inputs:
 
 
 def application(tabs: Tabs, hosts: tuple[str, ...] | None, password: str | None) -> Application:
-    """The page as an ASGI application. No file of this machine can be read through it, and none is written.
+    """The page as an ASGI application. No file of this machine can be read through it but
+    the reports of runs, without what they say of the machine, and none is written.
 
     Args:
         hosts: under which it may be called; None is any.
