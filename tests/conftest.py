@@ -26,9 +26,34 @@ from uae_lightning.types import Learning
 
 torch.set_num_threads(1)
 
+SLOW = (  # files, and folders, whose tests train in processes of their own; the slowest first
+    "run/test_resume.py", "docs/test_notebooks.py", "run/test_kills.py", "run/test_disk.py", "run/test_stopping.py",
+    "distributed",
+)  # fmt: skip
 SCENES_PROMPTS = {"caption_system": "", "caption_prompt": PROMPT, "generate_system": "", "max_pixels": IMAGE_SIZE**2}
 SIDE = IMAGE_SIZE // PATCH  # of the latents
 LATENT_SHAPE = (8, SIDE, SIDE)  # of the decoder below
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has put tests that share a fixture beside each other
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several workers each begins with slow tests: one that begins last keeps all others waiting."""
+    if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))) > 1:
+        items[:] = slow_first(items, workers)
+
+
+def slow_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Slow tests at the head of each worker's part, dealt in turn. `--dist worksteal` cuts the list into these parts,
+    and idle workers take from the tail of another's."""
+    places = [Path(__file__).parent / name for name in SLOW]
+    slow = [item for place in places for item in items if place in (item.path, *item.path.parents)]
+    known, ordered = set(map(id, slow)), list[pytest.Item]()
+    others = [item for item in items if id(item) not in known]
+    for worker in range(workers):
+        size, mine = (len(items) - len(ordered)) // (workers - worker), slow[worker::workers]
+        taken = max(0, size - len(mine))
+        ordered, others = [*ordered, *mine, *others[:taken]], others[taken:]
+    return ordered
 
 
 @pytest.fixture(scope="session")

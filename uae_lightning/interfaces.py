@@ -187,6 +187,18 @@ class Encoder(Component):
     def embed(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Last-layer states of texts read alone, without an image: ([N, L, hidden_size], mask [N, L] bool)."""
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Which letters of a text each of the L states of `embed` stands at, from and up to; of what the encoder puts
+        around the text, none: both are the same.
+
+        Raises:
+            ValueError: the encoder does not know.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not say which of its states is which word: give model.autoencoder.encoder an "
+            "encoder with `spans`, as uae_lightning.models.qwen_vl.QwenVLEncoder has it"
+        )
+
 
 class ServedEncoder(Encoder):
     """An encoder whose architecture others serve as well, with adapters that they can load."""

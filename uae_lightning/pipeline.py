@@ -120,6 +120,7 @@ def check_earlier(run: Run, kept: int) -> None:
 
 def write_run_record(run: Run, config: Path, command: str) -> None:
     record = {"name": run.name, "config": str(config), "stages": [stage.name for stage in run.stages]}
+    record |= {"judged": run.judges is not None}
     write_json(run.folder / "run.json", record | provenance(command))
 
 

@@ -28,7 +28,8 @@ def write_runs(folder: Path, parts: Path) -> Path:
     """One run, `small`, in the folder; what its stages trained is the projector."""
     run = folder / "small"
     run.mkdir()
-    (run / "run.json").write_text(json.dumps({"name": "small", "stages": list(STAGES), "written": "today"}))
+    record = {"name": "small", "stages": list(STAGES), "written": "today", "command": "uae run", "versions": {}}
+    (run / "run.json").write_text(json.dumps(record))
     for number, name in enumerate(STAGES):
         write_stage(run / name, number, parts)
     return folder

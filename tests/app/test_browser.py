@@ -26,12 +26,12 @@ PATIENCE = 90  # seconds, on a machine with other work
 class Visitor:
     """A window of the browser, on the page."""
 
-    def __init__(self, driver, url):
+    def __init__(self, driver, url, at="#reconstruct"):
         self.driver = driver
         driver.switch_to.new_window("window")
         self.window = driver.current_window_handle
         driver.get(url)
-        self.one("#reconstruct")
+        self.one(at)
 
     def here(self):
         self.driver.switch_to.window(self.window)
@@ -191,6 +191,19 @@ def test_a_run_is_watched_while_it_trains(visitor, runs):
     (runs / "small" / "second" / "stage.json").unlink()
     validate(runs / "small" / "second", 8, 0.9)
     visitor.until(lambda: "under way" in table.text and "0.9150" in table.text)
+
+
+def test_a_link_opens_the_runs_tab_on_a_run(visitor, driver, url, runs):
+    # red if the address is not looked at, or the run that is drawn with stays another
+    shutil.copytree(runs / "small", runs / "study" / "other")
+    linked = Visitor(driver, f"{url}/?run=other", at="#runs")
+    linked.until(lambda: "study/other" in linked.one("#runs").text)
+    values = "return [...document.querySelectorAll('input[role=listbox]')].map(one => one.value)"
+    linked.until(lambda: driver.execute_script(values)[0] == "study/other")
+    assert driver.execute_script(values).count("study/other") == 2
+    shutil.rmtree(runs / "study")
+    Visitor(driver, f"{url}/?run=none", at="#runs")
+    linked.until(lambda: "there is no run" in driver.find_element(By.TAG_NAME, "body").text)
 
 
 def test_nothing_was_asked_of_another_server(visitor, url):

@@ -20,6 +20,7 @@ from uae_lightning.app import guard
 from uae_lightning.app.models import READ_BACK
 from uae_lightning.app.pictures import data_url
 from uae_lightning.cli import main
+from uae_lightning.report.page import write_report
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,28 @@ def test_no_file_of_this_machine_can_be_read_or_written(url, runs):
             assert answer.status_code == 404 and answer.text == "there is nothing here\n", path
         answer = http.post("/gradio_api/upload", files={"files": ("a.png", b"\x89PNG")})
         assert answer.status_code == 404
+
+
+@pytest.fixture
+def report(runs):
+    path = write_report(runs / "small")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_the_report_is_linked_and_shown_without_commands(url, client, tabs, report, runs):
+    # red without the link, the whole file handed out, or scripts let run in it
+    link = re.search(r'href="(report\?run=[^"]+)"', client.predict("small", api_name="/run_page"))[1]
+    answer = httpx.get(f"{url}/{link}", timeout=60)
+    assert answer.status_code == 200 and "<h2>Along the run</h2>" in answer.text
+    assert "sandbox" in answer.headers["content-security-policy"]
+    assert "uae run" in report.read_text() and "uae run" not in answer.text and str(runs) not in answer.text
+    assert httpx.get(f"{url}/report?run=../small", timeout=60).text.startswith("there is no run")
+    report.rename(runs / "elsewhere.html")
+    (runs / "small" / "report.html").symlink_to(runs / "elsewhere.html")
+    answer = httpx.get(f"{url}/{link}", timeout=60)
+    assert answer.status_code == 404 and "has no report yet" in answer.text
+    assert "report?run" not in client.predict("small", api_name="/run_page")
 
 
 def test_what_is_shown_names_no_place_of_this_machine(url, client, runs):

@@ -1,13 +1,15 @@
 """What each button gives, on a run of small models of the real classes."""
 
+import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from small_runs import scene, tabs_of, write_runs
 
-from uae_lightning.app import html, prompts, round_trip, wording
+from uae_lightning.app import drawing, html, prompts, round_trip, wording
 from uae_lightning.app.drawing import Settings
 from uae_lightning.app.models import READ_BACK, START
 from uae_lightning.app.pictures import data_url, picture_in
@@ -104,8 +106,42 @@ def test_each_word_is_left_out_in_turn(tabs):
     whole = as_bytes(model.generate(["a red cat , grass"], 3)[0])
     gap = np.abs(whole.astype(float) - without).mean() / 255
     assert last.pieces[1].change == pytest.approx(gap, abs=1e-6)
-    *_, page = tabs.listen("small", "a red cat , grass", 3, 1.5, 3, "words")
+    *_, page = tabs.listen("small", "a red cat , grass", 3, 1.5, 3, "words", wording.LEFT_OUT)
     assert page.count("<mark") == 4 and page.count("<figure") == 5
+
+
+def test_the_gradient_goes_to_the_states_of_each_word(tabs):
+    # red with `states` detached from the drawing, shares of another word, or what stands around the text left out
+    model = tabs.models.latest("small")
+    *_, last = wording.listen_by_gradient(model, "a red cat , grass", Settings(seed=3))
+    assert [last.text[piece.start : piece.end] for piece in last.pieces] == ["a", "red", "cat", "grass"]
+    size = wording.heard(model, drawing.read(model, last.text), 3)
+    words = [place for place, (start, end) in enumerate(model.reader.spans(last.text)) if start < end]
+    assert len(words) == 5 and len(size) > 5  # the comma is a state and no word
+    for place, piece in zip([words[0], words[1], words[2], words[4]], last.pieces, strict=True):
+        assert piece.change == pytest.approx((size[place] / size.norm()).item(), rel=1e-4) and piece.change > 0
+    assert all(weight.grad is None for weight in model.parameters())
+    *_, page = tabs.listen("small", "a red cat , grass", 3, 1.5, 3, "words", wording.GRADIENT)
+    assert page.count("<mark") == 4 and page.count("<figure") == 1 and f"<b>{last.pieces[2].change:.2%}</b>" in page
+
+
+def test_a_word_that_the_decoder_cannot_see_has_no_gradient(tabs):
+    # red if the mask is left behind where the states are replaced
+    model = tabs.models.latest("small")
+    conditioning = drawing.read(model, "a red cat")
+    cat = model.reader.spans("a red cat").index((6, 9))
+    seen = conditioning.mask.clone()
+    seen[0, cat:] = False  # padding stands on the right
+    size = wording.heard(model, replace(conditioning, mask=seen), 3)
+    assert (size[cat:] == 0).all() and (size[:cat] > 0).all()
+
+
+def test_who_draws_otherwise_has_no_gradient_to_go_by(tabs):
+    # red with the message of stages, which asks for another stage
+    model = copy.copy(tabs.models.latest("small"))
+    model.__dict__["_modules"] = model._modules | {"decoder": torch.nn.Identity()}
+    with pytest.raises(UsageError, match="which Identity does not draw by: choose 'left out"):
+        next(wording.listen_by_gradient(model, "a red cat", Settings()))
 
 
 def test_sentences_are_pieces_too():
@@ -143,7 +179,8 @@ def test_texts_of_users_are_shown_as_text(tabs):
         (lambda tabs: tabs.generate("small", "a" * 5000, 3, 1, 0, 1, READ_BACK, False), "5000 letters"),
         (lambda tabs: tabs.generate("small", "a cat", 3, 1, 0, 999, READ_BACK, False), "candidates must be"),
         (lambda tabs: tabs.generate("small", "a cat", 3, 1, 0, 1, "os.system", False), "no verifier"),
-        (lambda tabs: tabs.listen("small", "a cat", 3, 1, 0, "letters"), "choose one of"),
+        (lambda tabs: tabs.listen("small", "a cat", 3, 1, 0, "letters", wording.LEFT_OUT), "choose one of words"),
+        (lambda tabs: tabs.listen("small", "a cat", 3, 1, 0, "words", "aloud"), "choose one of left"),
     ],
 )
 def test_mistakes_are_told_in_words(call, words, tabs):

@@ -44,6 +44,17 @@ def test_runs_are_found_by_names_that_tell_no_place(run, tmp_path):
         RunFolders([tmp_path / "none"])
 
 
+def test_a_link_names_a_run_by_its_folder(run, tmp_path):
+    # red with the first of several taken, or only whole names known
+    folders = RunFolders([tmp_path / "runs"])
+    assert folders.called("small") == folders.called("study/small") == "study/small"
+    with pytest.raises(UsageError, match="there is no run 'mall' here"):
+        folders.called("mall")
+    shutil.copytree(run, tmp_path / "runs" / "small2" / "small")
+    with pytest.raises(UsageError, match="several runs are called 'small'"):
+        folders.called("small")
+
+
 def test_states(run):
     # red with a run under way called done, or a stopped one under way
     assert state_of("a", run).state == "done" and state_of("a", run).reward == "0.5150 → 0.7150"

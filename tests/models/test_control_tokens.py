@@ -44,6 +44,26 @@ def test_control_tokens_are_their_characters(byte_level, text):
     assert foreign.with_control(["a ball", text, "<|im_en"]) == 1
 
 
+@pytest.mark.parametrize("text", ["a red ball", "\n two\n\nlines\n\n", *HOSTILE])
+def test_each_token_says_where_it_stands(byte_level, text):
+    # red with the shift left out, offsets of the template kept, or the template read without its control tokens
+    foreign = ForeignText(byte_level)
+    [ids], spans = foreign.encode([text], BEFORE, AFTER), foreign.spans(text, BEFORE, AFTER)
+    assert len(spans) == len(ids)
+    placed = [(id_, text[start:end]) for id_, (start, end) in zip(ids, spans, strict=True) if start < end]
+    assert "".join(letters for _, letters in placed) == text
+    assert all(byte_level.decode([id_]).strip("\n") == letters.strip("\n") for id_, letters in placed)
+    assert [span for span in spans if span[0] == span[1]].count((0, 0)) == len(ids) - len(placed)
+
+
+def test_the_encoder_says_where_its_states_stand(make_encoder):
+    # red if the template around the text is not counted
+    encoder = make_encoder()
+    states, _ = encoder.embed(["a red ball"])
+    spans = encoder.spans("a red ball")
+    assert len(spans) == states.shape[1] and [span for span in spans if any(span)] == [(0, 1), (2, 5), (6, 10)]
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 def test_the_encoder_reads_them_as_words_it_does_not_know(make_encoder, text):
     # red if `_of_text` goes: in this tokenizer they are words of the vocabulary

@@ -1,7 +1,9 @@
 """The report of a run that is written here by hand: two stages, the second one under way."""
 
+import html
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -12,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from uae_lightning.report import charts
 from uae_lightning.report.captions import CaptionMarker, as_html, plain
-from uae_lightning.report.page import STYLE, write_report
+from uae_lightning.report.page import STYLE, for_others, write_report
 from uae_lightning.report.stages import parts_of, time_bar
 
 
@@ -87,7 +89,7 @@ def test_report_shows_stages_curves_and_pictures(run):
         and "seed 7" in text
     )
     assert "&lt;demo&gt;" in text and "<demo>" not in text and "10 &amp; more" in text  # red without escape()
-    assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text  # self-contained
+    assert not re.search(r'(src|href)="(?!data:|http://127)', text) and "<script" not in text  # self-contained
     for drawing in re.findall(r"<svg.*?</svg>", text):
         ElementTree.fromstring(drawing)
         assert "nan" not in drawing
@@ -250,3 +252,28 @@ def test_the_page_is_for_phones_the_dark_and_paper():
         assert wanted in STYLE
     dark = set(re.findall("--[a-z0-9]+", STYLE[STYLE.index("dark)") : STYLE.index("box-sizing")]))
     assert dark == set(re.findall(r"var\((--[a-z0-9]+)\)", STYLE))
+
+
+def test_the_report_opens_the_run_in_the_app(run, tmp_path):
+    # red with the name left as it is in the link, or the path in the command
+    place = (tmp_path / "my runs & more").resolve()
+    place.mkdir()
+    for name in ("run.json", "draw", "see"):
+        (run / name).rename(place / name)
+    text = write_report(place).read_text()
+    assert "http://127.0.0.1:7860/?run=my%20runs%20%26%20more" in text
+    command = re.search(r'<code class="copy">(.*?)</code>', text)[1]
+    assert shlex.split(html.unescape(command)) == ["uae", "app", str(place)]
+
+
+def test_others_see_no_command_and_no_setting(run):
+    # red with a section that names them left unmarked, or one cut out too much
+    text = write_report(run).read_text()
+    shown = for_others(text)
+    assert "uae run" in text and "seed_everything" in text and str(run) in text
+    assert not any(words in shown for words in ("uae run", "uae fit", "seed_everything", "uae app", str(run)))
+    page = Balanced()
+    page.feed(shown)
+    assert page.open == [] and page.counts["svg"] == 3 + 2 * 2 + 1
+    with pytest.raises(ValueError, match="an older version"):
+        for_others("<html></html>")

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import socket
+import threading
 import time
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from uae_lightning.cli import main
+from uae_lightning.commands import watch
 from uae_lightning.report.live import lines_of, look_at
 
 
@@ -35,9 +38,10 @@ def write_stage(folder, batches, done=False):
         (folder / "stage.json").write_text(json.dumps({"seconds": 61.0, "step": 20}))
 
 
-def hold(run, process=None, host=None):
-    """As `parallel.locking` writes it."""
+def hold(run, process=None, host=None, since=0.0):
+    """As `parallel.locking` writes it, before all that a process writes."""
     (run / ".lock").write_text(f"process {process or os.getpid()} on {host or socket.gethostname()}")
+    os.utime(run / ".lock", (since, since))
 
 
 def test_a_live_run_says_where_it_is_and_how_long_it_takes(run):
@@ -53,6 +57,75 @@ def test_a_live_run_says_where_it_is_and_how_long_it_takes(run):
     text = "\n".join(lines_of(state, 200))
     assert "demo: running" in text and "8/20, reward 0.300, held out 0.5500 -> 0.6300, about 30 s left" in text
     assert text.count('"a see"') == 1 and '"a draw"' not in text and "61 s" in text
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_set_up_is_said_before_the_first_step(again, run, monkeypatch):
+    # red with `step > 0` before the look at config.yaml, or the time of another file
+    files = {"config.yaml": 130, "validation.jsonl": 160}
+    hold(run, since=100)
+    os.utime(run / "draw" / "stage.json", (120, 120))
+    monkeypatch.setattr(time, "time", lambda: 200.0)
+    see = run / "see"
+    kept = {name: (see / name).read_text().partition("\n{")[0] for name in files}  # the first validation alone
+    for path in see.iterdir() if not again else [see / "config.yaml"]:
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    (see / "gallery").mkdir(exist_ok=True)
+    assert "] see                loading models and data for 80 s so far" in shown(run)
+    for name, said in (("config.yaml", "first validation for 70 s"), ("validation.jsonl", "first batch for 40 s")):
+        (see / name).write_text(kept[name])
+        os.utime(see / name, (files[name], files[name]))
+        assert ("8/20, reward 0.300" if again else said) in shown(run)
+
+
+def test_a_run_that_is_judged_says_so(run, monkeypatch):
+    # red if the end is looked for before the last stage is done, or the stage is said to load meanwhile
+    monkeypatch.setattr(time, "time", lambda: 200.0)
+    hold(run, since=100)
+    assert "judging" not in shown(run)
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"judged": True}))
+    assert "judging" not in shown(run)  # the first stage is done: its start was judged, or is no longer
+    for path in [run / "draw", run / "see"]:
+        shutil.rmtree(path)
+    assert "demo: running, judging the start for 2 min so far" in shown(run) and shown(run).count("waiting") == 3
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "start.json").write_text("{}")
+    os.utime(run / "evaluation" / "start.json", (150, 150))
+    assert "judging" not in shown(run) and "loading models and data for 50 s" in shown(run)
+    for name in ("draw", "see", "later"):
+        (run / name).mkdir()
+        (run / name / "stage.json").write_text(json.dumps({"seconds": 5.0}))
+        os.utime(run / name / "stage.json", (180, 180))
+    assert "judging the end for 20 s so far" in shown(run)
+
+
+def test_a_stage_alone_that_still_loads(tmp_path):
+    # red where a folder without config.yaml is no stage's
+    hold(tmp_path, since=time.time() - 7)
+    assert "loading models and data for 7 s so far" in shown(tmp_path)
+
+
+def shown(run):
+    return "\n".join(lines_of(look_at(run), 200))
+
+
+def test_a_folder_that_is_not_there_is_waited_for(tmp_path, monkeypatch, capsys):
+    # red without the wait, or with one that has no end
+    monkeypatch.setattr(watch, "PATIENCE", 0.3)
+    assert main(["watch", str(tmp_path / "none"), "--every", "0.1"]) in (1, 2)
+    output = capsys.readouterr()
+    assert "is not there yet" in output.out and "not the folder of a run" in output.err
+    monkeypatch.setattr(watch, "PATIENCE", 30)
+    threading.Timer(0.3, lambda: shutil.copytree(run_of(tmp_path), tmp_path / "none")).start()
+    assert main(["watch", str(tmp_path / "none"), "--every", "0.1"]) == 0
+
+
+def run_of(folder):
+    """A run that was stopped before it trained."""
+    (folder / "stopped").mkdir()
+    (folder / "stopped" / "run.json").write_text(json.dumps({"name": "late", "stages": ["a"], "command": "uae run"}))
+    return folder / "stopped"
 
 
 def test_a_half_written_event_is_no_mistake(run):

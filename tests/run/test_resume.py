@@ -58,7 +58,7 @@ def fit_arguments(stage: str, parts: Path, folder: Path) -> list[str]:
     return ["fit", *(f"--{name}={value}" for name, value in options.items())]
 
 
-@pytest.mark.parametrize("stage", ["decoder_pretrain", "encoder_rl", "decoder_rl", "joint_rl", "cold_start"])
+@pytest.mark.parametrize("stage", ["joint_rl", "encoder_rl", "decoder_rl", "cold_start", "decoder_pretrain"])
 def test_killed_and_resumed_is_the_same_as_never_stopped(stage: str, parts_folder: Path, tmp_path: Path):
     # red if data position, noise, optimiser or EMA is left out of the checkpoint
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"

@@ -17,7 +17,7 @@ USER = "uae"
 MOST_SENT = 30 << 20  # bytes of a request: a picture of pictures.MOST_BYTES in base64, and the other inputs
 # All that the page and Gradio's client ask for; not among them are uploads to a disk, files, and proxies.
 OPEN = re.compile(
-    r"/(|config/?|theme\.css|robots\.txt|manifest\.json|favicon\.ico|(assets|static|svelte)/[\w./-]+"
+    r"/(|report|config/?|theme\.css|robots\.txt|manifest\.json|favicon\.ico|(assets|static|svelte)/[\w./-]+"
     r"|gradio_api/(info/?|startup-events|app_id/?|reset/?|cancel|theme\.css"
     r"|queue/(join|data)|heartbeat/\w+|call/\w+(/\w+)?))"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -12,10 +13,14 @@ from uae_lightning.app.pictures import data_url
 from uae_lightning.app.prompts import Generated
 from uae_lightning.app.round_trip import RoundTrip
 from uae_lightning.app.watching import RunState
-from uae_lightning.app.wording import Listening, Redrawn
+from uae_lightning.app.wording import GRADIENT, Listening, Redrawn
 
 SMALL = 256  # px, pictures with shorter sides are enlarged without smoothing
 MOST_CHANGED = 8  # words whose absence is shown as a picture
+OF_THE_GRADIENT = (
+    "norm of the picture's gradient at the states of each, as a share of that at all states, of the text and of what "
+    "stands around it; the squares add up to one"
+)
 
 
 def figure(picture: Image.Image | None, caption: str, kind: str = "") -> str:
@@ -111,7 +116,8 @@ def redrawn(found: Redrawn) -> str:
 
 
 def listening(now: Listening) -> str:
-    """The caption, its pieces marked by how much their absence changes the picture, and what the most do."""
+    """The caption, its pieces marked by how much they count, and the pictures without those that count most; where they
+    are not drawn, a list."""
     most = max((piece.change for piece in now.pieces), default=0.0) or 1.0
     text, position = [], 0
     for piece in now.pieces:
@@ -121,13 +127,18 @@ def listening(now: Listening) -> str:
         position = piece.end
     text.append(escape(now.text[position:]))
     ranked = sorted(now.pieces, key=lambda piece: -piece.change)[:MOST_CHANGED]
-    figures = [figure(now.picture, "the whole caption")] + [
-        figure(piece.without, f"without <q>{escape(now.text[piece.start : piece.end])}</q><br>{piece.change:.2%}")
-        for piece in ranked
-    ]
+    named = [(piece, f"<q>{escape(now.text[piece.start : piece.end])}</q>") for piece in ranked]
+    figures, listed = [figure(now.picture, "the whole caption")], ""
+    if now.way == GRADIENT:
+        items = "".join(f"<li><b>{piece.change:.2%}</b> {name}</li>" for piece, name in named)
+        listed = f"<p class='note'>{OF_THE_GRADIENT}</p><ul class='uae-rewards'>{items}</ul>" if items else ""
+    else:
+        figures += [figure(piece.without, f"without {name}<br>{piece.change:.2%}") for piece, name in named]
     done = len(now.pieces) == now.of
-    state = "" if done else f"<p class='note'>{len(now.pieces)} of {now.of}</p>"
-    return block(f'<blockquote class="uae-caption heard">{"".join(text)}</blockquote>{state}{row(figures)}', done)
+    counted = "computing" if now.way == GRADIENT else f"{len(now.pieces)} of {now.of}"
+    state = "" if done else f"<p class='note'>{counted}</p>"
+    quote = f'<blockquote class="uae-caption heard">{"".join(text)}</blockquote>'
+    return block(f"{quote}{state}{listed}{row(figures)}", done)
 
 
 def runs_table(states: Sequence[RunState], now: float | None = None) -> str:
@@ -156,6 +167,11 @@ def waiting(text: str) -> str:
 def framed(document: str) -> str:
     """A page of its own inside of ours: neither's styles reach the other, and it runs no scripts."""
     return f'<iframe class="uae-report" sandbox title="the run" srcdoc="{escape(document)}"></iframe>'
+
+
+def report_link(run: str) -> str:
+    address = f"report?run={quote(run, safe='')}"
+    return f'<p><a href="{address}" target="_blank" rel="noopener">the report of this run</a></p>'
 
 
 def block(content: str, done: bool) -> str:

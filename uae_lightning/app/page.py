@@ -12,13 +12,15 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 
 from uae_lightning.app.drawing import MOST_CANDIDATES, MOST_GUIDANCE, MOST_STEPS
 from uae_lightning.app.errors import in_words
 from uae_lightning.app.guard import Application, Guard
 from uae_lightning.app.pictures import MOST_BYTES
 from uae_lightning.app.tabs import Tabs
-from uae_lightning.app.wording import UNITS
+from uae_lightning.app.wording import LEFT_OUT, UNITS, WAYS
+from uae_lightning.usage import UsageError
 
 STYLE = Path(__file__).with_name("app.css").read_text("utf-8")
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the visitor's own
@@ -26,6 +28,8 @@ WAITING = 32  # requests in the queue; of more the visitor is told
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # what loads and draws: one after the other
 LOOK = {"concurrency_id": "look", "concurrency_limit": 4, "show_progress": "hidden"}  # what reads a few files
 SECONDS = 3  # between two looks for news of the runs
+RUNS = "runs"  # the tab
+OF_A_REPORT = {"content-security-policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"}
 
 DROP = """<label class="uae-drop">
 ${value && value.startsWith('data:image/') ? '<img alt="the picture" src="' + value + '">' : ''}
@@ -58,13 +62,15 @@ class Inputs:
 
 
 def application(tabs: Tabs, hosts: tuple[str, ...] | None, password: str | None) -> Application:
-    """The page as an ASGI application. No file of this machine can be read through it, and none is written.
+    """The page as an ASGI application. No file of this machine can be read through it but
+    the reports of runs, without what they say of the machine, and none is written.
 
     Args:
         hosts: under which it may be called; None is any.
         password: of the user `uae`; None asks for none.
     """
     inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    inner.get("/report")(report_answer(tabs))  # before the page, which takes all addresses
     blocks = build(tabs)
     gr.mount_gradio_app(
         inner, blocks, path="", show_error=False, ssr_mode=False,
@@ -74,12 +80,22 @@ def application(tabs: Tabs, hosts: tuple[str, ...] | None, password: str | None)
     return Guard(inner, hosts, password)
 
 
+def report_answer(tabs: Tabs) -> Callable[[str], Response]:
+    def report(run: str = "") -> Response:
+        try:
+            return HTMLResponse(tabs.report(run), headers=OF_A_REPORT)
+        except Exception as error:
+            return PlainTextResponse(in_words(error) + "\n", 404)
+
+    return report
+
+
 def build(tabs: Tabs) -> gr.Blocks:
     with gr.Blocks(title="uae", analytics_enabled=False) as blocks:
         gr.Markdown("## picture → caption → picture")
         names = tabs.models.names()
         run = gr.Dropdown(names, value=names[0] if names else None, label="Drawn with", interactive=True)
-        with gr.Tabs():
+        with gr.Tabs() as pages:
             with gr.Tab("Reconstruct"):
                 first, caption = reconstruct_tab(tabs, run)
             with gr.Tab("Generate"):
@@ -88,8 +104,8 @@ def build(tabs: Tabs) -> gr.Blocks:
                 third = compare_tab(tabs, run)
             with gr.Tab("Words"):
                 fourth = words_tab(tabs, run, caption)
-            with gr.Tab("Runs"):
-                runs_tab(blocks, tabs, run)
+            with gr.Tab("Runs", id=RUNS):
+                runs_tab(blocks, tabs, run, pages)
         sliders = [one for inputs in (first, second, third, fourth) for one in (inputs.steps, inputs.guidance)]
         for event in (blocks.load, run.change):
             event(trained_with(tabs, len(sliders) // 2), run, sliders, api_name=False, **LOOK)
@@ -159,7 +175,8 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, caption: gr.State) -> Inputs:
             after = gr.Textbox(label="Edited", lines=4, elem_id="edited")
             inputs = drawing_inputs()
             change = gr.Button("Redraw", variant="primary", elem_id="redraw")
-            unit = gr.Radio(list(UNITS), value="words", label="Leave out, one at a time")
+            way = gr.Radio(list(WAYS), value=LEFT_OUT, label="What counts is", elem_id="way")
+            unit = gr.Radio(list(UNITS), value="words", label="of")
             go, stop = buttons("What does the decoder listen to?", "listen")
         with gr.Column(scale=2, min_width=280):
             redrawn, heard = gr.HTML(js_on_load=None, elem_id="redrawn"), gr.HTML(js_on_load=None, elem_id="heard")
@@ -169,14 +186,15 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, caption: gr.State) -> Inputs:
         show_progress="minimal", **MODEL,
     )  # fmt: skip
     event = go.click(
-        told(tabs.listen), [run, after, *inputs.all(), unit], heard, api_name="listen", show_progress="minimal", **MODEL
-    )
+        told(tabs.listen), [run, after, *inputs.all(), unit, way], heard, api_name="listen", show_progress="minimal",
+        **MODEL,
+    )  # fmt: skip
     stop.click(None, cancels=event, api_name=False)
     return inputs
 
 
-def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown) -> None:
-    """The table and the chosen run, read again when there is news."""
+def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown, pages: gr.Tabs) -> None:
+    """The table and the chosen run, read again when there is news; `?run=NAME` in the address chooses one."""
     table, seen = gr.HTML(js_on_load=None, elem_id="runs"), gr.State(())
     chosen = gr.Dropdown(list(tabs.models.runs.find()), value=None, label="Look at", interactive=True)
     page = gr.HTML(js_on_load=None, elem_id="run")
@@ -189,8 +207,19 @@ def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown) -> None:
         choices, drawn_with = gr.Dropdown(choices=found, value=name), gr.Dropdown(choices=tabs.models.names())
         return tabs.table(), choices, tabs.run_page(name), news, drawn_with
 
+    def arrive(request: gr.Request) -> tuple[Any, ...]:
+        asked, name = request.query_params.get("run"), None
+        try:
+            name = tabs.models.runs.called(asked) if asked else None
+        except UsageError as error:
+            gr.Warning(in_words(error))
+        table, choices, page, news, drawn_with = told_once(look)(name, ())
+        if name in (names := tabs.models.names()):
+            drawn_with = gr.Dropdown(choices=names, value=name)
+        return table, choices, page, news, drawn_with, gr.Tabs(selected=RUNS) if asked else gr.skip()
+
     outputs = [table, chosen, page, seen, run]
-    blocks.load(told_once(look), [chosen, seen], outputs, api_name=False, **LOOK)
+    blocks.load(arrive, None, [*outputs, pages], api_name=False, **LOOK)
     gr.Timer(SECONDS).tick(told_once(look), [chosen, seen], outputs, api_name=False, **LOOK)
     chosen.input(told_once(tabs.run_page), chosen, page, api_name="run_page", **LOOK)
     gr.Button("Runs", visible=False).click(told_once(tabs.table), None, table, api_name="runs", **LOOK)

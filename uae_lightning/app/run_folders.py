@@ -12,7 +12,8 @@ from uae_lightning.usage import UsageError
 DEPTH = 3  # folders below a given one in which runs are looked for: a study has runs/STUDY/ARM/SEED
 MOST_RUNS = 200
 Signature = tuple[tuple[str, int, int], ...]
-TOLD = ("run.json", "summary.json", "*/stage.json", "*/validation.jsonl", "*/gallery/captions.json", "*/events.out.*")
+TOLD = ("run.json", "summary.json", "*/stage.json", "*/validation.jsonl", "*/gallery/captions.json", "*/events.out.*",
+        "report.html")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ class RunFolders:
             raise UsageError(f"there is no run {name!r} (any more): choose another")
         return found[name]
 
+    def called(self, name: str) -> str:
+        """The name of a run here, by that of its folder: a link in a report does not know which folders were given.
+
+        Raises:
+            UsageError: no run is called so, or several are.
+        """
+        found = self.find()
+        if name in found:
+            return name
+        alike = [one for one in found if one.rpartition("/")[2] == name]
+        if len(alike) != 1:
+            several = f"several runs are called {name!r}" if alike else f"there is no run {name!r} here"
+            raise UsageError(f"{several}: choose one below, or start `uae app` with the folder of that run")
+        return alike[0]
+
 
 def runs_below(folder: Path, depth: int) -> Iterator[Path]:
     """A run has no runs in it. Links are not followed: they could lead out of the folder."""
@@ -60,6 +76,12 @@ def runs_below(folder: Path, depth: int) -> Iterator[Path]:
             return
         for path in inner:
             yield from runs_below(path, depth - 1)
+
+
+def report_of(run: Path) -> Path | None:
+    """The report that lies in the folder itself, where there is one yet."""
+    path = run / "report.html"
+    return path if path.is_file() and not path.is_symlink() else None
 
 
 def signature(run: Path) -> Signature:

@@ -11,8 +11,9 @@ from uae_lightning.app import html, prompts, round_trip, wording
 from uae_lightning.app.drawing import Settings
 from uae_lightning.app.models import Models
 from uae_lightning.app.pictures import data_url, picture_in
-from uae_lightning.app.run_folders import Signature, signature
+from uae_lightning.app.run_folders import Signature, report_of, signature
 from uae_lightning.app.watching import RunPages, state_of
+from uae_lightning.report.page import for_others
 from uae_lightning.types import Sampling
 from uae_lightning.usage import UsageError
 
@@ -85,11 +86,16 @@ class Tabs:
         how, model = settings(steps, guidance, seed), self.models.latest(run)
         return html.redrawn(wording.redraw(model, before or after, after, how))
 
-    def listen(self, run: str, text: str, steps: float, guidance: float, seed: float, unit: str) -> Iterator[str]:
+    def listen(
+        self, run: str, text: str, steps: float, guidance: float, seed: float, unit: str, way: str
+    ) -> Iterator[str]:
         how = settings(steps, guidance, seed)
+        if way not in wording.WAYS:
+            raise UsageError(f"choose one of {', '.join(wording.WAYS)}")
         yield html.waiting(LOADING)
         model = self.models.latest(run)
-        for now in wording.listen(model, text, how, unit):
+        listen = wording.listen_by_gradient if way == wording.GRADIENT else wording.listen
+        for now in listen(model, text, how, unit):
             yield html.listening(now)
 
     def table(self) -> str:
@@ -98,7 +104,20 @@ class Tabs:
     def run_page(self, run: str | None) -> str:
         if not run:
             return ""
-        return html.framed(self.pages.page(self.models.runs.named(run)))
+        folder = self.models.runs.named(run)
+        link = html.report_link(run) if report_of(folder) else ""
+        return link + html.framed(self.pages.page(folder))
+
+    def report(self, run: str) -> str:
+        """The report of a run, as it lies in its folder, but for commands, settings and paths.
+
+        Raises:
+            UsageError: there is none yet.
+            ValueError: an older version has written it.
+        """
+        if (path := report_of(self.models.runs.named(run))) is None:
+            raise UsageError("this run has no report yet: it is written when a stage ends")
+        return for_others(path.read_text("utf-8"))
 
     def news(self) -> Signature:
         """Changes whenever a run has something new to tell, or there is a new one."""

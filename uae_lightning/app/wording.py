@@ -1,4 +1,7 @@
-"""Captions edited by hand: what a changed word changes in the picture, and which words the decoder listens to."""
+"""Captions edited by hand: what a changed word changes in the picture, and which words the decoder listens to.
+
+Two ways to ask the latter: leave a word out, which the words behind it are then read without, or the gradient of the
+picture at the states of that word, which the words behind it have read as it was."""
 
 from __future__ import annotations
 
@@ -7,17 +10,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from PIL import Image
+from torch import Tensor
 
-from uae_lightning.app.drawing import Settings, checked_text, final, sampled
+from uae_lightning.algorithms.sensitivity import sensitivity
+from uae_lightning.algorithms.truncated_backprop import unroll
+from uae_lightning.app.drawing import Settings, checked_text, final, read, sampled
 from uae_lightning.app.pictures import as_picture
 from uae_lightning.app.round_trip import difference
 from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.interfaces import FlowDecoder
+from uae_lightning.types import Conditioning
 from uae_lightning.usage import UsageError
 
 Unit = Literal["words", "sentences"]
 UNITS: dict[str, str] = {"words": r"\S+", "sentences": r"[^.!?;]*[^.!?;\s][^.!?;]*[.!?;]*"}
 MOST_PIECES = 128
+DIRECTIONS = 8  # among pictures: each is a backward pass through all steps
+LEFT_OUT, GRADIENT = "left out, one at a time", "the gradient of the picture"
+WAYS = (LEFT_OUT, GRADIENT)
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Piece:
     start: int
     end: int
     without: Image.Image | None = None  # the picture when it is left out
-    change: float = 0.0  # as of `Redrawn`
+    change: float = 0.0  # as of `Redrawn`, or its share of the gradient's norm
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class Listening:
     picture: Image.Image
     pieces: tuple[Piece, ...]
     of: int  # pieces there will be
+    way: str = LEFT_OUT
 
 
 def redraw(model: AutoEncoder, before: str, after: str, settings: Settings) -> Redrawn:
@@ -65,6 +78,52 @@ def listen(model: AutoEncoder, text: str, settings: Settings, unit: str = "words
         heard = replace(piece, without=without, change=difference(picture, without))
         now = replace(now, pieces=(*now.pieces, heard))
         yield now
+
+
+def listen_by_gradient(model: AutoEncoder, text: str, settings: Settings, unit: str = "words") -> Iterator[Listening]:
+    """How much the picture would change with the states of each piece: the norm of its gradient there, as a share of
+    that at all states, those around the text included. Of pieces the squares add up."""
+    text, model = checked_text(text), sampled(model, settings)
+    pieces = pieces_of(text, unit)
+    by_flow(model)
+    now = Listening(text, as_picture(final(model, text, settings.seed)), (), len(pieces), GRADIENT)
+    yield now
+    squares = heard(model, read(model, text), settings.seed).square()
+    spans, whole = model.reader.spans(text), squares.sum().clamp(min=torch.finfo(squares.dtype).tiny)
+    shares = [(squares[standing_at(piece, spans)].sum() / whole).sqrt().item() for piece in pieces]
+    yield replace(now, pieces=tuple(replace(one, change=share) for one, share in zip(pieces, shares, strict=True)))
+
+
+def heard(model: AutoEncoder, conditioning: Conditioning, seed: int) -> Tensor:
+    """Size of the picture's gradient at each of the states [1, L, D] it is drawn from: [L]. Predicted visual features
+    beside them count as given."""
+    decoder, sampling, noise = by_flow(model), model.sampling, model.noise(1, seed)
+    with torch.no_grad():
+        unconditional = model.unconditional(1)
+
+    def draw(states: Tensor) -> Tensor:
+        given = replace(conditioning, states=states)
+        latents = unroll(
+            lambda x, sigma, after: decoder.ode_step(x, sigma, after, given, unconditional, sampling.guidance),
+            noise, decoder.schedule(sampling.steps), sampling.steps,
+        )  # fmt: skip
+        return decoder.decode_latents(latents)
+
+    return sensitivity(draw, conditioning.states, DIRECTIONS, torch.Generator().manual_seed(seed))
+
+
+def by_flow(model: AutoEncoder) -> FlowDecoder:
+    if not isinstance(model.decoder, FlowDecoder):
+        raise UsageError(
+            f"the gradient goes back through the steps of flow matching, which {type(model.decoder).__name__} does not "
+            f"draw by: choose {LEFT_OUT!r}"
+        )
+    return model.decoder
+
+
+def standing_at(piece: Piece, spans: list[tuple[int, int]]) -> list[int]:
+    """Which states stand at letters of the piece."""
+    return [place for place, (start, end) in enumerate(spans) if start < piece.end and piece.start < end]
 
 
 def pieces_of(text: str, unit: str) -> list[Piece]:

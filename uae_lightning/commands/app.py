@@ -19,7 +19,8 @@ caption, and watch runs while they train.
 
 It listens on this machine alone. For another address set a password, of the user `uae`, in UAE_APP_PASSWORD; it goes
 over the network unencrypted: where that is not yours, forward the port instead (ssh -L 7860:localhost:7860 MACHINE).
-Pictures that are dropped are not written down, and no file can be read through the page.
+Pictures that are dropped are not written down, and no file can be read through the page but the reports of runs,
+without commands and settings. /?run=NAME opens the page on a run.
 """
 SCENES = "scenes/decoder_rl.yaml"  # of the shipped YAMLs: the weights that runs start from
 VERIFIER = "scenes/verifier.yaml"

@@ -17,9 +17,13 @@ Shows the stages of a run with steps, reward, time left and the last caption, an
     uae watch runs/demo --once           as it is now
     uae watch runs/fit --every 30        what `uae fit` trains there
 
+Before the first step it says what is being set up, and for how long. A folder that is not there is waited for, 30
+seconds at most: a run checks all of its stages before it makes one.
+
 It reads what lies in the folder: on another machine too, and without touching the run.
 """
 LINES = 10.0  # seconds between two looks where the output is not a terminal, and something has changed
+PATIENCE = 30.0  # seconds until a run that has been started has its folder
 
 
 def main(args: list[str]) -> None:
@@ -29,6 +33,7 @@ def main(args: list[str]) -> None:
     if options.once:
         print("\n".join(lines_of(look_at(options.run))))
         return
+    await_folder(options.run, options.every)
     terminal, shown, spoke = sys.stdout.isatty(), list[str](), -LINES
     while True:
         run = look_at(options.run)
@@ -43,6 +48,15 @@ def main(args: list[str]) -> None:
         if run.state != "running":
             return
         time.sleep(options.every)
+
+
+def await_folder(run: Path, every: float) -> None:
+    """Where there is none after all, `look_at` says so."""
+    began = time.monotonic()
+    if not run.exists():
+        print(f"{run} is not there yet: waiting for a run that checks its stages, {PATIENCE:.0f} s at most", flush=True)
+    while not run.exists() and time.monotonic() - began < PATIENCE:
+        time.sleep(min(every, 1.0))
 
 
 def parse(args: list[str]):

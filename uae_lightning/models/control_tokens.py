@@ -31,12 +31,29 @@ class ForeignText:
         Between the control tokens around it, the text is read as one with what stands beside it: the ids of texts
         without control tokens are those of the whole.
         """
-        last = max((match.end() for match in self.control.finditer(before)), default=0)
-        next_ = self.control.search(after)
-        first = next_.start() if next_ else len(after)
+        last, first = self._beside(before, after)
         head, tail = self._ids([before[:last], after[first:]])
         bodies = self._ids([before[last:] + text + after[:first] for text in texts], split_special_tokens=True)
         return [[*head, *map(self._of_text, body), *tail] for body in bodies]
+
+    def spans(self, text: str, before: str = "", after: str = "") -> list[tuple[int, int]]:
+        """From and up to which letter of the text each of these tokens stands; (0, 0) for those around it."""
+        last, first = self._beside(before, after)
+        head, tail = self._ids([before[:last], after[first:]])
+        read = self.tokenizer(
+            before[last:] + text + after[:first], add_special_tokens=False, split_special_tokens=True,
+            return_offsets_mapping=True,
+        )  # fmt: skip
+        shift, nothing = len(before) - last, (0, 0)
+        within = [(max(start - shift, 0), min(end - shift, len(text))) for start, end in read["offset_mapping"]]
+        body = [(start, end) if start < end else nothing for start, end in within]
+        return [*[nothing] * len(head), *body, *[nothing] * len(tail)]
+
+    def _beside(self, before: str, after: str) -> tuple[int, int]:
+        """Where the last control token before a text ends, and where the first behind it starts."""
+        last = max((match.end() for match in self.control.finditer(before)), default=0)
+        next_ = self.control.search(after)
+        return last, next_.start() if next_ else len(after)
 
     def _of_text(self, id_: int) -> int:
         """Unknown, where control tokens are words of the vocabulary too, as in the tokenizer of the scenes."""

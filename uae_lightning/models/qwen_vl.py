@@ -558,6 +558,9 @@ class QwenVLEncoder(ServedEncoder):
         ).last_hidden_state
         return states, mask
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return self.foreign_text.spans(text, *self.generate_prompt(PLACE).split(PLACE))
+
     def generate_prompt(self, text: str) -> str:
         return self.chat(turns(self.generate_system, self.reading_role, text))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class StageState:
         held_out: mean reward of the first and of the last validation.
         seconds: that it took, or are left.
         caption: the last that was written for the first held-out picture.
+        setting_up: what comes before its first step, while that is done, and for how many seconds it has been.
     """
 
     name: str
@@ -42,6 +44,7 @@ class StageState:
     held_out: tuple[float, float] | None = None
     seconds: float | None = None
     caption: str | None = None
+    setting_up: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class RunState:
     state: str  # "running", "finished" or "stopped"
     stages: list[StageState]
     command: str | None  # that goes on with it
+    judging: tuple[str, float] | None = None  # "the start" or "the end" of the run, and for how many seconds
 
 
 def look_at(folder: Path) -> RunState:
@@ -60,20 +64,56 @@ def look_at(folder: Path) -> RunState:
         ValueError: what says so is damaged.
     """
     running = is_held(folder / LOCK)
-    if run_folder.is_stage(folder):
+    began = written(folder / LOCK)
+    if run_folder.is_stage(folder) or (running and not (folder / "run.json").exists()):  # `uae fit` that still loads
         done = (folder / "weights").is_dir() and not running
-        stages = [stage_state(folder, running=running, done=done)]
+        stages = [stage_state(folder, running=running, done=done, began=began)]
         return RunState(folder.name, overall(stages, running), stages, None)
     run_folder.stages_of(folder)  # says what is wrong
     record = run_folder.read_json(folder / "run.json", "name", "stages", "command")
     names = record["stages"]
     current = next((name for name in names if not run_folder.is_done(folder / name)), None)
+    ended = [folder / name / "stage.json" for name in names if run_folder.is_done(folder / name)]
+    before = max(began, *map(written, ended), 0.0)
+    judging = judged_now(folder, before, current, names) if running and record.get("judged") else None
+    began = max(before, written(run_folder.evaluation(folder, "start")))
     stages = [
-        stage_state(folder / name, running=running and name == current, done=run_folder.is_done(folder / name))
+        stage_state(
+            folder / name, running=running and not judging and name == current,
+            done=run_folder.is_done(folder / name), began=began,
+        )
         for name in names
-    ]
+    ]  # fmt: skip
     words = [word for word in record["command"].split(" ") if word not in ("--resume", "--overwrite")]
-    return RunState(record["name"], overall(stages, running), stages, " ".join([*words, "--resume"]))
+    return RunState(record["name"], overall(stages, running), stages, " ".join([*words, "--resume"]), judging)
+
+
+def judged_now(run: Path, before: float, current: str | None, names: list[str]) -> tuple[str, float] | None:
+    """Which of its two evaluations a run that is judged works on, and for how long: before its first stage, or after
+    the last, as long as there are no figures.
+
+    Args:
+        before: when what comes before it had ended, in seconds since 1970.
+        current: stage that is not done; None where all are.
+    """
+    moment = "end" if current is None else "start"
+    under_way = current not in (None, names[0]) or written(run / names[0] / "config.yaml") > before
+    if under_way or run_folder.evaluation(run, moment).exists():
+        return None
+    return f"the {moment}", ago(before)
+
+
+def written(path: Path) -> float:
+    """When a file was last written, in seconds since 1970; 0 where it is not there."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def ago(moment: float) -> float:
+    """Seconds; clocks of two machines may differ."""
+    return max(0.0, time.time() - moment)
 
 
 def overall(stages: list[StageState], running: bool) -> str:
@@ -105,7 +145,8 @@ def is_held(lock: Path) -> bool:
 # ------------------------------------------------------------------------------------------------ one stage
 
 
-def stage_state(folder: Path, *, running: bool, done: bool) -> StageState:
+def stage_state(folder: Path, *, running: bool, done: bool, began: float) -> StageState:
+    """`began`: when its process, or the stage before it, let it begin, in seconds since 1970."""
     if not running and not done and not run_folder.has_content(folder):
         return StageState(folder.name, "waiting")
     state = "done" if done else "under way" if running else "stopped"
@@ -127,8 +168,23 @@ def stage_state(folder: Path, *, running: bool, done: bool) -> StageState:
     rewards = [event.value for event in events["train/reward"]]
     return StageState(
         folder.name, state, step, steps, rewards[-1] if rewards else None, tuple(means) if means else None, seconds,
-        last_caption(folder),
+        last_caption(folder), setting_up(folder, began, bool(rows), step) if running else None,
     )  # fmt: skip
+
+
+def setting_up(folder: Path, began: float, validated: bool, step: int) -> tuple[str, float] | None:
+    """What a stage under way does before its first step, and for how many seconds it has done so.
+
+    Its configuration is written once all is loaded, and a validation comes before all steps.
+    """
+    loaded = written(folder / "config.yaml")
+    if loaded < began:
+        return "loading models and data", ago(began)
+    if step > 0:
+        return None
+    if not validated:
+        return "first validation", ago(loaded)
+    return "first batch", ago(written(folder / "validation.jsonl"))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -182,7 +238,8 @@ def last_caption(folder: Path) -> str | None:
 
 def lines_of(run: RunState, width: int = 100) -> list[str]:
     """A line for each stage, and the last caption below the one under way."""
-    lines = [f"{run.name}: {run.state}"]
+    judging = f", judging {run.judging[0]} for {spoken(run.judging[1])} so far" if run.judging else ""
+    lines = [f"{run.name}: {run.state}{judging}"]
     latest = next((stage for stage in reversed(run.stages) if stage.caption), None)
     for number, stage in enumerate(run.stages, 1):
         lines.append(f"  [{number}/{len(run.stages)}] {stage.name:18} {', '.join(filter(None, words(stage)))}")
@@ -196,7 +253,10 @@ def lines_of(run: RunState, width: int = 100) -> list[str]:
 def words(stage: StageState) -> list[str]:
     if stage.state == "waiting":
         return ["waiting"]
-    shown = [bar(stage.step, stage.steps) if stage.state != "done" else "done"]
+    if stage.setting_up is not None:
+        shown = [f"{stage.setting_up[0]} for {spoken(stage.setting_up[1])} so far"]
+    else:
+        shown = ["done" if stage.state == "done" else bar(stage.step, stage.steps)]
     if stage.reward is not None and stage.state != "done":
         shown.append(f"reward {stage.reward:.3f}")
     if stage.held_out is not None:

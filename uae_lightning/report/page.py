@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,6 +25,8 @@ from uae_lightning.run.masking import masked_text
 
 STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 BLUE, GREEN, ORANGE = "#2563a8", "#2f7d4f", "#b4632a"
+APP = "http://127.0.0.1:7860"  # where `uae app` listens, unless that port is taken
+HERE, END = '<section class="here">', "</section>"  # around what only this machine's user is to see
 
 TRAINING_CURVES = ("train/loss", "train/reward", "train/reward_std", "train/grad_norm")  # and policy/*
 MEANING = {  # what a training curve says, by the last part of its name
@@ -67,6 +72,7 @@ def write_report(run: Path, marker: CaptionMarker = CaptionMarker()) -> Path:  #
         hero.save(run / "before_after.png")
     sections = [
         header(record, stages),
+        here(in_the_app(run)),
         hero_section(hero),
         cards(stages, compared),
         not_compared(stages, compared),
@@ -75,7 +81,7 @@ def write_report(run: Path, marker: CaptionMarker = CaptionMarker()) -> Path:  #
         stage_table(stages),
         validation_charts(stages),
         training_charts(stages),
-        provenance(record, stages),
+        here(provenance(record, stages)),
     ]
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>UAE: {escape(record["name"])}</title>'
@@ -87,7 +93,33 @@ def write_report(run: Path, marker: CaptionMarker = CaptionMarker()) -> Path:  #
     return path
 
 
+def here(section: str) -> str:
+    return f"{HERE}{section}{END}"
+
+
+def for_others(page: str) -> str:
+    """A report without commands, settings and paths, for who may look at the run and not at the machine.
+
+    Raises:
+        ValueError: the report is of a version that did not mark them.
+    """
+    shown, removed = re.subn(f"{re.escape(HERE)}.*?{re.escape(END)}", "", page, flags=re.DOTALL)
+    if removed < 2:
+        raise ValueError("the report was written by an older version: `uae run --resume` writes it again")
+    return shown
+
+
 # ------------------------------------------------------------------------------------------------ words and numbers
+
+
+def in_the_app(run: Path) -> str:
+    """How the run is opened in the browser: a page cannot start a server, so there is a command to copy."""
+    link = f"{APP}/?run={quote(run.resolve().name)}"
+    return (
+        '<p class="muted">To draw with this run, compare its stages and edit captions: '
+        f'<code class="copy">uae app {escape(shlex.quote(str(run)))}</code>, and then <a href="{escape(link)}">open it '
+        "in the browser</a> (the command prints another address where port 7860 is taken).</p>"
+    )
 
 
 def header(record: dict[str, Any], stages: list[StageView]) -> str:
