@@ -17,7 +17,7 @@ from uae_lightning.planning.stage_plan import GB
 from uae_lightning.run.stage_cli import run_stage
 
 CONF = Path(__file__).parents[2] / "conf" / "real"
-STAGES = ["codebook_pretrain", "bridge_pretrain", "codec_pretrain", "ip_adapter"]
+STAGES = ["codebook_pretrain", "bridge_pretrain", "codec_pretrain"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
