@@ -54,7 +54,9 @@ def numbers(batches: list[Batch]) -> list[int]:
 
 
 def data_of(repository: Path, **options) -> ImageTextData:
-    return data_for(f"hub:{repository}", **HELD_OUT | options)
+    data = data_for(f"hub:{repository}", **HELD_OUT | options)
+    data.trainer.default_root_dir = f"{repository}.out"
+    return data
 
 
 def everything(data: ImageTextData) -> list[int]:
