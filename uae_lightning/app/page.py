@@ -94,7 +94,9 @@ def build(tabs: Tabs) -> gr.Blocks:
     with gr.Blocks(title="uae", analytics_enabled=False) as blocks:
         gr.Markdown("## picture → caption → picture")
         names = tabs.models.names()
-        run = gr.Dropdown(names, value=names[0] if names else None, label="Drawn with", interactive=True)
+        run = gr.Dropdown(
+            names, value=names[0] if names else None, label="Drawn with", interactive=True, elem_id="drawn-with"
+        )
         with gr.Tabs() as pages:
             with gr.Tab("Reconstruct"):
                 first, caption = reconstruct_tab(tabs, run)
@@ -196,7 +198,8 @@ def words_tab(tabs: Tabs, run: gr.Dropdown, caption: gr.State) -> Inputs:
 def runs_tab(blocks: gr.Blocks, tabs: Tabs, run: gr.Dropdown, pages: gr.Tabs) -> None:
     """The table and the chosen run, read again when there is news; `?run=NAME` in the address chooses one."""
     table, seen = gr.HTML(js_on_load=None, elem_id="runs"), gr.State(())
-    chosen = gr.Dropdown(list(tabs.models.runs.find()), value=None, label="Look at", interactive=True)
+    found = list(tabs.models.runs.find())
+    chosen = gr.Dropdown(found, value=None, label="Look at", interactive=True, elem_id="look-at")
     page = gr.HTML(js_on_load=None, elem_id="run")
 
     def look(name: str | None, known: Any) -> tuple[Any, ...]:
