@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import json
 import math
 import secrets
 import shutil
@@ -126,7 +127,6 @@ class VllmEngine(Engine):
             "return_token_ids": True,
             "stop_token_ids": turn.ends,
             "logit_bias": {str(token): NEVER for token in turn.never},
-            "mm_processor_kwargs": turn.processor,
         }
 
     # ------------------------------------------------------------------------------------------------ the adapter
@@ -170,7 +170,7 @@ class VllmEngine(Engine):
     def check_logprobs(self, name: str, turn: CaptionTurn) -> None:
         """Raises UsageError where they are of the raw logits. A token that is the only one allowed is certain."""
         body = {"messages": [{"role": "user", "content": "?"}], "max_completion_tokens": 1, "temperature": 1.0}
-        only = {"model": name, "allowed_token_ids": turn.ends[:1], "logit_bias": None, "mm_processor_kwargs": None}
+        only = {"model": name, "allowed_token_ids": turn.ends[:1], "logit_bias": None}
         logp = self.post(
             "chat/completions",
             self.request(turn) | body | only,
@@ -267,7 +267,8 @@ def check_prompt(tokens: list[int] | None, turn: CaptionTurn) -> None:
     raise UsageError(
         f"VllmEngine: the server's prompt has {len(tokens)} tokens, the encoder's {len(turn.tokens)}, and they differ "
         f"at {at}: serve the weights that model.autoencoder.encoder.path names, with their own chat template and "
-        "preprocessor_config.json and with --chat-template-content-format openai"
+        "preprocessor_config.json, with --chat-template-content-format openai and, where pictures differ in size, with "
+        f"--mm-processor-kwargs '{json.dumps(turn.processor)}'"
     )
 
 
