@@ -77,7 +77,7 @@ class Seen:
 class Asked:
     """Chat turns that ask for what B prompts leave open."""
 
-    tokens: Tensor  # [B, L], padded on the right
+    tokens: Tensor  # [B, L], padded on the left: a state of linear attention ends with the last token, not with padding
     mask: Tensor  # [B, L] bool
 
     def __len__(self) -> int:
@@ -132,6 +132,8 @@ class QwenVLEncoder(Encoder):
     title: ClassVar[str] = "Qwen2.5-VL"
     preprocessor_kind: ClassVar[type] = Qwen2VLImageProcessorPil
     reading_role: ClassVar[str] = "generate"  # of the turn in which a caption is read alone
+    chat_options: ClassVar[dict[str, Any]] = {}  # of the chat template
+    text_linears: ClassVar[str] = TEXT_LINEARS  # that a LoRA is on, as a regular expression on full names
     placeholders: ClassVar[tuple[str, ...]] = (  # of config.json: tokens that a policy must not sample
         "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"
     )  # fmt: skip
@@ -262,7 +264,7 @@ class QwenVLEncoder(Encoder):
             )
         self.model.requires_grad_(False)
         if isinstance(learning, LoRA):
-            add_lora(self.model, learning, TEXT_LINEARS, self.random_state)
+            add_lora(self.model, learning, self.text_linears, self.random_state)
 
     def fingerprint(self, adapters: bool = True) -> dict[str, str]:
         return super().fingerprint(adapters) | {"caption template": self.generate_prompt("CAPTION")}
@@ -350,21 +352,19 @@ class QwenVLEncoder(Encoder):
         return Prefix(reader, states[:, -1], (positions.max() + 1).expand(len(seen)), None)
 
     def _read_asked(self, asked: Asked) -> Prefix:
-        reader, rows, length = PromptReader(), *asked.tokens.shape
+        reader, lengths = PromptReader(), asked.mask.sum(1)
         states = self.model.model.language_model(
             input_ids=asked.tokens,
             attention_mask=asked.mask.long(),
-            position_ids=self.places(torch.arange(length, device=asked.tokens.device).expand(rows, -1)),
+            position_ids=self.places((asked.mask.cumsum(1) - 1).clamp(min=0)),
             past_key_values=reader,
         ).last_hidden_state
-        lengths = asked.mask.sum(1)
-        last = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
-        return Prefix(reader, last, lengths, asked.mask)
+        return Prefix(reader, states[:, -1], lengths, asked.mask)
 
     def ask(self, texts: list[str]) -> Asked:
         self.control_texts += self.foreign_text.with_control(texts)
         before, after = self.chat(self.caption_system, "user", f"{self.rewrite_prompt}\n{PLACE}").split(PLACE)
-        return Asked(*self.padded(self.foreign_text.encode(texts, before, after)))
+        return Asked(*self.padded(self.foreign_text.encode(texts, before, after), "left"))
 
     def caption_states(self, images: Tensor | Seen | Asked, captions: Captions) -> Tensor:
         """[N, T, D], the states that predict each token of the captions; the prompt is read once per picture."""
@@ -413,11 +413,12 @@ class QwenVLEncoder(Encoder):
         end = [self.tokenizer.eos_token_id] if ended else []
         return Captions(texts, *self.padded([[*ids, *end] for ids in self.foreign_text.encode(texts)]))
 
-    def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids [N, T], filled up on the right, and where they are [N, T] bool."""
+    def padded(self, rows: list[list[int]], side: str = "right") -> tuple[Tensor, Tensor]:
+        """Token ids [N, T], filled up on that side, and where they are [N, T] bool."""
         parts = [torch.tensor(ids, dtype=torch.long, device=self.model.device) for ids in rows]
-        ids = pad_sequence(parts, batch_first=True, padding_value=self.pad)
-        return ids, pad_sequence([torch.ones_like(part).bool() for part in parts], batch_first=True)
+        ids = pad_sequence(parts, batch_first=True, padding_value=self.pad, padding_side=side)
+        there = [torch.ones_like(part).bool() for part in parts]
+        return ids, pad_sequence(there, batch_first=True, padding_side=side)
 
     def see(self, images: Tensor) -> Seen:
         patches, grid = self.patchify(images)
@@ -498,7 +499,9 @@ class QwenVLEncoder(Encoder):
         """A turn of that role up to where the answer begins; an empty system line is left out."""
         line = [{"role": "system", "content": system}] if system else []
         messages = [*line, {"role": role, "content": content}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.chat_options
+        )
 
     # ----------------------------------------------------------------- adapters and files
 
