@@ -87,6 +87,7 @@ CHOSEN = [
     ("prompts", "ocr"),
     ("qwen3_2b",),
     ("qwen3_8b",),
+    ("wandb",),
     ("qwen35_0_8b",),
     ("qwen35_2b",),
     ("qwen35_4b",),

@@ -139,7 +139,7 @@ class _Stand(torch.autograd.Function):
 
 @dataclass
 class Call:
-    """A call of a block. What it finds in a cache (keys and values, or states) are arguments, what it adds are results."""
+    """A call of a block. What it finds in a cache (keys, values or states) is an argument, what it adds a result."""
 
     args: tuple
     kwargs: dict[str, Any]
