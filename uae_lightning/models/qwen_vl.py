@@ -132,6 +132,7 @@ class QwenVLEncoder(Encoder):
     title: ClassVar[str] = "Qwen2.5-VL"
     preprocessor_kind: ClassVar[type] = Qwen2VLImageProcessorPil
     reading_role: ClassVar[str] = "generate"  # of the turn in which a caption is read alone
+    squares_pictures: ClassVar[bool] = False  # every picture is one square of a fixed size
     chat_options: ClassVar[dict[str, Any]] = {}  # of the chat template
     text_linears: ClassVar[str] = TEXT_LINEARS  # that a LoRA is on, as a regular expression on full names
     placeholders: ClassVar[tuple[str, ...]] = (  # of config.json: tokens that a policy must not sample
@@ -241,6 +242,12 @@ class QwenVLEncoder(Encoder):
         return SimpleNamespace(
             patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=half, image_std=half
         )
+
+    def exported_preprocessor(self) -> Any:
+        """The image processor of its library, which then scales pictures as they are scaled here."""
+        images = self.preprocessor
+        images.size = {"shortest_edge": (images.patch_size * images.merge_size) ** 2, "longest_edge": self.max_pixels}
+        return images
 
     def picture_text(self, pad: str, grid: tuple[int, int]) -> str:
         """What stands in a prompt in place of `pad`, for a picture of that many patches."""
