@@ -9,11 +9,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
 from callbacks.captioned import captioned
+from callbacks.trackers import Shown, show
 from uae_lightning.files import replacing
 from uae_lightning.ranges import Count, Several, checked
 from uae_lightning.types import Batch, RewardInput, ValidationOutput
@@ -26,8 +26,8 @@ class SampleGallery(L.Callback):
     * to `<default_root_dir>/gallery/`: `originals.png` (none of prompts) and `step-000123.png` (one row of pictures
       each, as they are), `captions.json` {step: [captions]}; what is there of later steps, from before a resume, is
       removed;
-    * to TensorBoard, if it is a logger: originals above reconstructions, or drawings, both with the captions beside
-      them, and the captions as text.
+    * to loggers that take pictures (`callbacks.trackers`: TensorBoard, W&B, MLflow, Trackio): originals above
+      reconstructions, or drawings, both with the captions beside them, and the captions as text.
 
     Args:
         pictures: how many.
@@ -75,13 +75,16 @@ class SampleGallery(L.Callback):
         originals = [shown.originals for shown in self.shown if shown.originals.numel()]
         above = [row_of(originals)] if originals else []
         captions = [caption for shown in self.shown for caption in shown.captions]
+        name = "gallery/original_above_reconstruction" if originals else "gallery/drawings"
+        pictures = {
+            name: torch.cat([*above, drawn], 1),
+            "gallery/captions_beside": captioned([*above, drawn], captions),
+        }
+        shown = Shown(
+            pictures, captions, trainer.fit_loop.epoch_loop._batches_that_stepped
+        )  # as Lightning's val/reward
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logged = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning logs val/reward
-                name = "gallery/original_above_reconstruction" if originals else "gallery/drawings"
-                logger.experiment.add_image(name, torch.cat([*above, drawn], 1), logged)
-                logger.experiment.add_image("gallery/captions_beside", captioned([*above, drawn], captions), logged)
-                logger.experiment.add_text("gallery/captions", "\n".join(f"1. {text}" for text in captions), logged)
+            show(logger, shown)
         if trainer.state.fn == "fit":
             folder = Path(trainer.default_root_dir) / "gallery"
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,11 @@ TEMPLATE = (  # as Qwen3-VL's: a turn of another role leaves no trace
     "{% endfor %}{% endif %}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING = TEMPLATE.replace(  # as that of Qwen3.5-4B, which thinks unless told not to
+    "<|im_start|>assistant\n{% endif %}",
+    "<|im_start|>assistant\n{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% else %}<think>\n{% endif %}{% endif %}",
+)
 
 
 def save_intern_vl(folder: Path) -> None:
@@ -115,3 +120,41 @@ def save_janus(folder: Path, begins: bool = True) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     JanusImageProcessorPil(size={"height": 32, "width": 32}, min_size=8).save_pretrained(folder)
+
+
+def save_qwen3_5(folder: Path) -> None:
+    """Three layers of linear attention and one of full attention, and the hub's names of what is not read (`mtp`)."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = THINKING
+    token = tokenizer.convert_tokens_to_ids
+    config = hf.Qwen3_5Config(
+        text_config=dict(
+            vocab_size=len(tokenizer), hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=4, head_dim=16,
+            num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512, tie_word_embeddings=True,
+            linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+            initializer_range=0.2,
+            rope_parameters={
+                "rope_type": "default", "rope_theta": 1e7, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+                "partial_rotary_factor": 0.5,
+            },
+            bos_token_id=None, eos_token_id=token("<|im_end|>"), pad_token_id=token("<|endoftext|>"),
+        ),
+        vision_config=dict(
+            depth=2, hidden_size=32, intermediate_size=48, num_heads=2, patch_size=16, temporal_patch_size=2,
+            spatial_merge_size=2, out_hidden_size=HIDDEN, num_position_embeddings=16,
+        ),
+        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = hf.Qwen3_5ForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):
+            parameter.data.fill_(-3)  # else states forget a prompt within some tokens, and tests see nothing of them
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    half = [0.5, 0.5, 0.5]
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=16, temporal_patch_size=2, merge_size=2, image_mean=half, image_std=half
+    )
+    processor.save_pretrained(folder)

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import AutoModel, AutoModelForCausalLM, CLIPTextModelWithProjection
 from transformers import InternVLForConditionalGeneration as InternVL
 from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
+from transformers import Qwen3_5ForConditionalGeneration as Qwen35
 from transformers import Qwen3VLForConditionalGeneration as Qwen3
 
 from uae_lightning.models.loading import load
@@ -28,6 +29,9 @@ Z_IMAGE, QWEN_IMAGE = "Tongyi-MAI/Z-Image", "Qwen/Qwen-Image"
         ("Qwen/Qwen3-VL-2B-Instruct", Qwen3, "", 2_127_532_032),  # 2.13 B
         ("Qwen/Qwen3-VL-4B-Instruct", Qwen3, "", 4_437_815_808),  # 4.438 B
         ("Qwen/Qwen3-VL-8B-Instruct", Qwen3, "", 8_767_123_696),  # 8.77 B
+        ("Qwen/Qwen3.5-0.8B", Qwen35, "", 852_985_920),  # 0.9 B, without what predicts several tokens (mtp)
+        ("Qwen/Qwen3.5-2B", Qwen35, "", 2_213_241_664),  # 2 B
+        ("Qwen/Qwen3.5-4B", Qwen35, "", 4_539_265_536),  # 5 B
         ("OpenGVLab/InternVL3-2B-hf", InternVL, "", 2_088_957_440),  # 4.18 GB in bf16
         ("Qwen/Qwen2.5-3B-Instruct", AutoModelForCausalLM, "", 3_085_938_688),  # 3.09 B
         (MEDIUM, SD3Transformer2DModel, "transformer", 2_243_171_520 + 384 * 384 * 1536),  # 2.5 B

@@ -63,6 +63,9 @@ SMALL_RUNS = [  # a stage of conf/real and what is laid over it
     ("decoder_pretrain", ["qwen3_4b"]),
     ("encoder_rl", ["qwen3_4b"]),
     ("decoder_rl", ["qwen3_4b", "sana"]),
+    ("decoder_pretrain", ["qwen35_4b"]),
+    ("encoder_rl", ["qwen35_4b"]),
+    ("decoder_rl", ["qwen35_4b", "sana"]),
     ("decoder_pretrain", ["intern_2b"]),
     ("encoder_rl", ["intern_2b"]),
     ("decoder_rl", ["intern_2b", "sana"]),
@@ -74,6 +77,7 @@ RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
 ENCODERS = {"qwen3_2b": "qwen3_vl", "qwen3_4b": "qwen3_vl", "qwen3_8b": "qwen3_vl", "intern_2b": "intern_vl"}
+ENCODERS |= dict.fromkeys(["qwen35_0_8b", "qwen35_2b", "qwen35_4b"], "qwen3_5")
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
 REWARDS = [["levels", "cycle"], ["qa"], ["guard"]]
 OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], *REWARDS, ["gspo", "dance"], ["prompts"]]
@@ -89,6 +93,10 @@ CHOSEN = [
     ("vllm",),
     ("qwen3_2b",),
     ("qwen3_8b",),
+    ("wandb",),
+    ("qwen35_0_8b",),
+    ("qwen35_2b",),
+    ("qwen35_4b",),
     ("intern_2b",),
 ]
 
@@ -288,6 +296,7 @@ def small(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     save_models(folder)
     small_encoders.save_qwen3_vl(folder / "qwen3_vl")
+    small_encoders.save_qwen3_5(folder / "qwen3_5")
     small_encoders.save_intern_vl(folder / "intern_vl")
     for name in DECODERS:
         getattr(small_decoders, f"save_{name}")(folder / name)

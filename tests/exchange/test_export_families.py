@@ -1,4 +1,4 @@
-"""Exports of decoders that are no SD3, and of Qwen3-VL: the code of their cards works without this project."""
+"""Exports of decoders that are no SD3 and encoders that are no Qwen2.5-VL: the code of their cards works without us."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from PIL import Image
 from small_run import DECODERS, KINDS, write_run
 
 from uae_lightning.cli import main
+from uae_lightning.models.intern_vl import InternVLEncoder
+from uae_lightning.models.qwen3_5 import Qwen35Encoder
 from uae_lightning.models.qwen3_vl import Qwen3VLEncoder
+from uae_lightning.models.qwen_vl import QwenVLEncoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "conf"))
 import small_decoders  # noqa: E402
@@ -24,7 +27,12 @@ from small_models import HIDDEN, save_qwen  # noqa: E402
 
 FOREIGN = Path(__file__).with_name("foreign.py")
 PROMPT = "a small blue star on the left"  # of foreign.py
-READ_BY_QWEN3 = "flux2"
+READ_BY = {  # decoder -> the encoder of its run
+    "sana": ("intern_vl", InternVLEncoder),
+    "flux2": ("qwen3_vl", Qwen3VLEncoder),
+    "z_image": ("qwen3_5", Qwen35Encoder),
+    "qwen_image": ("qwen", QwenVLEncoder),
+}
 LORA = {"rank": 4, "alpha": 8}
 
 
@@ -34,15 +42,16 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("place")
     torch.manual_seed(1)
     save_qwen(place / "small" / "qwen")
-    small_encoders.save_qwen3_vl(place / "small" / "qwen3_vl")
+    for encoder in ("qwen3_vl", "qwen3_5", "intern_vl"):
+        getattr(small_encoders, f"save_{encoder}")(place / "small" / encoder)
     stages = {"draw": {"projector": "all", "decoder": LORA}, "see": {"encoder": LORA}, "again": {"decoder": LORA}}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for name, kind in DECODERS.items():
             getattr(small_decoders, f"save_{name}")(place / "small" / name)
-            kinds = KINDS | {"decoder": kind} | ({"encoder": Qwen3VLEncoder} if name == READ_BY_QWEN3 else {})
+            kinds = KINDS | {"decoder": kind, "encoder": READ_BY[name][1]}
             start = {
-                "encoder": {"path": "small/qwen3_vl" if name == READ_BY_QWEN3 else "small/qwen"},
+                "encoder": {"path": f"small/{READ_BY[name][0]}"},
                 "projector": {"input_size": HIDDEN, "hidden_size": 16, "output_size": small_decoders.WIDTH},
                 "decoder": {"path": f"small/{name}", "resolution": 64},
             }
@@ -87,12 +96,13 @@ def test_base_and_adapter_are_the_trained_model(name, exports):
     assert DECODERS[name].title in (exports[name] / "README.md").read_text()
 
 
-def test_foreign_code_captions_as_qwen3_does(exports, place):
-    # red with a class of another generation in the card
-    export, run = exports[READ_BY_QWEN3], place / READ_BY_QWEN3
-    assert "Qwen3VLForConditionalGeneration" in (export / "README.md").read_text()
+@pytest.mark.parametrize("name", [name for name, (encoder, _) in READ_BY.items() if encoder != "qwen"])
+def test_foreign_code_captions_as_the_encoder_does(name, exports, place):
+    # red with a class of another generation in the card, or the grid of patches that InternVL has not
+    export, run, kind = exports[name], place / name, READ_BY[name][1]
+    assert kind.kind.__name__ in (export / "README.md").read_text()
     found = json.loads((export / "foreign.json").read_text())
-    encoder = Qwen3VLEncoder(str(run / "see" / "weights" / "encoder"))
+    encoder = kind(str(run / "see" / "weights" / "encoder"))
     said = encoder.generate(torch.zeros(1, 3, 64, 64), samples=1, temperature=0.0, max_new_tokens=4, seed=0)
     to_merged, base_to_merged = found["encoder"]
     assert found["caption"] == said.texts[0] and to_merged < 1e-4 < base_to_merged

@@ -147,6 +147,8 @@ def exactness(facts: Facts) -> str:
 
 
 def captioning(facts: Facts) -> str:
+    if facts.model.encoder.squares_pictures:
+        return template("caption_squares")
     if facts.model.encoder.model.config.vision_config.in_channels == 5:
         patches = 'with_places(seen["pixel_values"], seen["image_grid_thw"])'
         return template("caption").format(places=template("places"), patches=patches)

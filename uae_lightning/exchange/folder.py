@@ -36,7 +36,11 @@ CODECS = {  # decoder -> codecs that its pipeline in diffusers holds, or the car
     "ZImageDecoder": ("KLCodec",),
     "QwenImageDecoder": ("QwenImageCodec",),
 }
-CLASSES = {"encoder": ("QwenVLEncoder", "Qwen3VLEncoder"), "projector": ("MLPProjector",), "decoder": (*CODECS,)}
+CLASSES = {
+    "encoder": ("QwenVLEncoder", "Qwen3VLEncoder", "Qwen35Encoder", "InternVLEncoder"),
+    "projector": ("MLPProjector",),
+    "decoder": (*CODECS,),
+}
 AS_THEY_ARE = {  # nothing rounded to 4 bits, no compiled blocks
     "encoder.quantization": "none",
     "decoder.quantization": "none",
@@ -167,9 +171,7 @@ def layers_of(projector: MLPProjector) -> list[str]:
 def write_processor(folder: Path, encoder: QwenVLEncoder) -> None:
     """Tokenizer, and an image processor that scales pictures as the encoder was trained to see them."""
     encoder.tokenizer.save_pretrained(folder)
-    images = encoder.preprocessor
-    images.size = {"shortest_edge": (images.patch_size * images.merge_size) ** 2, "longest_edge": encoder.max_pixels}
-    images.save_pretrained(folder)
+    encoder.exported_preprocessor().save_pretrained(folder)
 
 
 def write_pipeline(folder: Path, decoder: DiffusersDecoder, dtype: torch.dtype | None) -> None:

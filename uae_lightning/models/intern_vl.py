@@ -23,6 +23,7 @@ class InternVLEncoder(QwenVLEncoder):
 
     kind, title, reading_role = InternVLForConditionalGeneration, "InternVL", "user"
     preprocessor_kind, placeholders = GotOcr2ImageProcessorPil, ("image_token_id",)
+    squares_pictures = True
 
     def _check_preprocessor(self, folder: Path) -> None:
         size, side = self.preprocessor.size, self.side
@@ -57,6 +58,10 @@ class InternVLEncoder(QwenVLEncoder):
 
     def stand_in_preprocessor(self) -> SimpleNamespace:
         return SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+    def exported_preprocessor(self) -> GotOcr2ImageProcessorPil:
+        self.preprocessor.crop_to_patches = False
+        return self.preprocessor
 
     def picture_text(self, pad: str, grid: tuple[int, int]) -> str:
         return f"<img>{pad * self.model.config.image_seq_length}</img>"

@@ -78,7 +78,7 @@ class Seen:
 class Asked:
     """Chat turns that ask for what B prompts leave open."""
 
-    tokens: Tensor  # [B, L], padded on the right
+    tokens: Tensor  # [B, L], padded on the left: a state of linear attention ends with the last token, not with padding
     mask: Tensor  # [B, L] bool
 
     def __len__(self) -> int:
@@ -138,6 +138,9 @@ class QwenVLEncoder(ServedEncoder):
     title: ClassVar[str] = "Qwen2.5-VL"
     preprocessor_kind: ClassVar[type] = Qwen2VLImageProcessorPil
     reading_role: ClassVar[str] = "generate"  # of the turn in which a caption is read alone
+    squares_pictures: ClassVar[bool] = False  # every picture is one square of a fixed size
+    chat_options: ClassVar[dict[str, Any]] = {}  # of the chat template
+    text_linears: ClassVar[str] = TEXT_LINEARS  # that a LoRA is on, as a regular expression on full names
     placeholders: ClassVar[tuple[str, ...]] = (  # of config.json: tokens that a policy must not sample
         "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"
     )  # fmt: skip
@@ -267,6 +270,12 @@ class QwenVLEncoder(ServedEncoder):
             patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=half, image_std=half
         )
 
+    def exported_preprocessor(self) -> Any:
+        """The image processor of its library, which then scales pictures as they are scaled here."""
+        images = self.preprocessor
+        images.size = {"shortest_edge": (images.patch_size * images.merge_size) ** 2, "longest_edge": self.max_pixels}
+        return images
+
     def picture_text(self, pad: str, grid: tuple[int, int]) -> str:
         """What stands in a prompt in place of `pad`, for a picture of that many patches."""
         return pad * (grid[0] * grid[1] // self.preprocessor.merge_size**2)
@@ -289,7 +298,7 @@ class QwenVLEncoder(ServedEncoder):
             )
         self.model.requires_grad_(False)
         if isinstance(learning, LoRA):
-            add_lora(self.model, learning, TEXT_LINEARS, self.random_state)
+            add_lora(self.model, learning, self.text_linears, self.random_state)
 
     def fingerprint(self, adapters: bool = True) -> dict[str, str]:
         return super().fingerprint(adapters) | {"caption template": self.generate_prompt("CAPTION")}
@@ -377,21 +386,19 @@ class QwenVLEncoder(ServedEncoder):
         return Prefix(reader, states[:, -1], (positions.max() + 1).expand(len(seen)), None)
 
     def _read_asked(self, asked: Asked) -> Prefix:
-        reader, rows, length = PromptReader(), *asked.tokens.shape
+        reader, lengths = PromptReader(), asked.mask.sum(1)
         states = self.model.model.language_model(
             input_ids=asked.tokens,
             attention_mask=asked.mask.long(),
-            position_ids=self.places(torch.arange(length, device=asked.tokens.device).expand(rows, -1)),
+            position_ids=self.places((asked.mask.cumsum(1) - 1).clamp(min=0)),
             past_key_values=reader,
         ).last_hidden_state
-        lengths = asked.mask.sum(1)
-        last = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[-1]))[:, 0]
-        return Prefix(reader, last, lengths, asked.mask)
+        return Prefix(reader, states[:, -1], lengths, asked.mask)
 
     def ask(self, texts: list[str]) -> Asked:
         self.control_texts += self.foreign_text.with_control(texts)
         before, after = self.chat(turns(self.caption_system, "user", f"{self.rewrite_prompt}\n{PLACE}")).split(PLACE)
-        return Asked(*self.padded(self.foreign_text.encode(texts, before, after)))
+        return Asked(*self.padded(self.foreign_text.encode(texts, before, after), "left"))
 
     def caption_states(self, images: Tensor | Seen | Asked, captions: Captions) -> Tensor:
         """[N, T, D], the states that predict each token of the captions; the prompt is read once per picture."""
@@ -440,11 +447,12 @@ class QwenVLEncoder(ServedEncoder):
         end = [self.tokenizer.eos_token_id] if ended else []
         return Captions(texts, *self.padded([[*ids, *end] for ids in self.foreign_text.encode(texts)]))
 
-    def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids [N, T], filled up on the right, and where they are [N, T] bool."""
+    def padded(self, rows: list[list[int]], side: str = "right") -> tuple[Tensor, Tensor]:
+        """Token ids [N, T], filled up on that side, and where they are [N, T] bool."""
         parts = [torch.tensor(ids, dtype=torch.long, device=self.model.device) for ids in rows]
-        ids = pad_sequence(parts, batch_first=True, padding_value=self.pad)
-        return ids, pad_sequence([torch.ones_like(part).bool() for part in parts], batch_first=True)
+        ids = pad_sequence(parts, batch_first=True, padding_value=self.pad, padding_side=side)
+        there = [torch.ones_like(part).bool() for part in parts]
+        return ids, pad_sequence(there, batch_first=True, padding_side=side)
 
     def see(self, images: Tensor) -> Seen:
         patches, grid = self.patchify(images)
@@ -566,7 +574,9 @@ class QwenVLEncoder(ServedEncoder):
 
     def chat(self, messages: list[dict[str, Any]]) -> str:
         """Turns up to where the answer begins."""
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **self.chat_options
+        )
 
     # ----------------------------------------------------------------- adapters and files
 

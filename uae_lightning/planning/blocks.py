@@ -69,7 +69,8 @@ class StandIn:
         self.trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
         self.gradients = sum(parameter.nbytes for parameter in self.trained)
         self.adapters = lora_layers(block)[:1]
-        self.layer = getattr(getattr(block, "self_attn", None), "layer_idx", None)  # in a cache of keys and values
+        attention = getattr(block, "self_attn", None) or getattr(block, "linear_attn", None)
+        self.layer = getattr(attention, "layer_idx", None)  # in a cache
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = Call.of(args, kwargs, self.layer)
@@ -138,7 +139,7 @@ class _Stand(torch.autograd.Function):
 
 @dataclass
 class Call:
-    """A call of a block. Keys and values that it finds in a cache are arguments; those it adds are results."""
+    """A call of a block. What it finds in a cache (keys, values or states) is an argument, what it adds a result."""
 
     args: tuple
     kwargs: dict[str, Any]
@@ -149,9 +150,9 @@ class Call:
     @classmethod
     def of(cls, args: tuple, kwargs: dict[str, Any], layer: int | None) -> Call:
         cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
-        held = None if cache is None or isinstance(cache, PromptReader) else cache.layers[layer]
+        found = () if cache is None or isinstance(cache, PromptReader) else cache.layers[layer].found
         plain = {name: value for name, value in kwargs.items() if value is not cache or value is None}
-        return cls(args, plain, cache, () if held is None else (held.keys, held.values), layer)
+        return cls(args, plain, cache, found, layer)
 
     def tensors(self) -> list[Tensor]:
         return [leaf for leaf in tree_leaves((self.args, self.kwargs, self.found)) if isinstance(leaf, Tensor)]
@@ -165,18 +166,25 @@ class Call:
         return replace(self, args=args, kwargs=kwargs, found=found)
 
     def __call__(self, run: Callable) -> tuple[Any, Any]:
-        """(output, keys and values that stay in the cache)."""
+        """(output, what stays of it in the cache)."""
         if self.cache is None:
             return run(*self.args, **self.kwargs), None
-        probe = _Probe(self.found)
+        fixed = isinstance(self.cache, FixedPrefix)
+        probe = _Probe(self.found, fixed)
         output = run(*self.args, past_key_values=probe, **self.kwargs)
-        return output, None if isinstance(self.cache, FixedPrefix) else probe.added
+        return output, None if fixed else probe.kept(self.layer)
 
-    def add_to_cache(self, added: tuple[Tensor, Tensor] | None) -> None:
+    def add_to_cache(self, kept: tuple | None) -> None:
+        if kept is None:
+            return
+        pair, convolved, state = kept
         if isinstance(self.cache, PromptReader):
-            self.cache.update(*added, self.layer)
-        elif added is not None:
-            self.cache.layers[self.layer].update(*added)
+            held = ((self.cache.read, pair), (self.cache.convolved, convolved), (self.cache.states, state))
+            for place, value in held:
+                if value is not None:
+                    place[self.layer] = value
+        elif pair is not None:  # a state takes the place of the one before
+            self.cache.layers[self.layer].update(*pair)
 
 
 def _apart(leaf: Any) -> Any:
@@ -186,13 +194,32 @@ def _apart(leaf: Any) -> Any:
 class _Probe(DynamicCache):
     """Gives a block what it would find in the cache, and sees what it adds."""
 
-    def __init__(self, found: tuple[Tensor, ...]) -> None:
+    def __init__(self, found: tuple[Tensor, ...], fixed: bool) -> None:
         super().__init__()
-        self.found, self.added = found, None
+        self.found, self.fixed = found, fixed
+        self.reader = PromptReader()  # keeps the first: activation checkpointing runs a block twice
+
+    def kept(self, layer: int) -> tuple:
+        """(keys and values, inputs of the convolution, state), None in place of those there are not."""
+        reader = self.reader
+        return reader.read.get(layer), reader.convolved.get(layer), reader.states.get(layer)
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.added is None:  # activation checkpointing runs a block twice
-            self.added = keys, values
-        if not self.found:
-            return keys, values
-        return tuple(torch.cat(pair, -2) for pair in zip(self.found, (keys, values), strict=True))
+        added = self.reader.update(keys, values, layer_idx)
+        return tuple(torch.cat(pair, -2) for pair in zip(self.found, added, strict=True)) if self.found else added
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.found[0] if self.found else None
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.found[1] if self.found else None
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return self.fixed
+
+    def update_conv_state(self, inputs: Tensor, layer_idx: int, *, conv_kernel_size: int) -> Tensor:
+        self.reader.update_conv_state(inputs, layer_idx, conv_kernel_size=conv_kernel_size)
+        return torch.cat([self.found[0], inputs], -1) if self.found else inputs
+
+    def update_recurrent_state(self, state: Tensor, layer_idx: int) -> Tensor:
+        return self.reader.update_recurrent_state(state, layer_idx)

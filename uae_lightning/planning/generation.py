@@ -1,4 +1,4 @@
-"""What it costs to generate captions: the prompt is read once, then tokens come one by one from a growing KV cache."""
+"""What it costs to generate captions: the prompt is read once, then tokens come one by one from a cache that grows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from uae_lightning.models.lora_product import merged_while
+from uae_lightning.models.prompt_cache import GrowingLayer
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.planning.meter import Meter
 from uae_lightning.planning.sharding import GATHERED, ROLLOUTS
@@ -75,6 +76,8 @@ class Generation:
     def grow(self, cache: Cache, length: int) -> None:
         """The cache then holds `length` tokens, in the room that would have been taken by then."""
         for layer in cache.layers:
+            if not isinstance(layer, GrowingLayer):  # states stay as large as they are
+                continue
             rows, heads, held, width = layer.store[0].shape
             room = held + -(-max(length - held, 0) // layer.room) * layer.room
             kind = layer.store[0].dtype
@@ -85,5 +88,9 @@ class Generation:
 
 
 def size_of(cache: Cache) -> int:
-    """Bytes of keys and values, and of the room that was taken ahead."""
-    return sum(held.nbytes for layer in cache.layers for held in layer.store)
+    """Bytes of keys and values, of the room that was taken ahead, and of states."""
+    return sum(
+        held.nbytes
+        for layer in cache.layers
+        for held in (layer.store if isinstance(layer, GrowingLayer) else layer.found)
+    )

@@ -34,10 +34,16 @@ def _int8_product(a: Tensor, b: Tensor, **kwargs: Any) -> int:
     return 2 * a.shape[0] * a.shape[1] * b.shape[1]
 
 
+def _triangular_solve(matrix: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> int:
+    """Half of a product with a square matrix."""
+    return matrix.shape[-1] * right.numel()
+
+
 MORE_FLOPS = {  # what torch's own registry leaves out
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten._int_mm: _int8_product,
+    aten.linalg_solve_triangular: _triangular_solve,  # of a gated delta net
 }
 
 

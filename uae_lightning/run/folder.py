@@ -29,6 +29,7 @@ from uae_lightning.usage import UsageError
 
 TIME = "time.json"
 HANDED_ON = "handed_on.json"
+TRACKERS = "trackers.json"
 LEFT_BY_A_STAGE = (
     "stage.json",
     "hparams.yaml",
@@ -42,6 +43,7 @@ LEFT_BY_A_STAGE = (
     "skipped.jsonl",
     TIME,
     HANDED_ON,
+    TRACKERS,
     "config.yaml",
 )  # fmt: skip  in the order in which they are cleared: killed half-way, it is still the folder of a stage, and not done
 WRITTEN_FIRST = "# lightning.pytorch=="  # how config.yaml begins, which is there before all else

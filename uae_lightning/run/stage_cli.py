@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -21,6 +21,7 @@ from jsonargparse._optionals import get_omegaconf_loader  # of its mode, which h
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,6 +35,7 @@ from uae_lightning.parallel.locking import locked
 from uae_lightning.parallel.strategy import ShardedStrategy
 from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder
+from uae_lightning.run import tracked
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.curves import StageCurves, settings_of
 from uae_lightning.run.masking import masked
@@ -157,6 +159,7 @@ class StageCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         check_class_paths(self.config[self.subcommand])
+        tracked.check_packages(self.config[self.subcommand].trainer)
         if self.subcommand == "fit":
             config = self.config.fit
             check_training(config)
@@ -173,6 +176,11 @@ class StageCLI(LightningCLI):
             self.resume_from = run_folder.start_point(folder, **flags) if is_main() or flags["resume"] else None
             if self.resume_from:
                 self.check_settings(folder, config)
+
+    def instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        with tracked.going_on(trainer, Path(trainer.default_root_dir)) if self.resume_from else nullcontext():
+            super().instantiate_classes()
 
     def check_settings(self, folder: Path, config: Namespace) -> None:
         """Says in which settings `config` differs from what the stage was started with, or raises UsageError."""
@@ -198,6 +206,7 @@ class StageCLI(LightningCLI):
             written = self.write_config(folder / "config.yaml")
             for logger in self.trainer.loggers:
                 logger.log_hyperparams(settings_of(yaml.safe_load(written)))
+            tracked.keep_runs(self.trainer.loggers, folder)
 
     def write_config(self, file: Path) -> str:
         """What the stage is trained with, secrets left out. It comes first: by it the folder is known as a stage's."""
@@ -208,9 +217,13 @@ class StageCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs) -> L.Trainer:
         config = self.config_init[self.subcommand].trainer
-        if config.logger is None:  # a validation alone prints its numbers and leaves the stage's folder as it is
-            fit = self.subcommand == "fit"
-            kwargs["logger"] = StageCurves(config.default_root_dir) if fit else False
+        if config.logger is None or self.subcommand != "fit":
+            # a validation alone prints its numbers and leaves the stage's folder, and a tracker's run, as they are
+            kwargs["logger"] = StageCurves(config.default_root_dir) if self.subcommand == "fit" else False
+        elif not isinstance(config.logger, bool):  # the report and the app read TensorBoard's files
+            loggers = config.logger if isinstance(config.logger, list) else [config.logger]
+            has_curves = any(isinstance(logger, TensorBoardLogger) for logger in loggers)
+            kwargs["logger"] = loggers if has_curves else [StageCurves(config.default_root_dir), *loggers]
         plugins = config.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
