@@ -118,17 +118,17 @@ def changed(**fields):
     return lambda answer: answer | {"choices": [one | fields for one in answer["choices"]]}
 
 
-WRONG = [
-    503,
-    fewer,
-    without("logprobs"),
-    changed(finish_reason="abort"),
-    changed(logprobs={"content": []}),
-    lambda answer: {"object": "error"},
-]
+WRONG = {
+    "busy": 503,
+    "fewer captions": fewer,
+    "no log-probabilities": without("logprobs"),
+    "aborted": changed(finish_reason="abort"),
+    "empty log-probabilities": changed(logprobs={"content": []}),
+    "an error for an answer": lambda answer: {"object": "error"},
+}
 
 
-@pytest.mark.parametrize("trouble", WRONG, ids=str)
+@pytest.mark.parametrize("trouble", WRONG.values(), ids=WRONG)
 def test_a_server_in_trouble_is_asked_again(encoder, images, serve, tmp_path, trouble):
     # red if an answer of another form is final, or is taken for captions
     server = serve(trouble=[trouble])
