@@ -28,11 +28,15 @@ class Fake(ThreadingHTTPServer):
         self.answers, self.requests, self.headers, self.lock = list(answers), [], [], threading.Lock()
         self.under_way, self.most = 0, 0  # requests at a time
         super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def server_close(self) -> None:
+        self.shutdown()  # a loop over a socket that is closed would spin until the process ends
+        super().server_close()
 
     def next(self, request: dict, headers: dict) -> dict[str, Any]:
         with self.lock:
