@@ -31,8 +31,8 @@ KINDS = {
 }
 
 
-def trained(part: str, path: Path, rank: int = 4, **options):
-    made = adapted(KINDS[part](path, **options), LoRA(rank=rank, alpha=8))
+def trained(part: str, path: Path, rank: int = 4, targets: str | None = None, **options):
+    made = adapted(KINDS[part](path, **options), LoRA(rank=rank, alpha=8, targets=targets))
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "lora_B" in name:
@@ -73,6 +73,30 @@ def test_rounds_of_adapters_load_as_the_merged_weights_would(part, options, part
     assert not same(weights(again), weights(KINDS[part](tmp_path / "first", **plain)))
     handed = sum(file.stat().st_size for file in (tmp_path / "second").rglob("*.safetensors"))
     assert handed < 0.2 * sum(file.stat().st_size for file in (tmp_path / "merged").rglob("*.safetensors"))
+
+
+def test_adapters_of_convolutions_come_back_and_others_are_refused(parts_folder, tmp_path):
+    # red if `complete` passes over convolutions, or targets that could not be merged are trained first
+    made = trained("decoder", parts_folder / "decoder", targets=r"pos_embed\.proj|.*\.to_q")
+    made.hand_on(tmp_path)
+    want, start = MergedState(made.transformer), weights(KINDS["decoder"](parts_folder / "decoder").transformer)
+    for name, weight in weights(KINDS["decoder"](tmp_path).transformer).items():
+        torch.testing.assert_close(weight, want[name])
+        assert torch.equal(weight, start[name]) != ("pos_embed.proj.weight" in name or "to_q.weight" in name)
+    with pytest.raises(ValueError, match="embed_tokens is a Embedding; adapters are handed on for linear layers"):
+        trained("encoder", parts_folder / "encoder", targets=r".*embed_tokens")
+
+
+def test_half_an_adapter_is_refused(parts_folder, tmp_path):
+    # red if a layer that has one matrix of two is passed over
+    trained("encoder", parts_folder / "encoder").hand_on(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    state = load_file(file)
+    lost = next(name for name in state if "lora_B" in name)
+    save_file({name: tensor for name, tensor in state.items() if name != lost}, file)
+    seal(tmp_path)
+    with pytest.raises(ValueError, match=f"do not fit the model in its base .{lost.replace('lora_B', 'lora_A')}"):
+        KINDS["encoder"](tmp_path)
 
 
 def test_full_training_on_top_of_adapters_starts_from_both(parts_folder, tmp_path):

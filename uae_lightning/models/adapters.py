@@ -40,7 +40,8 @@ def add_lora(
         one_product: compute as `lora_product` does where that is sound; not in blocks that are to share compiled code.
 
     Raises:
-        ValueError: no module matches `targets`, or there are adapters already.
+        ValueError: no module matches `targets`, or one that is no linear layer or convolution; or there are adapters
+            already.
     """
     if lora_layers(model):
         raise ValueError(f"{type(model).__name__} has adapters already: a part is adapted once")
@@ -48,6 +49,12 @@ def add_lora(
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(random_state)
         inject_adapter_in_model(lora_config(lora, default_targets), model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and not isinstance(base_of(layer), (nn.Linear, nn.Conv2d)):
+            raise ValueError(
+                f"targets: {name} is a {type(base_of(layer)).__name__}; adapters are handed on for linear layers and "
+                "2-D convolutions: name those alone"
+            )
     if one_product:
         use_one_product(model)
     for name, parameter in model.named_parameters():

@@ -70,11 +70,10 @@ class Source:
             ValueError: an adapter is damaged or does not fit.
         """
         adapters = [] if weightless() else [Adapter(folder) for folder in self.adapters]
-        names = {id(module): name for name, module in model.named_modules() if type(module) is nn.Linear}
-        layers = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+        layers = {name: module for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Conv2d)}
+        names = {id(layer): name for name, layer in layers.items()}
         for block in blocks:
-            for layer in [module for module in block.modules() if id(module) in names]:
-                name = names[id(layer)]
+            for name in [names[id(module)] for module in block.modules() if id(module) in names]:
                 merge(adapters, name, layers.pop(name), in_block=True)
             quantize_linears(model, [block], quantization)
         for name, layer in layers.items():
@@ -161,12 +160,13 @@ class Adapter:
         lora, self.matrices = lora_of(folder), read_state(folder)
         self.scaling = lora.alpha / lora.rank
 
-    def delta(self, name: str) -> Tensor | float:
-        """What is added to the weight [out, in] of a layer, in float32: alpha / rank B A; 0 where it has no adapter."""
-        try:
-            lora_a, lora_b = (self.matrices.pop(f"{name}.lora_{letter}.weight").float() for letter in "AB")
-        except KeyError:
-            return 0.0
+    def delta(self, name: str) -> Tensor | None:
+        """What is added to the weight of a layer, in float32 and flat [out, ..]: alpha / rank B A; None where it has
+        no adapter. Each is given once."""
+        names = [f"{name}.lora_{letter}.weight" for letter in "AB"]
+        if not all(one in self.matrices for one in names):
+            return None
+        lora_a, lora_b = (self.matrices.pop(one).float().flatten(1) for one in names)
         return lora_b @ lora_a * self.scaling
 
     def check_all_merged(self) -> None:
@@ -178,16 +178,16 @@ class Adapter:
 
 
 @torch.no_grad()
-def merge(adapters: list[Adapter], name: str, layer: nn.Linear, *, in_block: bool) -> None:
+def merge(adapters: list[Adapter], name: str, layer: nn.Linear | nn.Conv2d, *, in_block: bool) -> None:
     """Adds adapters to a layer's weight, one after the other, each to what the weight was where it was trained."""
     for adapter in adapters:
-        if in_block:
+        if in_block and isinstance(layer, nn.Linear):
             round_weight(layer, adapter.quantization)
-        delta = adapter.delta(name)
-        if isinstance(delta, Tensor):
-            if delta.shape != layer.weight.shape:
+        if (delta := adapter.delta(name)) is not None:
+            weight = layer.weight
+            if delta.numel() != weight.numel():
                 raise ValueError(f"the adapters in {adapter.folder} do not fit the model in its base ({name})")
-            layer.weight = nn.Parameter((layer.weight.float() + delta).to(layer.weight.dtype), requires_grad=False)
+            layer.weight = nn.Parameter((weight.float() + delta.view_as(weight)).to(weight.dtype), requires_grad=False)
 
 
 def read_state(adapter: Path) -> dict[str, Tensor]:

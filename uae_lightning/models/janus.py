@@ -39,12 +39,7 @@ class JanusEncoder(InternVLEncoder, DrawingEncoder):
     preprocessor_kind, placeholders = JanusImageProcessorPil, ("image_token_id",)
 
     def _check_preprocessor(self, folder: Path) -> None:
-        size, side = self.preprocessor.size, self.side
-        if (size["height"], size["width"]) != (side, side):
-            raise ValueError(
-                f"preprocessor_config.json in {folder} has size {size['height']} x {size['width']}, config.json "
-                f"{side}: copy both again"
-            )
+        super()._check_preprocessor(folder)
         if self.tokenizer.convert_tokens_to_ids(BEGIN) in (None, self.tokenizer.unk_token_id):
             raise ValueError(f"the tokenizer in {folder} has no {BEGIN}: copy tokenizer.json again")
 
