@@ -153,7 +153,7 @@ def test_lora_is_learned_saved_and_read_by_transformers_and_peft(family, folder,
 
 def test_a_block_of_the_tower_is_seen_by_place(encoder, family, pictures):
     # red if patches are merged in another order than the tower merges them, or a class token is counted as a place
-    seen, block = encoder.see_block(pictures, 1 if family == "intern_vl" else 2)
+    seen, block = encoder.see_block(pictures, len(encoder.vision_blocks()) - 1)
     assert block.shape == (*seen.features.shape[:2], encoder.block_width(1))
     model = encoder.model.model
     merged = model.multi_modal_projector(block) if family == "intern_vl" else model.visual.merger(block.view(-1, 32))

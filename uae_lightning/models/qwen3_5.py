@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import Qwen3_5ForConditionalGeneration
 
+from uae_lightning.models.qwen3_vl import Qwen3VLEncoder
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 
 
@@ -25,3 +26,4 @@ class Qwen35Encoder(QwenVLEncoder):
     text_linears = (
         r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|in_proj_qkv|in_proj_z|out_proj)"
     )
+    by_place = Qwen3VLEncoder.by_place  # its tower has no windows either
