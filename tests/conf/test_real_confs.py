@@ -76,8 +76,8 @@ FILES = sorted(CONF.rglob("*.yaml"))
 RUN = CONF / "real" / "run.yaml"
 PRODUCT = list(itertools.product(["qwen3b", "qwen7b"], ["sd35_medium", "sd35_large"], ["24gb", "80gb", "8x80gb"]))
 STAGES = ["decoder_pretrain", "encoder_rl", "decoder_rl"]
-ENCODERS = {"qwen3_2b": "qwen3_vl", "qwen3_4b": "qwen3_vl", "qwen3_8b": "qwen3_vl", "intern_2b": "intern_vl"}
-ENCODERS |= dict.fromkeys(["qwen35_0_8b", "qwen35_2b", "qwen35_4b"], "qwen3_5")
+ENCODERS = dict.fromkeys(["qwen3_2b", "qwen3_4b", "qwen3_8b"], "qwen3_vl")
+ENCODERS |= dict.fromkeys(["qwen35_0_8b", "qwen35_2b", "qwen35_4b"], "qwen3_5") | {"intern_2b": "intern_vl"}
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
 REWARDS = [["levels", "cycle"], ["qa"], ["guard"]]
 OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], *REWARDS, ["gspo", "dance"], ["prompts"]]
@@ -209,10 +209,11 @@ def test_every_overlay_is_used():
     # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
     choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
-    (qwen3b, qwen7b, *others), (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
+    (qwen3b, qwen7b, *encoders), (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
     assert list(itertools.product([qwen3b, qwen7b], sd3, cards)) == PRODUCT
-    assert [sana, flux2, z_image, qwen_image] == DECODERS and others == [*ENCODERS]
-    runs = [*((RUN, chosen) for chosen in CHOSEN), (RUN.with_name("run_mar.yaml"), ())]
+    assert [sana, flux2, z_image, qwen_image] == DECODERS and encoders == [*ENCODERS]
+    others = ["run_mar", "run_janus", "codebook_pretrain_levels"]  # of stages in no choice of run.yaml
+    runs = [*((RUN, chosen) for chosen in CHOSEN), *((RUN.with_name(f"{name}.yaml"), ()) for name in others)]
     used = {path for run, chosen in runs for stage in stages_of(run, chosen) for path in stage.overlays}
     assert used == {file for file in FILES if file.parent.name == "real" and lays_over(keys_of(file))}
 

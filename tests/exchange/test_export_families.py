@@ -82,8 +82,8 @@ def test_foreign_code_draws_what_generate_draws(name, exports, place, tmp_path):
     # red with `step - other` turned round in a template, latents scaled otherwise, another time or layout of tokens
     file = tmp_path / "drawn.png"
     assert main(["generate", PROMPT, f"--weights={place / name}", "--seed=3", f"--output={file}"]) == 0
-    wanted, drawn = np.asarray(Image.open(file)), np.asarray(Image.open(exports[name] / "drawn.png"))
-    assert wanted.std() > 1 and np.array_equal(wanted, drawn)
+    wanted, drawn = (np.asarray(Image.open(path)).astype(int) for path in (file, exports[name] / "drawn.png"))
+    assert wanted.std() > 10 and np.abs(wanted - drawn).max() <= 1  # levels of 255: kernels may round otherwise there
 
 
 @pytest.mark.parametrize("name", DECODERS)
