@@ -143,7 +143,7 @@ def exactness(facts: Facts) -> str:
     wanted = "what `uae generate` draws with the weights of the run"
     if reasons:
         return f"This draws nearly {wanted}: {'; '.join(reasons)}."
-    return f"On a CPU this draws {wanted}, bit for bit."
+    return f"On a CPU this draws {wanted}, bit for bit; where kernels round otherwise, a level of 255 apart."
 
 
 def captioning(facts: Facts) -> str:
