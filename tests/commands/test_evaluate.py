@@ -270,6 +270,7 @@ def test_what_is_there_counts_as_long_as_the_settings_are_the_same(conf, tmp_pat
         (["--weights", "nothing"], ["nothing is not the folder of a run"]),
         (["--weights", "TRAINED", "--stage", "se"], ["no stage 'se'", "did you mean see"]),
         (["--evaluation", "none.yaml"], ["none.yaml does not exist"]),
+        (["--config", "over.yaml"], ["over.yaml"]),  # laid over the first
         (["--samples", "13", "--suite", "images"], ["12 held-out pictures", "--samples"]),
     ],
 )

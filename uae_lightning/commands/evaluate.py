@@ -57,7 +57,10 @@ def main(args: list[str]) -> None:
 
 def parse(args: list[str]):
     parser = Parser(prog="uae evaluate", description=DESCRIPTION)
-    parser.add_argument("--config", type=Path, metavar="YAML", help="of a run or of a stage (needed)")
+    parser.add_argument(
+        "--config", "-c", type=Path, metavar="YAML", action="append",
+        help="of a run or of a stage (needed); again: laid over the stage's, as for `uae fit`",
+    )  # fmt: skip
     add_overlays(parser)
     parser.add_argument(
         "--weights", type=Path, nargs="+", default=[], metavar="FOLDER",
@@ -88,8 +91,12 @@ def parse(args: list[str]):
     return options
 
 
-def read_config(config: Path, overlays: list[str], evaluation: Path | None) -> tuple[StageSpec, EvaluationSpec]:
+def read_config(configs: list[Path], overlays: list[str], evaluation: Path | None) -> tuple[StageSpec, EvaluationSpec]:
     """The stage that describes the models, of a run the last one, and what to judge with.
+
+    Args:
+        configs: of a run or of a stage, and what is laid over a stage's; the later one counts.
+        overlays: names of those that a run offers.
 
     Raises:
         FileNotFoundError: a YAML is missing.
@@ -97,12 +104,13 @@ def read_config(config: Path, overlays: list[str], evaluation: Path | None) -> t
     """
     if evaluation is not None and not evaluation.is_file():
         raise FileNotFoundError(f"{evaluation} does not exist: --evaluation is a YAML as conf/scenes/evaluation.yaml")
-    run = read_run_or_stage(config, overlays)
+    first, *over = configs
+    run = read_run_or_stage(first, overlays, over)
     stage, spec = run.stages[-1], run.evaluation
     if evaluation is not None:
         spec = EvaluationSpec(evaluation, {})
     if spec is None:
-        raise UsageError(f"{config} does not say what to judge with: name a YAML such as conf/scenes/evaluation.yaml "
+        raise UsageError(f"{first} does not say what to judge with: name a YAML such as conf/scenes/evaluation.yaml "
                          "with --evaluation, or under the key `evaluation` of a run")  # fmt: skip
     return stage, spec
 

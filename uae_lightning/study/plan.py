@@ -20,7 +20,8 @@ arms:
     after: pretrained             begins with the weights with which that arm ended (may be left out)
     run: demo.yaml                the stages of a run; or `stages`, a list of them as in a run's YAML
     options: {...}                for every stage of this arm (may be left out)
-    evaluation: scenes/codes.yaml  in place of the study's `config`, for other kinds of parts (may be left out)
+    evaluation: scenes/codes.yaml  in place of the study's `config`, for other kinds of parts, or a list: the later one
+                                  is laid over the one before (may be left out)
     judges: scenes/rewriting.yaml  this arm is evaluated with these in place of the study's (may be left out); such an
                                   arm needs no stages: it is the arm it comes after, with other judges
 """
@@ -45,7 +46,7 @@ class Arm:
     stages: tuple[StageSpec, ...]
     after: str | None
     tables: tuple[str, ...]
-    config: Path | None = None  # by which it is evaluated; None: the study's
+    configs: tuple[Path, ...] = ()  # by which it is evaluated; none: the study's
     judges: Path | None = None  # in place of the study's
 
 
@@ -53,7 +54,7 @@ class Arm:
 class Protocol:
     """How everything is evaluated."""
 
-    config: Path
+    configs: tuple[Path, ...]  # of a stage, and what is laid over it
     judges: Path
     samples: int
     drawings: int
@@ -173,19 +174,20 @@ def read_arm(entry: Any, path: Path, number: int, options: dict[str, Any]) -> Ar
         stages = [read_stage(stage, path, place) for place, stage in enumerate(entry.get("stages") or [], 1)]
     options = options | (entry.get("options") or {})
     stages = tuple(replace(stage, options=stage.options | options) for stage in stages)
-    config, judges = (arm_file(entry, key, path, where) for key in ("evaluation", "judges"))
-    return Arm(
-        entry["name"], entry["title"], stages, entry.get("after"), tuple(entry.get("tables", ())), config, judges
-    )
+    configs, judges = (arm_files(entry, key, path, where) for key in ("evaluation", "judges"))
+    if len(judges) > 1:
+        raise UsageError(f"judges of {where} must be the name of one YAML")
+    tables = tuple(entry.get("tables", ()))
+    return Arm(entry["name"], entry["title"], stages, entry.get("after"), tables, configs, *judges)
 
 
-def arm_file(entry: dict[str, Any], key: str, path: Path, where: str) -> Path | None:
-    if not entry.get(key):
-        return None
-    file = path.parent / str(entry[key])
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: it is the {key} of {where}")
-    return file
+def arm_files(entry: dict[str, Any], key: str, path: Path, where: str) -> tuple[Path, ...]:
+    given = entry.get(key) or []
+    files = tuple(path.parent / str(name) for name in (given if isinstance(given, list) else [given]))
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist: it is the {key} of {where}")
+    return files
 
 
 def read_protocol(entry: Any, path: Path) -> Protocol:
@@ -200,7 +202,7 @@ def read_protocol(entry: Any, path: Path) -> Protocol:
             raise FileNotFoundError(f"{file} does not exist: it is evaluation.{name} in {path}")
     for name in ("samples", "drawings"):
         check_number(f"evaluation.{name} in {path}", Count, entry[name])
-    return Protocol(**entry | files)
+    return Protocol((files["config"],), files["judges"], entry["samples"], entry["drawings"])
 
 
 def check_number(name: str, of: type, value: Any) -> None:

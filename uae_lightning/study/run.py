@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from uae_lightning.evaluation.table import INSTRUMENTS
 from uae_lightning.paths import resolve
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.compiled import StageRun
-from uae_lightning.run.spec import StageSpec, read_stage_yaml
+from uae_lightning.run.spec import read_stage_yaml
 from uae_lightning.study.cost import decoder_forwards, seconds_estimate
 from uae_lightning.study.jobs import Desk, Job, Runner
 from uae_lightning.study.page import write_results
@@ -93,8 +93,8 @@ def plan_jobs(study: Study, place: Path, arms: list[Arm], seeds: Iterable[int]) 
                 jobs.append(before)
             last[arm.name] = before
             weights = [place / f"seed-{seed}" / one.name for one in study.line(arm.name) if one.stages]
-            config, judges = arm.config or study.protocol.config, arm.judges or study.protocol.judges
-            protocol = replace(study.protocol, config=config, judges=judges)
+            configs, judges = arm.configs or study.protocol.configs, arm.judges or study.protocol.judges
+            protocol = replace(study.protocol, configs=configs, judges=judges)
             name = f"seed-{seed}/{arm.name}"
             jobs.append(evaluation_job(protocol, place / name, name, weights, before))
     return jobs
@@ -114,7 +114,7 @@ def stage_job(study: Study, place: Path, arm: Arm, index: int, seed: int, before
         seconds=seconds_estimate(stage),
         settings={
             "config": read_stage_yaml(stage.config),
-            **overlays_of(stage),
+            **overlays_of(stage.overlays),
             "options": stage.options,
             "starts_from": before.digest if before else shipped_weights(),
         },
@@ -137,9 +137,9 @@ def overall(record: dict[str, Any]) -> str:
     return "".join(f", {suite} {mean:.3f}" for suite, mean in means.items())
 
 
-def overlays_of(stage: StageSpec) -> dict[str, Any]:
+def overlays_of(paths: Sequence[Path]) -> dict[str, Any]:
     """What lies over a stage's YAML, nothing where nothing does: results from before there were overlays stay valid."""
-    return {"overlays": [read_stage_yaml(path) for path in stage.overlays]} if stage.overlays else {}
+    return {"overlays": [read_stage_yaml(path) for path in paths]} if paths else {}
 
 
 def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
@@ -162,7 +162,9 @@ def write_run(study: Study, place: Path, arm: Arm, seed: int) -> None:
 
 def evaluation_job(protocol: Protocol, place: Path, name: str, weights: list[Path], before: Job | None) -> Job:
     output = place / "evaluation.json"
-    args = ["--config", protocol.config, "--evaluation", protocol.judges, "--output", output]
+    config, *over = protocol.configs
+    args: list[Any] = [word for path in protocol.configs for word in ("--config", path)]
+    args += ["--evaluation", protocol.judges, "--output", output]
     args += ["--samples", protocol.samples, "--drawings", protocol.drawings]
     if weights:  # the judges themselves are measured once, at the start
         args += ["--weights", *weights, "--without", INSTRUMENTS]
@@ -171,7 +173,8 @@ def evaluation_job(protocol: Protocol, place: Path, name: str, weights: list[Pat
         needs=before.name if before else None,
         seconds=SECONDS_PER_SAMPLE * (protocol.samples + protocol.drawings),
         settings={
-            "config": read_stage_yaml(protocol.config),
+            "config": read_stage_yaml(config),
+            **overlays_of(over),
             "judges": yaml.safe_load(protocol.judges.read_text()),
             "samples": protocol.samples,
             "drawings": protocol.drawings,
