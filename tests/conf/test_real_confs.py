@@ -81,7 +81,11 @@ ENCODERS |= dict.fromkeys(["qwen35_0_8b", "qwen35_2b", "qwen35_4b"], "qwen3_5") 
 DECODERS = ["sana", "flux2", "z_image", "qwen_image"]
 REWARDS = [["levels", "cycle"], ["qa"], ["guard"]]
 OPTIONS = [["cached"], ["fast"], ["replay", "decoder_replay"], *REWARDS, ["gspo", "dance"], ["prompts"]]
-PLANNED = [*PRODUCT, *((*names, "24gb") for names in [*OPTIONS, *([name] for name in [*DECODERS, "qwen3_4b"])])]
+PLANNED = [
+    *PRODUCT,
+    ("12gb",),
+    *((*names, "24gb") for names in [*OPTIONS, *([name] for name in [*DECODERS, "qwen3_4b"])]),
+]
 ALONE = ["rewrite_sft", "rewrite_rl", "cold_start", "joint_rl", "decoder_matching"]  # in no run of conf/real
 CHOSEN = [
     *PLANNED,
@@ -129,7 +133,7 @@ def test_every_conf_parses_and_builds_without_weights(file, overlays, built, mon
 @pytest.mark.parametrize("overlays", PLANNED, ids="+".join)
 def test_every_run_of_the_real_models_is_planned(overlays, planned):
     # red if a YAML asks for what a stage, an optimiser or a judge cannot do at full size, or no longer fits its card
-    card = {"24gb": 24, "80gb": 80, "8x80gb": 80}[overlays[-1]] * GB
+    card = {"12gb": 12, "24gb": 24, "80gb": 80, "8x80gb": 80}[overlays[-1]] * GB
     assert all(bytes_ < card for bytes_ in planned[overlays].result().values())
 
 
@@ -209,8 +213,8 @@ def test_every_overlay_is_used():
     # red with an overlay that no combination lays over anything, or a name of run.yaml that no test chooses
     choices, overlays = run_spec.read_overlays(yaml.safe_load(RUN.read_text()), STAGES, RUN)
     assert {name for choice in choices for name in choice if name} == {name for chosen in CHOSEN for name in chosen}
-    (qwen3b, qwen7b, *encoders), (*sd3, sana, flux2, z_image, qwen_image), cards = choices[:3]
-    assert list(itertools.product([qwen3b, qwen7b], sd3, cards)) == PRODUCT
+    (qwen3b, qwen7b, *encoders), (*sd3, sana, flux2, z_image, qwen_image), (card, small, *cards) = choices[:3]
+    assert list(itertools.product([qwen3b, qwen7b], sd3, [card, *cards])) == PRODUCT and small == "12gb"
     assert [sana, flux2, z_image, qwen_image] == DECODERS and encoders == [*ENCODERS]
     others = ["run_mar", "run_janus", "codebook_pretrain_levels"]  # of stages in no choice of run.yaml
     runs = [*((RUN, chosen) for chosen in CHOSEN), *((RUN.with_name(f"{name}.yaml"), ()) for name in others)]
