@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from uae_lightning.prepare.dual_stream import dual_stream
+from benchmarks.dual_stream import dual_stream
 from uae_lightning.prepare.near_duplicates import perceptual_hash
 from uae_lightning.prepare.semantic_hash import SemanticHash, embedded
 from uae_lightning.rewards.clip_similarity import ClipSimilarity

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from uae_lightning.models import quantization
-from uae_lightning.models.qwen_vl import Seen
+from uae_lightning.models.seeing import Seen
 from uae_lightning.planning.stage_plan import GB, plan_built, prompts_of, setting_of
 from uae_lightning.planning.step import Setting
 from uae_lightning.planning.text import caption, give_text

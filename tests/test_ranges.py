@@ -10,7 +10,8 @@ from uae_lightning.models.projector import MLPProjector
 from uae_lightning.ranges import Count, Limit, Natural, OutOfRange, Seed, ShareBelow1
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.rewards.weighted_sum import WeightedSum
-from uae_lightning.run.stage_cli import check_training, parse_stage
+from uae_lightning.run.stage_checks import check_training
+from uae_lightning.run.stage_cli import parse_stage
 from uae_lightning.stages.decoder_rl import DecoderRL
 from uae_lightning.types import LoRA, Sampling
 from uae_lightning.usage import UsageError

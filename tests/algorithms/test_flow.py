@@ -32,11 +32,10 @@ def test_interpolate_is_what_the_diffusers_scheduler_does():
 
 
 def test_the_true_velocity_leads_back_in_one_step_and_names_both_ends():
-    # Red if a minus in euler_step or predict_clean, or the plus in predict_noise, turns.
+    # Red if a minus in euler_step, or the plus in predict_noise, turns.
     x0, noise, sigma = latents(0), latents(1), torch.tensor([0.2, 0.5, 1.0])
     x, velocity = flow.interpolate(x0, noise, sigma)
     torch.testing.assert_close(flow.euler_step(x, velocity, sigma, 0.0), x0)
-    torch.testing.assert_close(flow.predict_clean(x, velocity, sigma), x0)
     torch.testing.assert_close(flow.predict_noise(x, velocity, sigma), noise)
 
 

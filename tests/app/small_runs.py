@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from conftest import SCENES_PROMPTS
@@ -97,3 +98,13 @@ def tabs_of(runs: Path) -> Tabs:
     start = runs / "start.yaml"
     shutil.copy(runs / "small" / "first" / "config.yaml", start)
     return Tabs(Models(RunFolders([runs]), start), scene)
+
+
+@pytest.fixture(scope="module")
+def runs(parts_folder, tmp_path_factory):
+    return write_runs(tmp_path_factory.mktemp("secret_place"), parts_folder)
+
+
+@pytest.fixture(scope="module")
+def tabs(runs):
+    return tabs_of(runs)

@@ -12,11 +12,12 @@ import pytest
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("selenium", reason="selenium is not installed")
 
+import small_runs
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from served import served
-from small_runs import tabs_of, validate, write_runs
+from small_runs import tabs_of, validate
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="there is no Chromium with its driver")
@@ -65,9 +66,7 @@ class Visitor:
         self.driver.find_element(By.CSS_SELECTOR, f"{place} input[type=file]").send_keys(str(file))
 
 
-@pytest.fixture(scope="module")
-def runs(parts_folder, tmp_path_factory):
-    return write_runs(tmp_path_factory.mktemp("secret_place"), parts_folder)
+runs = small_runs.runs
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from small_runs import tabs_of, write_runs
+import small_runs
 
 from uae_lightning.app import models as app_models
 from uae_lightning.app.models import Models
@@ -11,15 +11,7 @@ from uae_lightning.app.round_trip import judges_of
 from uae_lightning.app.run_folders import RunFolders
 from uae_lightning.usage import UsageError
 
-
-@pytest.fixture(scope="module")
-def runs(parts_folder, tmp_path_factory):
-    return write_runs(tmp_path_factory.mktemp("secret_place"), parts_folder)
-
-
-@pytest.fixture(scope="module")
-def tabs(runs):
-    return tabs_of(runs)
+runs, tabs = small_runs.runs, small_runs.tabs
 
 
 @pytest.fixture

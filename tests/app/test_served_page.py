@@ -9,11 +9,12 @@ import pytest
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
 import httpx
+import small_runs
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 from served import served
-from small_runs import scene, tabs_of, write_runs
+from small_runs import scene
 from test_dropped_pictures import url_of
 
 from uae_lightning.app import guard
@@ -22,15 +23,7 @@ from uae_lightning.app.pictures import data_url
 from uae_lightning.cli import main
 from uae_lightning.report.page import write_report
 
-
-@pytest.fixture(scope="module")
-def runs(parts_folder, tmp_path_factory):
-    return write_runs(tmp_path_factory.mktemp("secret_place"), parts_folder)
-
-
-@pytest.fixture(scope="module")
-def tabs(runs):
-    return tabs_of(runs)
+runs, tabs = small_runs.runs, small_runs.tabs
 
 
 @pytest.fixture(scope="module")

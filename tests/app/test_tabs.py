@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import small_runs
 import torch
-from small_runs import scene, tabs_of, write_runs
+from small_runs import scene
 
 from uae_lightning.app import drawing, html, prompts, round_trip, wording
 from uae_lightning.app.drawing import Settings
@@ -18,15 +19,7 @@ from uae_lightning.rewards.pixel_similarity import PixelSimilarity
 from uae_lightning.types import RewardInput
 from uae_lightning.usage import UsageError
 
-
-@pytest.fixture(scope="module")
-def runs(parts_folder, tmp_path_factory):
-    return write_runs(tmp_path_factory.mktemp("secret_place"), parts_folder)
-
-
-@pytest.fixture(scope="module")
-def tabs(runs):
-    return tabs_of(runs)
+runs, tabs = small_runs.runs, small_runs.tabs
 
 
 PICTURE = re.compile(r'src="(data:[^"]+)"')

@@ -5,22 +5,15 @@ import shutil
 import time
 
 import pytest
-from small_runs import tabs_of, validate, write_runs
+import small_runs
+from small_runs import validate
 
 from uae_lightning.app import watching
 from uae_lightning.app.run_folders import RunFolders, signature
 from uae_lightning.app.watching import RunPages, document, state_of
 from uae_lightning.usage import UsageError
 
-
-@pytest.fixture(scope="module")
-def runs(parts_folder, tmp_path_factory):
-    return write_runs(tmp_path_factory.mktemp("secret_place"), parts_folder)
-
-
-@pytest.fixture(scope="module")
-def tabs(runs):
-    return tabs_of(runs)
+runs, tabs = small_runs.runs, small_runs.tabs
 
 
 @pytest.fixture

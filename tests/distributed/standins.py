@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uae_lightning.interfaces import Reward
-from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
+from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.seeing import Seen
 from uae_lightning.types import Captions, RewardInput, RewardOutput
 
 

@@ -14,7 +14,9 @@ from jsonargparse import ArgumentError
 
 from uae_lightning.cli import COMMANDS, main
 from uae_lightning.run.compiled import evaluation_parser
-from uae_lightning.run.stage_cli import check_fit, explain, parse_stage
+from uae_lightning.run.parser_messages import explain
+from uae_lightning.run.stage_checks import check_fit
+from uae_lightning.run.stage_cli import parse_stage
 from uae_lightning.usage import UsageError
 
 STAGES = [
@@ -60,7 +62,7 @@ def accepted(parser, check, config, path) -> list:
             check(parser.parse_object(changed(config, path, value)))
             wrong.append((path, value, "accepted"))
         except (ArgumentError, UsageError) as error:
-            text = explain(str(error))
+            text = explain(str(error), [])
             if name not in text or not re.search("must be|Expected a", text) or len(text) > 250:
                 wrong.append((path, value, text))
     return wrong

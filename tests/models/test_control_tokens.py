@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from uae_lightning.models.control_tokens import ForeignText
-from uae_lightning.models.qwen_vl import PLACE
+from uae_lightning.models.prompts import PLACE
 from uae_lightning.stages.decoder_pretrain import DecoderPretrain
 from uae_lightning.types import Batch, Learn
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from uae_lightning.algorithms.token_logprobs import gather_logprobs
-from uae_lightning.interfaces import Encoder, after_thoughts
+from uae_lightning.interfaces import Encoder
+from uae_lightning.interfaces.encoder import after_thoughts
 from uae_lightning.types import Captions, LoRA
 
 PROMPTS = ["a picture of a cat at the center", "a picture of two cats at the center and the top left", "bus"]

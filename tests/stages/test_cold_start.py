@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 import yaml
 from staged import staged
@@ -197,7 +197,7 @@ def test_wrong_settings_are_refused_before_training(make_cold, options, message)
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_loaded(option: str, message: str, tmp_path, capsys):
-    # red if `check_training` of stage_cli hands no `condition_on` on
+    # red if `check_training` of stage_checks hands no `condition_on` on
     config = f"--config={ROOT / 'conf/scenes/cold_start.yaml'}"
     assert main(["fit", config, f"--{option}", f"--trainer.default_root_dir={tmp_path / 'run'}"]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import served_captions
-import test_stages as small
+import small_stages as small
 import torch
 
 from callbacks import PolicyHealth

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 
 from uae_lightning.algorithms.advantages import group_advantages, win_rates

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 import yaml
 from staged import staged

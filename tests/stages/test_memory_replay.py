@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import lightning as L
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 import torch.nn.functional as F
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 from jsonargparse import Namespace
 
 from uae_lightning.policies.token_objectives import CISPO, GSPO, SAPO
-from uae_lightning.run.stage_cli import check_training, parse_stage
+from uae_lightning.run.stage_checks import check_training
+from uae_lightning.run.stage_cli import parse_stage
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.stages.decoder_matching import DecoderMatching
 from uae_lightning.stages.decoder_rl import DecoderRL

@@ -7,7 +7,7 @@ import math
 
 import lightning as L
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 

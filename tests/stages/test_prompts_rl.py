@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

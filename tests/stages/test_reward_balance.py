@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import small_stages as small
 import test_joint_rl as joint
-import test_stages as small
 import torch
 
 from callbacks import RewardCallback

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 from torch import Tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bitsandbytes as bnb
 import pytest
-import test_stages as small
+import small_stages as small
 import torch
 
 from benchmarks.own_stage import without_trainer

@@ -219,11 +219,6 @@ def guide(v_cond: Tensor, v_uncond: Tensor, guidance: float) -> Tensor:
     return v_uncond + guidance * (v_cond - v_uncond)
 
 
-def predict_clean(x: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
-    """The clean latents this velocity points at: x0^ = x - sigma v. [B, C, h, w]."""
-    return x - per_sample(sigma, x) * velocity
-
-
 def predict_noise(x: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
     """The noise this velocity comes from: n^ = x + (1 - sigma) v. [B, C, h, w]."""
     return x + (1 - per_sample(sigma, x)) * velocity

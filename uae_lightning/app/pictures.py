@@ -8,7 +8,6 @@ import io
 import re
 
 from PIL import Image
-from torch import Tensor
 
 from uae_lightning.data.images import MAX_ASPECT, MIN_SIDE, BadFile, read_picture
 from uae_lightning.usage import UsageError
@@ -48,8 +47,3 @@ def data_url(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def as_picture(image: Tensor) -> Image.Image:
-    """[3, H, W] in [0, 1] -> 8 bits."""
-    return Image.fromarray((image.clamp(0, 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy())

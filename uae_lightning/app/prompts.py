@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from uae_lightning.app.drawing import MOST_CANDIDATES, Settings, alone, check, checked_text, drawn, sampled
-from uae_lightning.app.pictures import as_picture
 from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.data.images import as_picture
 from uae_lightning.interfaces import Reward
 from uae_lightning.refinement import seed_of
 from uae_lightning.types import RewardInput

@@ -11,9 +11,8 @@ from PIL import Image
 from uae_lightning.app.drawing import Settings, captioned, drawn, sampled, scores_of
 from uae_lightning.app.errors import in_words
 from uae_lightning.app.models import Models
-from uae_lightning.app.pictures import as_picture
 from uae_lightning.autoencoder import AutoEncoder
-from uae_lightning.data.images import as_tensor
+from uae_lightning.data.images import as_picture, as_tensor
 from uae_lightning.interfaces import Reward
 
 

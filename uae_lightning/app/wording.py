@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -17,14 +16,13 @@ from torch import Tensor
 from uae_lightning.algorithms.sensitivity import sensitivity
 from uae_lightning.algorithms.truncated_backprop import unroll
 from uae_lightning.app.drawing import Settings, checked_text, final, read, sampled
-from uae_lightning.app.pictures import as_picture
 from uae_lightning.app.round_trip import difference
 from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.data.images import as_picture
 from uae_lightning.interfaces import FlowDecoder
 from uae_lightning.types import Conditioning
 from uae_lightning.usage import UsageError
 
-Unit = Literal["words", "sentences"]
 UNITS: dict[str, str] = {"words": r"\S+", "sentences": r"[^.!?;]*[^.!?;\s][^.!?;]*[.!?;]*"}
 MOST_PIECES = 128
 DIRECTIONS = 8  # among pictures: each is a backward pass through all steps

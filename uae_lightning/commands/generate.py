@@ -6,17 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uae_lightning.commands.pictures import (
-    add_options,
-    check_options,
-    check_output,
-    cost,
-    gains,
-    load_chosen,
-    load_refinement,
-    open_picture,
-    save_picture,
-)
+from uae_lightning.commands.pictures import cost, gains, given, load_chosen, load_refinement, open_picture, save_picture
 from uae_lightning.terminal.progress import watched
 from uae_lightning.usage import Parser, UsageError
 
@@ -78,15 +68,12 @@ def parse(args: list[str]):
         help="its visual features are drawn from beside the text: by a decoder that learnt to look at them, as "
         "conf/scenes/bridge_pretrain.yaml trains it",
     )  # fmt: skip
-    add_options(parser)
-    options = parser.parse(args)
+    options = given(parser, args)
     options.texts = [*options.texts, *(read_lines(options.prompts) if options.prompts else [])]
     if not options.texts:
         parser.error('say what to draw: a text in quotes, such as "a red ball", or a file of them with --prompts')
     if options.reference is not None and options.verifier is not None:
         parser.error("--reference draws a text once: leave --verifier, --candidates and --rounds out")
-    check_options(parser, options)
-    check_output(options.output)
     return options
 
 
@@ -140,7 +127,7 @@ def shown(items: list) -> Iterable:
 def side_by_side(pictures: list[Tensor]) -> Image.Image:
     """[3, H, W] each -> one row of them."""
     import torch
-    from PIL import Image
 
-    row = torch.cat(pictures, 2).permute(1, 2, 0).cpu()  # [H, sum of W, 3]
-    return Image.fromarray((row * 255).round().byte().numpy())
+    from uae_lightning.data.images import as_picture
+
+    return as_picture(torch.cat(pictures, 2))

@@ -49,12 +49,17 @@ def add_options(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def check_options(parser: Parser, options) -> None:
-    """Sets the scenes' YAML where neither `--config` nor `--weights` is given."""
+def given(parser: Parser, args: list[str]):
+    """The options, those of `add_options` too, once they can be followed; `config` is the scenes' YAML where neither
+    `--config` nor `--weights` is given."""
+    add_options(parser)
+    options = parser.parse(args)
     if (options.candidates > 1 or options.rounds > 1) and options.verifier is None:
         parser.error("--candidates and --rounds need --verifier, the YAML of a reward that says which drawing is best")
     if options.config is None and options.weights is None:
         options.config = default_config()
+    check_output(options.output)
+    return options
 
 
 def default_config() -> Path:

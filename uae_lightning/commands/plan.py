@@ -16,7 +16,8 @@ from uae_lightning.planning.stage_plan import GB, plan_stage
 from uae_lightning.ranges import Count, Positive
 from uae_lightning.run import spec as run_spec
 from uae_lightning.run.compiled import StageRun
-from uae_lightning.run.stage_cli import check_training, quiet
+from uae_lightning.run.stage_checks import check_training
+from uae_lightning.run.stage_cli import quiet
 from uae_lightning.usage import Parser
 
 DESCRIPTION = """\

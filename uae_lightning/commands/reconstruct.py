@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from uae_lightning.commands.pictures import (
-    add_options,
-    check_options,
-    check_output,
-    cost,
-    gains,
-    load_chosen,
-    load_refinement,
-    open_picture,
-    save_picture,
-)
-from uae_lightning.data.images import as_tensor
+from uae_lightning.commands.pictures import cost, gains, given, load_chosen, load_refinement, open_picture, save_picture
+from uae_lightning.data.images import as_picture, as_tensor
 from uae_lightning.usage import Parser
 
 if TYPE_CHECKING:
@@ -51,11 +41,7 @@ def parse(args: list[str]):
     parser = Parser(prog="uae reconstruct", description=DESCRIPTION)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--output", type=Path, default=Path("reconstruction.png"), help="default: %(default)s")
-    add_options(parser)
-    options = parser.parse(args)
-    check_options(parser, options)
-    check_output(options.output)
-    return options
+    return given(parser, args)
 
 
 def round_trip(model, pictures: list[Image.Image], seed: int, refinement: Refinement | None = None):
@@ -78,5 +64,5 @@ def side_by_side(originals, reconstructions) -> Image.Image:
     """One row per picture: original, reconstruction."""
     import torch
 
-    rows = torch.cat([originals, reconstructions], 3).clamp(0, 1).cpu()  # [B, 3, H, 2W]
-    return Image.fromarray((torch.cat(list(rows), 1).permute(1, 2, 0) * 255).round().byte().numpy())
+    rows = torch.cat([originals, reconstructions], 3)  # [B, 3, H, 2W]
+    return as_picture(torch.cat(list(rows), 1))

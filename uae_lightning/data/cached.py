@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -70,30 +71,20 @@ class CachedData(StreamedData):
         self.path, self.validation_path = path, validation_path
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self.max_source_pixels, self.columns = max_source_pixels, Columns(image_column)
-        self._source: CacheIndex | None = None
-        self._held_out: list[Sample] | list[CachedSample] | None = None
-        self._held_out_tally = Tally()
 
     # ------------------------------------------------------------------------------------------------ what there is
 
-    @property
+    @functools.cached_property
     def source(self) -> CacheIndex:
-        if self._source is None:
-            self._source = CacheIndex(Path(self.path))
-        return self._source
+        return CacheIndex(Path(self.path))
 
     @property
     def pictures(self) -> HeldOutPictures:
         """Reads pictures of `validation_path` at the resolution of the cache."""
         return HeldOutPictures(Preparation(self.source.header.resolution, self.max_source_pixels, False, False))
 
-    @property
+    @functools.cached_property
     def held_out(self) -> list[Sample] | list[CachedSample]:
-        if self._held_out is None:
-            self._held_out = self._choose_held_out()
-        return self._held_out
-
-    def _choose_held_out(self) -> list[Sample] | list[CachedSample]:
         if self.validation_path is not None:
             source = open_source(self.validation_path, self.columns, "validation_path")
             samples, self._held_out_tally = held_out.chosen(source, self.validation_pictures, self.pictures)
@@ -139,9 +130,6 @@ class CachedData(StreamedData):
         batches = held_out.equal_batches(self.held_out, world, self.validation_batch_size)[rank]
         make = cached_batch if self.validation_path is None else self.pictures.batch
         return held_out.loader(batches, make, self.num_workers)
-
-    def held_out_tally(self) -> Tally:
-        return self._held_out_tally if self.held_out else Tally()
 
     def reader(self) -> CacheReader:
         if self.validation_path is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from dataclasses import dataclass, replace
@@ -112,26 +113,16 @@ class ImageTextData(StreamedData):
             min_source_side, max_aspect_ratio, prompts_needed=prompt_column is not None,
         )  # fmt: skip
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
-        self._source: Source | None = None
-        self._held_out: list[Sample] | None = None
-        self._held_out_tally = Tally()
 
-    @property
+    @functools.cached_property
     def source(self) -> Source:
-        if self._source is None:
-            self._source = open_source(self.path, self.columns)
-            if names := self._source.without():
-                warnings.warn(f"{self._source.name}: files that are no pictures are left out: {names}", stacklevel=2)
-        return self._source
+        source = open_source(self.path, self.columns)
+        if names := source.without():
+            warnings.warn(f"{source.name}: files that are no pictures are left out: {names}", stacklevel=2)
+        return source
 
-    @property
+    @functools.cached_property
     def held_out(self) -> list[Sample]:
-        """The validation pictures, the same ones on every rank, in every run and in every stage."""
-        if self._held_out is None:
-            self._held_out = self._choose_held_out()
-        return self._held_out
-
-    def _choose_held_out(self) -> list[Sample]:
         picture = HeldOutPictures(self.preparation)
         if self.validation_path is None:
             samples, _ = held_out.chosen(self.source, self.validation_pictures, picture)  # training counts the bad ones
@@ -144,9 +135,6 @@ class ImageTextData(StreamedData):
 
     def held_out_digests(self) -> frozenset[bytes]:
         return frozenset(digest(image_bytes(sample)) for sample in self.held_out)
-
-    def held_out_tally(self) -> Tally:
-        return self._held_out_tally if self.held_out else Tally()
 
     def val_dataloader(self) -> DataLoader:
         rank, world = self.rank_and_world()

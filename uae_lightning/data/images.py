@@ -210,6 +210,11 @@ def as_tensor(picture: Image.Image, side: int) -> Tensor:
     return torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
+def as_picture(image: Tensor) -> Image.Image:
+    """[3, H, W] in [0, 1] -> 8 bits."""
+    return Image.fromarray((image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
 def open_pictures(paths: list[str | Path], side: int) -> Tensor:
     """The central squares of picture files, upright and in sRGB, scaled: [N, 3, side, side] in [0, 1].
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -56,7 +58,6 @@ class PromptData(StreamedData):
         self.path, self.validation_path = path, validation_path
         self.validation_pictures, self.validation_batch_size = validation_pictures, validation_batch_size
         self.prompt_column, self.max_prompt_words = prompt_column, max_prompt_words
-        self._split: tuple[Prompts, list[PromptRow]] | None = None
 
     # ------------------------------------------------------------------------------------------------ what there is
 
@@ -67,16 +68,10 @@ class PromptData(StreamedData):
 
     @property
     def held_out(self) -> list[PromptRow]:
-        """The validation prompts, the same ones on every rank, in every run and in every stage."""
         return self.split[1]
 
-    @property
+    @functools.cached_property
     def split(self) -> tuple[Prompts, list[PromptRow]]:
-        if self._split is None:
-            self._split = self._divide()
-        return self._split
-
-    def _divide(self) -> tuple[Prompts, list[PromptRow]]:
         everything = open_prompts(self.path, self.prompt_column, self.max_prompt_words)
         others = everything
         if self.validation_path is not None:
@@ -97,9 +92,6 @@ class PromptData(StreamedData):
                 "data.init_args.validation_path"
             )
         return Prompts(everything.name, left), chosen
-
-    def held_out_tally(self) -> Tally:
-        return Tally()
 
     # ------------------------------------------------------------------------------------------------ hooks
 

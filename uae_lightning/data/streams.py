@@ -54,6 +54,7 @@ class StreamedData(L.LightningDataModule, ABC):
         self.batch_size, self.shuffle_buffer, self.max_skipped = batch_size, shuffle_buffer, max_skipped
         self.num_workers, self.seed = num_workers, seed
         self.skipped_files: SkippedFiles | None = None
+        self._held_out_tally = Tally()
         self._start_at(0, None)
 
     @property
@@ -65,9 +66,14 @@ class StreamedData(L.LightningDataModule, ABC):
     def reader(self) -> Reader:
         """Reads samples of `source`."""
 
+    @property
     @abstractmethod
+    def held_out(self) -> list:
+        """The validation samples, the same ones on every rank, in every run and in every stage."""
+
     def held_out_tally(self) -> Tally:
         """What was passed over while the held-out samples were chosen; raises where that cannot be done."""
+        return self._held_out_tally if self.held_out else Tally()
 
     def rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from uae_lightning.interfaces import Bridge
-from uae_lightning.models.loading import read_object
+from uae_lightning.models.loading import load_saved, read_object
 from uae_lightning.models.projector import MLPProjector
-from uae_lightning.models.weight_files import seal, verify
+from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Learning
@@ -109,12 +108,7 @@ class VisualBridge(MLPProjector, Bridge):
     def _read_bridge(self, folder: Path) -> None:
         if (found := read_object(folder / CONFIG)) != self.shape:
             raise ValueError(f"{folder / CONFIG} is of another bridge, {found}: the YAML describes {self.shape}")
-        verify(folder)
-        try:
-            self.bridge.load_state_dict(load_file(folder / WEIGHTS))
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{folder} holds no whole bridge: copy the folder again ({reason})") from error
+        load_saved(self.bridge, folder / WEIGHTS, "bridge")
 
     def adapt(self, learning: Learning) -> None:
         super().adapt(learning)

@@ -6,7 +6,6 @@ A family (`sd3.py`, `sana.py`, ...) says which transformer that is, what it is c
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import AbstractContextManager
 from inspect import Parameter, signature
 from math import exp
 from pathlib import Path
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 
 from uae_lightning.interfaces import Codec, FlowDecoder
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
+from uae_lightning.models.adapters import MergedState, add_lora, lora_layers, to_dtype
 from uae_lightning.models.attention import use_backend
 from uae_lightning.models.codec_folders import codec_of
 from uae_lightning.models.codecs import DiffusersCodec
-from uae_lightning.models.handed_on import save_adapter, source_of
+from uae_lightning.models.handed_on import AdaptedPart, source_of
 from uae_lightning.models.library_pipelines import library_pipeline
 from uae_lightning.models.loading import load
 from uae_lightning.models.quantization import Quantization
@@ -42,7 +41,7 @@ FILES = ["transformer/*", "vae/*", "scheduler/*"]  # that are wanted of a model 
 
 
 @checked
-class DiffusersDecoder(FlowDecoder):
+class DiffusersDecoder(AdaptedPart, FlowDecoder):
     """A flow-matching transformer of diffusers in the latent space of a codec.
 
     Args:
@@ -207,8 +206,9 @@ class DiffusersDecoder(FlowDecoder):
         config = self.scheduler.config
         return exp(linear_in_tokens(tokens, config)) if config.use_dynamic_shifting else config.shift
 
-    def reference(self) -> AbstractContextManager[None]:
-        return adapters_off(self.transformer)
+    @property
+    def learner(self) -> nn.Module:
+        return self.transformer
 
     # ------------------------------------------------------------------------------------------------ files
 
@@ -222,20 +222,10 @@ class DiffusersDecoder(FlowDecoder):
         self.scheduler.save_pretrained(folder / "scheduler")
         self.save_more(folder)
         if lora_layers(self.transformer):
-            self._save_lora(folder)
+            self.save_lora(folder)
         seal(folder, sums)
 
-    def hand_on(self, folder: Path) -> None:
-        if not lora_layers(self.transformer):
-            return self.save(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_lora(folder)
-        save_adapter(folder, self.transformer, self.source, self.quantization)
-
-    def handed_on(self) -> list[nn.Parameter]:
-        return adapters_of(self.transformer) or list(self.parameters())
-
-    def _save_lora(self, folder: Path) -> None:
+    def save_lora(self, folder: Path) -> None:
         adapter = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.transformer).items()}
         self.save_adapter(adapter, self.transformer.peft_config["default"].to_dict(), folder)
 

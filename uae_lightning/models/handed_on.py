@@ -14,7 +14,9 @@ into it, layer by layer.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uae_lightning.files import write_json
+from uae_lightning.interfaces import Component
+from uae_lightning.models.adapters import adapters_of, adapters_off, lora_layers
 from uae_lightning.models.loading import read_object
 from uae_lightning.models.quantization import Quantization, quantize_linears, round_weight
 from uae_lightning.models.weight_files import SUMS, digest, seal, verify
@@ -200,6 +204,35 @@ def read_state(adapter: Path) -> dict[str, Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------ writing
+
+
+class AdaptedPart(Component):
+    """A part that learns by adapters or as a whole, and hands on no more than that."""
+
+    source: Source
+    quantization: Quantization  # of the blocks
+
+    @property
+    @abstractmethod
+    def learner(self) -> nn.Module:
+        """What has the adapters."""
+
+    @abstractmethod
+    def save_lora(self, folder: Path) -> None:
+        """Write the adapters in the file that the part's library looks for."""
+
+    def reference(self) -> AbstractContextManager[None]:
+        return adapters_off(self.learner)
+
+    def hand_on(self, folder: Path) -> None:
+        if not lora_layers(self.learner):
+            return self.save(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save_lora(folder)
+        save_adapter(folder, self.learner, self.source, self.quantization)
+
+    def handed_on(self) -> list[nn.Parameter]:
+        return adapters_of(self.learner) or list(self.parameters())
 
 
 def save_adapter(folder: Path, model: nn.Module, source: Source, quantization: Quantization) -> None:

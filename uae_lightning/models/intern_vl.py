@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
+from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.resizing import normalized
+from uae_lightning.models.seeing import Seen
 
 
 class InternVLEncoder(QwenVLEncoder):
@@ -81,9 +83,7 @@ class InternVLEncoder(QwenVLEncoder):
 
     def squares(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, 3, S, S], as GotOcr2ImageProcessor does it."""
-        images = self.shown(images)
-        mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)
-        return ((images - mean[:, None, None]) / std[:, None, None]).to(self.dtype)
+        return normalized(self.shown(images), self.preprocessor).to(self.dtype)
 
     def prompt_inputs(self, images: Tensor) -> dict[str, Any]:
         input_ids = self.prompt_of((1, 1), images.device)[0].expand(len(images), -1)

@@ -26,7 +26,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from uae_lightning.models.attention import MaskedJointAttention
 from uae_lightning.models.loading import load, reading
-from uae_lightning.models.resizing import resize
+from uae_lightning.models.resizing import normalized, resize
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.paths import resolve, weightless
 from uae_lightning.ranges import NonNegative, checked
@@ -151,10 +151,9 @@ class IPAdapterSD3Decoder(SD3Decoder):
     @torch.no_grad()
     def look(self, images: Tensor) -> Tensor:
         """SigLIP's last states but one, as diffusers' pipeline has them: [N, K, E]."""
-        size, mean, std = (getattr(self.preprocessor, name) for name in ("size", "image_mean", "image_std"))
+        size = self.preprocessor.size
         images = resize(images, (size["height"], size["width"]))
-        mean, std = images.new_tensor(mean)[:, None, None], images.new_tensor(std)[:, None, None]
-        pixels = ((images - mean) / std).to(self.vision.dtype)
+        pixels = normalized(images, self.preprocessor).to(self.vision.dtype)
         return self.vision(pixel_values=pixels, output_hidden_states=True).hidden_states[-2].float()
 
     def _hand_on(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -24,7 +24,8 @@ from uae_lightning.algorithms.digest import digest_of
 from uae_lightning.interfaces import Codec, Decoder, DrawingEncoder, Projector
 from uae_lightning.models.adapters import lora_layers
 from uae_lightning.models.intern_vl import InternVLEncoder
-from uae_lightning.models.qwen_vl import PLACE, Seen
+from uae_lightning.models.prompts import PLACE
+from uae_lightning.models.seeing import Seen
 from uae_lightning.types import Conditioning, Learning, Sampling
 
 BEGIN, END = "<begin_of_image>", "<end_of_image>"

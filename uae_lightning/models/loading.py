@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -65,6 +66,25 @@ def load(
         reason = str(error).partition("because ")[2].partition(". If you")[0]
         raise ValueError(f"the weights in {folder / subfolder} do not fit its config.json: {reason}") from error
     return model.eval()
+
+
+def load_saved(module: nn.Module, file: Path, what: str, remedy: str = "", *, strict: bool = True) -> None:
+    """Reads into a module the weights that its `save` wrote.
+
+    Args:
+        what: they are, in words.
+        remedy: what may be done besides copying them again.
+        strict: as of `load_state_dict`.
+
+    Raises:
+        ValueError: the file is damaged, or tensors are missing, unknown, or of another shape.
+    """
+    verify(file.parent, file.name)
+    try:
+        module.load_state_dict(load_file(file), strict=strict)
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} holds no whole {what}: copy the folder again{remedy} ({reason})") from error
 
 
 def check_texts(folder: Path) -> None:

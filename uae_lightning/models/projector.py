@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from uae_lightning.interfaces import Projector
-from uae_lightning.models.loading import read_object
-from uae_lightning.models.weight_files import seal, verify
+from uae_lightning.models.loading import load_saved, read_object
+from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import resolve
 from uae_lightning.ranges import Count, checked
 
@@ -54,15 +53,7 @@ class MLPProjector(Projector):
             nn.Linear(self.config["hidden_size"], self.config["output_size"]),
         )
         if folder:
-            self._read(folder)
-
-    def _read(self, folder: Path) -> None:
-        verify(folder)
-        try:
-            self.load_state_dict(load_file(folder / "model.safetensors"))
-        except (SafetensorError, RuntimeError) as error:  # tensors are missing, unknown, or of another shape
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{folder} holds no whole projector: copy the folder again ({reason})") from error
+            load_saved(self, folder / "model.safetensors", "projector")
 
     def forward(self, states: Tensor) -> Tensor:
         return self.layers(states.to(self.layers[1].weight.dtype))

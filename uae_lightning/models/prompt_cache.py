@@ -6,6 +6,7 @@ backward pass, which a cache of transformers would take for further tokens.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -136,3 +137,18 @@ class FixedPrefix(DynamicCache):
 
     def update_recurrent_state(self, state: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Tensor:
         return state
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What stands before the captions of B pictures or prompts, read once."""
+
+    reader: PromptReader  # keys and values
+    last: Tensor  # [B, D] states that predict the first token
+    position: Tensor  # [B] of the first token
+    mask: Tensor | None  # [B, L] bool, False at padding; None where there is none
+
+    def repeat(self, copies: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(last, position, mask), `copies` of each row next to each other."""
+        mask = None if self.mask is None else self.mask.repeat_interleave(copies, 0)
+        return self.last.repeat_interleave(copies, 0), self.position.repeat_interleave(copies, 0), mask

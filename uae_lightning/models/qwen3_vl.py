@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
+from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.seeing import Seen
 
 
 class Qwen3VLEncoder(QwenVLEncoder):

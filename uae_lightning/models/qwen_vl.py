@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,103 +15,35 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.utils import is_flash_attn_2_available
-from transformers.vision_utils import get_vision_window_index
 
 from uae_lightning.algorithms.token_logprobs import logprobs_and_entropy
-from uae_lightning.interfaces import ServedEncoder
+from uae_lightning.models import prompts
 from uae_lightning.models.activations import checkpoint_blocks
-from uae_lightning.models.adapters import MergedState, adapters_of, adapters_off, add_lora, lora_layers, to_dtype
+from uae_lightning.models.adapters import MergedState, add_lora, lora_layers, to_dtype
 from uae_lightning.models.control_tokens import ForeignText
-from uae_lightning.models.handed_on import save_adapter, save_peft, source_of
+from uae_lightning.models.handed_on import AdaptedPart, save_peft, source_of
 from uae_lightning.models.loading import load, reading
 from uae_lightning.models.lora_product import merged_while
-from uae_lightning.models.prompt_cache import FixedPrefix, PromptReader
+from uae_lightning.models.prompt_cache import FixedPrefix, Prefix, PromptReader
+from uae_lightning.models.prompts import PLACE, Asked, turns
 from uae_lightning.models.quantization import Quantization
-from uae_lightning.models.resizing import resize
 from uae_lightning.models.saving import save_transformers
-from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens
+from uae_lightning.models.seeing import SeeingEncoder, Seen
+from uae_lightning.models.token_sampling import end_tokens, is_end, sample_tokens, up_to_first
 from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import weightless
 from uae_lightning.ranges import Count, checked
 from uae_lightning.types import Captions, CaptionTurn, Learning, LoRA
-
-# released code of UAE: the prompt P of Unified-GRPO and the system line of the decoder's template
-CAPTION_SYSTEM = "You are an expert vision-language model."
-CAPTION_PROMPT = (
-    "Your task is: Given an input image, generate a textual description of the image. If there is text in the image, "
-    "transcribe it inside double quotes. Now, carefully analyze the input image and output the full description."
-)
-GENERATE_SYSTEM = "You are a helpful assistant."
-REWRITE_PROMPT = (  # ours
-    "A picture is to be drawn from the short prompt below. Describe that picture in full: each object that the prompt "
-    "asks for with its color, size and place, then the background and the light. Leave out no object of the prompt and "
-    "bring in no other. Answer with the description alone."
-)
-PLACE = "\N{OBJECT REPLACEMENT CHARACTER}"  # of the text in the "generate" template
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # that are wanted of a model on the hub
 LOGITS = 2**25  # that are held at a time: 128 MB in float32, where 512 tokens of Qwen's vocabulary would take 311
 TEXT_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the vision tower makes of B pictures of one size."""
-
-    features: Tensor  # [B, K, hidden_size]: one for each merged patch, hence for each image token of the prompt
-    grid: tuple[int, int]  # patches in a column and in a row
-    deep: tuple[Tensor, ...] = ()  # as features, for each of the first layers of the text decoder (DeepStack)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, rows) -> Seen:
-        return Seen(self.features[rows], self.grid, tuple(deep[rows] for deep in self.deep))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Chat turns that ask for what B prompts leave open."""
-
-    tokens: Tensor  # [B, L], padded on the left: a state of linear attention ends with the last token, not with padding
-    mask: Tensor  # [B, L] bool
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, rows) -> Asked:
-        return Asked(self.tokens[rows], self.mask[rows])
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What stands before the captions of B pictures or prompts, read once."""
-
-    reader: PromptReader  # keys and values
-    last: Tensor  # [B, D] states that predict the first token
-    position: Tensor  # [B] of the first token
-    mask: Tensor | None  # [B, L] bool, False at padding; None where there is none
-
-    def repeat(self, copies: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(last, position, mask), `copies` of each row next to each other."""
-        mask = None if self.mask is None else self.mask.repeat_interleave(copies, 0)
-        return self.last.repeat_interleave(copies, 0), self.position.repeat_interleave(copies, 0), mask
-
-
-def turns(system: str, role: str, content: str | list[dict[str, str]]) -> list[dict[str, Any]]:
-    """A turn of that role; an empty system line is left out."""
-    return [*([{"role": "system", "content": system}] if system else []), {"role": role, "content": content}]
-
-
-def up_to_first(end: Tensor) -> Tensor:
-    """[N, T] bool, True up to the first True of `end` and there."""
-    return end.cumsum(1) - end.long() == 0
-
-
 @checked
-class QwenVLEncoder(ServedEncoder):
+class QwenVLEncoder(AdaptedPart, SeeingEncoder):
     """`Qwen2_5_VLForConditionalGeneration` with its tokenizer and chat template; `qwen3_vl.py` is the next generation.
 
     Args:
@@ -152,10 +81,10 @@ class QwenVLEncoder(ServedEncoder):
         quantization: Quantization = "none",
         attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
         checkpoint_activations: bool = False,
-        caption_system: str = CAPTION_SYSTEM,
-        caption_prompt: str = CAPTION_PROMPT,
-        generate_system: str = GENERATE_SYSTEM,
-        rewrite_prompt: str = REWRITE_PROMPT,
+        caption_system: str = prompts.CAPTION_SYSTEM,
+        caption_prompt: str = prompts.CAPTION_PROMPT,
+        generate_system: str = prompts.GENERATE_SYSTEM,
+        rewrite_prompt: str = prompts.REWRITE_PROMPT,
         max_pixels: Count = 65_536,
     ) -> None:
         super().__init__()
@@ -209,16 +138,6 @@ class QwenVLEncoder(ServedEncoder):
             )
         self._check_preprocessor(folder)
 
-    def _check_preprocessor(self, folder: Path) -> None:
-        """Raises ValueError where it cuts pictures otherwise than the vision tower takes them."""
-        sides = self.preprocessor.patch_size, self.preprocessor.merge_size
-        vision = self.model.config.vision_config
-        if sides != (vision.patch_size, vision.spatial_merge_size):
-            raise ValueError(
-                f"preprocessor_config.json in {folder} has patch_size {sides[0]}, merge_size {sides[1]}, config.json "
-                f"{vision.patch_size} and {vision.spatial_merge_size}: copy both again"
-            )
-
     def blocks(self) -> list[nn.Module]:
         language = self.model.model.language_model
         return [*self.vision_blocks(), *(language.layers if language is not None else [])]
@@ -229,30 +148,6 @@ class QwenVLEncoder(ServedEncoder):
 
     # ----------------------------------------------------------------- what another family has in another way
 
-    def vision_blocks(self) -> list[nn.Module]:
-        return list(self.model.model.visual.blocks)
-
-    def block_width(self, layer: int) -> int:
-        """Of what a block of the vision tower gives at each place; a ValueError where there is no such block."""
-        if layer >= (count := len(self.vision_blocks())):
-            raise ValueError(f"layer is {layer}, and the vision tower has {count} blocks: set it to 0 to {count - 1}")
-        return self.model.config.vision_config.hidden_size * self.merged_patches()
-
-    def merged_patches(self) -> int:
-        """Of the vision tower, in a feature."""
-        return self.model.config.vision_config.spatial_merge_size**2
-
-    def by_place(self, output: Tensor, seen: Seen) -> Tensor:
-        """Output of a block for B pictures, patches [B * gh * gw, E] in the order of the tower's windows -> those of a
-        feature beside each other, [B, K, block_width], in the order of `see`."""
-        config = self.model.config.vision_config
-        grid = torch.tensor([[1, *seen.grid]]).repeat(len(seen), 1)
-        order, _ = get_vision_window_index(
-            grid, config.spatial_merge_size, window_size=config.window_size, patch_size=config.patch_size
-        )
-        merged = output.view(len(order), -1)
-        return merged[order.argsort().to(merged.device)].view(*seen.features.shape[:2], -1)
-
     def places(self, positions: Tensor) -> Tensor:
         """Positions [N, T] of words as the text decoder takes them: in time, height and width alike."""
         return positions.expand(3, -1, -1)
@@ -262,31 +157,6 @@ class QwenVLEncoder(ServedEncoder):
         return self.model.model.get_rope_index(
             input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids)
         )[0]
-
-    def stand_in_preprocessor(self) -> SimpleNamespace:
-        """What is asked of the preprocessor, by config.json alone: of a plan, for which no other file is read."""
-        vision, half = self.model.config.vision_config, [0.5] * 3
-        return SimpleNamespace(
-            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size, image_mean=half, image_std=half
-        )
-
-    def exported_preprocessor(self) -> Any:
-        """The image processor of its library, which then scales pictures as they are scaled here."""
-        images = self.preprocessor
-        images.size = {"shortest_edge": (images.patch_size * images.merge_size) ** 2, "longest_edge": self.max_pixels}
-        return images
-
-    def picture_text(self, pad: str, grid: tuple[int, int]) -> str:
-        """What stands in a prompt in place of `pad`, for a picture of that many patches."""
-        return pad * (grid[0] * grid[1] // self.preprocessor.merge_size**2)
-
-    def deep_features(self, output: Any) -> tuple[Tensor, ...]:
-        """What the first layers of the text decoder add at the picture, [B, K, D] each, of the tower's output."""
-        return ()
-
-    def deep_inputs(self, seen: Seen, kinds: Tensor) -> dict[str, Any]:
-        """The same as arguments of the text decoder; `kinds` [1, L] is 1 where the picture is."""
-        return {}
 
     def adapt(self, learning: Learning) -> None:
         """A LoRA on the linear layers of the text decoder where its `targets` name nothing else; the vision tower stays
@@ -454,92 +324,7 @@ class QwenVLEncoder(ServedEncoder):
         there = [torch.ones_like(part).bool() for part in parts]
         return ids, pad_sequence(there, batch_first=True, padding_side=side)
 
-    def see(self, images: Tensor) -> Seen:
-        patches, grid = self.patchify(images)
-        output = self.model.model.get_image_features(patches, grid, return_dict=True)
-        return Seen(torch.stack(list(output.pooler_output)), tuple(grid[0, 1:].tolist()), self.deep_features(output))
-
-    def see_block(self, images: Tensor, layer: int) -> tuple[Seen, Tensor]:
-        """What `see` gives, and the output of a block of the vision tower at its places: [B, K, block_width]."""
-        given: list[Tensor] = []
-        hook = self.vision_blocks()[layer].register_forward_hook(lambda block, args, output: given.append(output))
-        try:
-            seen = self.see(images)
-        finally:
-            hook.remove()
-        return seen, self.by_place(given[0], seen)
-
-    @torch.no_grad()
-    def visual_features(self, images: Tensor) -> Tensor:
-        features = self.see(images).features.float()
-        return F.layer_norm(features, features.shape[-1:])
-
-    def prompt_of(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """The caption prompt for a picture of that many patches: (token ids [1, L], where the picture is [1, L], [1, 3]
-        as Qwen writes the grid)."""
-        pad = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-        text = self.prompt.replace(pad, self.picture_text(pad, grid))
-        ids = self.tokenizer(text, return_tensors="pt")["input_ids"].to(device)
-        return ids, (ids == self.model.config.image_token_id).long(), torch.tensor([[1, *grid]], device=device)
-
-    def prompt_inputs(self, images: Tensor) -> dict[str, Tensor]:
-        """The caption prompt with each picture as inputs of the whole model, for who calls that of transformers."""
-        patches, grid = self.patchify(images)
-        ids, kinds, _ = self.prompt_of(tuple(grid[0, 1:].tolist()), images.device)
-        input_ids = ids.expand(len(images), -1)
-        return {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "mm_token_type_ids": kinds.expand(len(images), -1),
-            "pixel_values": patches,
-            "image_grid_thw": grid,
-        }
-
-    def patchify(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, W] in [0, 1] -> (patches [B * gh * gw, dim], grid [B, 3]), as Qwen2VLImageProcessor does it.
-
-        Where the vision tower takes five channels, two with the pixel's place are added: Qwen's has relative positions
-        only, which a small model cannot turn into "top left".
-        """
-        config, side, merge = (
-            self.model.config.vision_config,
-            self.preprocessor.patch_size,
-            self.preprocessor.merge_size,
-        )
-        images = self.shown(images)
-        height, width = images.shape[-2:]
-        mean, std = images.new_tensor(self.preprocessor.image_mean), images.new_tensor(self.preprocessor.image_std)
-        pixels = (images - mean[:, None, None]) / std[:, None, None]
-        if config.in_channels == 5:
-            axes = [torch.linspace(-1, 1, n, device=images.device, dtype=images.dtype) for n in (height, width)]
-            places = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(len(images), -1, -1, -1)
-            pixels = torch.cat([pixels, places], 1)
-        rows, cols = height // side, width // side
-        blocks = pixels.reshape(len(images), -1, rows // merge, merge, side, cols // merge, merge, side)
-        blocks = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # B, Y, X, y, x, C, 1, p, p
-        patches = blocks.repeat_interleave(config.temporal_patch_size, 6).reshape(len(images) * rows * cols, -1)
-        grid = torch.tensor([[1, rows, cols]], device=images.device).repeat(len(images), 1)
-        return patches.to(self.dtype), grid
-
     # ----------------------------------------------------------------- captions that are written elsewhere
-
-    def shown(self, images: Tensor) -> Tensor:
-        size = self.reading_size(*images.shape[-2:])
-        return images if size == tuple(images.shape[-2:]) else resize(images, size)
-
-    def reading_size(self, height: int, width: int) -> tuple[int, int]:
-        """What a picture of that size is scaled to."""
-        side = self.preprocessor.patch_size * self.preprocessor.merge_size
-        return smart_resize(height, width, factor=side, **self.processor_options())
-
-    def processor_options(self) -> dict[str, Any]:
-        smallest = self.preprocessor.patch_size * self.preprocessor.merge_size
-        return {"min_pixels": smallest**2, "max_pixels": self.max_pixels}
-
-    def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """Patches in a column and in a row of images that are `shown`."""
-        height, width = images.shape[-2:]
-        return height // self.preprocessor.patch_size, width // self.preprocessor.patch_size
 
     def turn(self, images: Tensor) -> CaptionTurn:
         tokens = self.prompt_of(self.grid_of(images), torch.device("cpu"))[0][0].tolist()
@@ -580,8 +365,9 @@ class QwenVLEncoder(ServedEncoder):
 
     # ----------------------------------------------------------------- adapters and files
 
-    def reference(self) -> AbstractContextManager[None]:
-        return adapters_off(self.model)
+    @property
+    def learner(self) -> nn.Module:
+        return self.model
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -597,19 +383,9 @@ class QwenVLEncoder(ServedEncoder):
         self.tokenizer.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         if lora_layers(self.model):
-            self._save_lora(folder)
+            self.save_lora(folder)
         seal(folder, sums)
 
-    def hand_on(self, folder: Path) -> None:
-        if not lora_layers(self.model):
-            return self.save(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_lora(folder)
-        save_adapter(folder, self.model, self.source, self.quantization)
-
-    def handed_on(self) -> list[nn.Parameter]:
-        return adapters_of(self.model) or list(self.parameters())
-
-    def _save_lora(self, folder: Path) -> None:
+    def save_lora(self, folder: Path) -> None:
         state = {name: tensor.cpu() for name, tensor in get_peft_model_state_dict(self.model).items()}
         save_file(state, folder / "adapter_model.safetensors")

@@ -1,6 +1,8 @@
-"""Resizing of pictures as PIL does it, on a batch of tensors, with gradients."""
+"""Resizing of pictures as PIL does it, on a batch of tensors, with gradients; and what comes after it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,3 +22,9 @@ def resize(images: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tens
     for shape in ((images.shape[2], width), (height, width)):
         images = F.interpolate(images, shape, mode=mode, antialias=True).clamp(0, 1)
     return images
+
+
+def normalized(images: Tensor, preprocessor: Any) -> Tensor:
+    """[B, 3, H, W] by the mean and the standard deviation of each channel, as that image processor has them."""
+    mean, std = images.new_tensor(preprocessor.image_mean), images.new_tensor(preprocessor.image_std)
+    return (images - mean[:, None, None]) / std[:, None, None]

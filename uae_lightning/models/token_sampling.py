@@ -23,6 +23,11 @@ def is_end(tokens: Tensor, ends: list[int]) -> Tensor:
     return torch.isin(tokens, torch.tensor(ends, device=tokens.device))
 
 
+def up_to_first(end: Tensor) -> Tensor:
+    """[N, T] bool, True up to the first True of `end` and there."""
+    return end.cumsum(1) - end.long() == 0
+
+
 def sample_tokens(
     logits_after: Callable[[Tensor | None, Tensor | None, int], Tensor],
     *,

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uae_lightning.algorithms.digest import digest_of, dtypes
 from uae_lightning.interfaces import CodeEncoder
-from uae_lightning.models.loading import read_object
+from uae_lightning.models.loading import load_saved, read_object
 from uae_lightning.models.quantizers import Quantizer
-from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
-from uae_lightning.models.weight_files import seal, verify
+from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.seeing import Seen
+from uae_lightning.models.weight_files import seal
 from uae_lightning.parallel.collectives import gathered
 from uae_lightning.paths import resolve, weightless
 from uae_lightning.ranges import Count, Natural, checked
@@ -112,14 +112,8 @@ class VisionCodes(CodeEncoder):
         return found
 
     def _read(self, folder: Path) -> None:
-        if weightless():
-            return
-        verify(folder)
-        try:
-            self.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{folder} holds no whole codebook: copy it again ({reason})") from error
+        if not weightless():
+            load_saved(self, folder / "model.safetensors", "codebook", strict=False)
 
     @property
     def config(self) -> dict[str, Any]:

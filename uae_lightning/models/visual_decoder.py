@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from uae_lightning.models.attention import MaskedJointAttention
+from uae_lightning.models.loading import load_saved
 from uae_lightning.models.sd3 import SD3Decoder
-from uae_lightning.models.weight_files import seal, verify
+from uae_lightning.models.weight_files import seal
 from uae_lightning.paths import weightless
 from uae_lightning.ranges import Count, NonNegative, checked
 from uae_lightning.types import Conditioning, Learning
@@ -99,17 +99,9 @@ class VisualSD3Decoder(SD3Decoder):
 
     def _read_visual(self) -> None:
         file = self.folder / FILE
-        if weightless() or not file.exists():
-            return
-        verify(self.folder, FILE)
-        try:
-            self.visual.load_state_dict(load_file(file))
-        except (SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"{file} holds no whole layers of this decoder: copy the folder again, or set visual_size to what it "
-                f"was trained with ({reason})"
-            ) from error
+        if not weightless() and file.exists():
+            remedy = ", or set visual_size to what it was trained with"
+            load_saved(self.visual, file, "layers of this decoder", remedy)
 
     def _hand_on(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The transformer passes the features to its blocks, which keep them where activations are checkpointed."""

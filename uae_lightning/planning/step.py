@@ -121,7 +121,7 @@ class Step:
         self._weigh("optimizer", self._make_optimizer)
         if self.setting.average:
             self._weigh("average", self._make_average)
-        side = self._side()
+        side = self.stage.decoder.image_size
         self._weigh("memory", lambda: self._remember(side))
         batch = self._batch(self.setting.pictures, side)
         with self.meter.phase("update" if self.stage.automatic_optimization else "pictures"):
@@ -153,9 +153,6 @@ class Step:
         for phase in ("memory", "captions"):
             self.meter.phases.pop(phase, None)
         self.generation.cache_bytes = 0
-
-    def _side(self) -> int:
-        return self.stage.decoder.image_size
 
     def _batch(self, pictures: int, side: int) -> Batch:
         if (words := self.setting.prompt_words) is not None:

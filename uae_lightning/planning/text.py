@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from uae_lightning.models.control_tokens import ForeignText
-from uae_lightning.models.qwen_vl import CAPTION_PROMPT, CAPTION_SYSTEM, GENERATE_SYSTEM, QwenVLEncoder
+from uae_lightning.models.prompts import CAPTION_PROMPT, CAPTION_SYSTEM, GENERATE_SYSTEM, PLACE
+from uae_lightning.models.qwen_vl import QwenVLEncoder
 
 LETTERS_PER_TOKEN = 4  # of English prose; the prompts are all that is estimated by it
 TURN = "x" * 5 * LETTERS_PER_TOKEN  # <|im_start|>, role, newline, <|im_end|>, newline
-PICTURE = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def caption(tokens: int, number: int = 0) -> str:
@@ -32,7 +32,7 @@ class StandInTokenizer:
         self.picture_id = picture_id
 
     def convert_ids_to_tokens(self, index: int) -> str:
-        return PICTURE
+        return PLACE
 
     def apply_chat_template(self, messages: list[dict], **options: object) -> str:
         contents = [message["content"] for message in messages]
@@ -40,7 +40,7 @@ class StandInTokenizer:
         return "".join(text + TURN for text in [*texts, ""])
 
     def _join(self, content: list[dict]) -> str:
-        return "".join(PICTURE if part["type"] == "image" else part["text"] for part in content)
+        return "".join(PLACE if part["type"] == "image" else part["text"] for part in content)
 
     def __call__(self, texts: str | list[str], **options: object) -> Tokens:
         rows = [self._encode(text) for text in ([texts] if isinstance(texts, str) else texts)]
@@ -52,7 +52,7 @@ class StandInTokenizer:
         return Tokens(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask))
 
     def _encode(self, text: str) -> list[int]:
-        pictures = text.count(PICTURE)
+        pictures = text.count(PLACE)
         words = -(-(len(text) - pictures) // LETTERS_PER_TOKEN)
         return [1] * (words // 2) + [self.picture_id] * pictures + [1] * (words - words // 2)
 

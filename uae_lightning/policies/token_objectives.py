@@ -14,14 +14,14 @@ from torch import Tensor
 from uae_lightning.algorithms.policy_loss import cispo, clipped_surrogate, soft_gate
 from uae_lightning.ranges import Positive, checked
 
+Loss = tuple[Tensor, dict[str, Tensor]]  # by token, and metrics
+
 
 class TokenObjective(ABC):
     """Base of what `objective` of EncoderRL and of CaptionGRPO takes; each has numbers of its own."""
 
     @abstractmethod
-    def loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Loss:
         """The loss of n captions, by token, not reduced: [n, T], exactly 0 where the mask is False, and metrics [].
 
         Args:
@@ -40,9 +40,7 @@ class PPOClip(TokenObjective):
     clip_low: Positive = 0.2
     clip_high: Positive = 0.2
 
-    def loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Loss:
         return clipped_surrogate(logp, old_logp, advantages, mask, clip_low=self.clip_low, clip_high=self.clip_high)
 
 
@@ -61,9 +59,7 @@ class GSPO(TokenObjective):
     clip_low: Positive = 3e-4
     clip_high: Positive = 4e-4
 
-    def loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Loss:
         return clipped_surrogate(
             logp, old_logp, advantages, mask, clip_low=self.clip_low, clip_high=self.clip_high, importance="sequence"
         )
@@ -82,9 +78,7 @@ class CISPO(TokenObjective):
 
     limit: Positive = 5.0
 
-    def loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Loss:
         return cispo(logp, old_logp, advantages, mask, limit=self.limit)
 
 
@@ -102,7 +96,5 @@ class SAPO(TokenObjective):
     positive: Positive = 1.0
     negative: Positive = 1.05
 
-    def loss(
-        self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor) -> Loss:
         return soft_gate(logp, old_logp, advantages, mask, positive=self.positive, negative=self.negative)

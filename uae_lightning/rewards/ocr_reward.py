@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from uae_lightning.data.images import as_picture
 from uae_lightning.interfaces import Reward
 from uae_lightning.paths import weightless
 from uae_lightning.types import RewardInput, RewardOutput
@@ -49,7 +51,7 @@ class OcrReward(Reward):
 
     def read(self, image: Tensor) -> str:
         """All text in a picture [3, H, W], from the top to the bottom."""
-        levels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        levels = np.asarray(as_picture(image))
         return " ".join(self.reader(levels[:, :, ::-1]).txts or ())  # BGR, as OpenCV has it
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from uae_lightning.interfaces import after_thoughts
+from uae_lightning.interfaces.encoder import after_thoughts
 from uae_lightning.ranges import Count, Natural, Positive, checked
 from uae_lightning.rewards.endpoint import Endpoint, NoAnswer, NotAsAsked, checked_url, concurrently
 from uae_lightning.usage import UsageError

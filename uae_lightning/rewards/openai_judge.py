@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any, Literal
 
-from uae_lightning.interfaces import after_thoughts
+from uae_lightning.interfaces.encoder import after_thoughts
 from uae_lightning.ranges import Count, Finite, Natural, Positive, checked
 from uae_lightning.rewards.endpoint import Endpoint
 from uae_lightning.rewards.openai_chat import Turn, chat_url, text_of, words_at_start

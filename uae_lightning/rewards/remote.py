@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from uae_lightning.data.images import as_picture
 from uae_lightning.interfaces import Reward
 from uae_lightning.paths import weightless
 from uae_lightning.rewards.endpoint import Endpoint, NoAnswer, concurrently
@@ -142,7 +142,6 @@ class RemoteReward(Reward):
 
 def as_png(image: Tensor) -> str:
     """[3, H, W] in [0, 1] -> PNG in base64."""
-    levels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
-    Image.fromarray(levels).save(file, "PNG", compress_level=1)
+    as_picture(image).save(file, "PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode()

@@ -17,7 +17,8 @@ from uae_lightning.interfaces import Encoder, Reward
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.spec import EvaluationSpec, RunSpec, StageSpec, fit_args, read_yaml
-from uae_lightning.run.stage_cli import ParsedStage, check_training, errors_explained, parse_stage
+from uae_lightning.run.stage_checks import check_training
+from uae_lightning.run.stage_cli import ParsedStage, errors_explained, parse_stage
 from uae_lightning.usage import UsageError
 
 Weights = dict[str, Path]  # component -> folder

@@ -19,7 +19,6 @@ import yaml
 from jsonargparse import Namespace, set_loader, set_parsing_settings
 from jsonargparse._optionals import get_omegaconf_loader  # of its mode, which has no other name
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -33,17 +32,18 @@ from uae_lightning.parallel.ending import EndTogether
 from uae_lightning.parallel.launch import is_main, own_ranks
 from uae_lightning.parallel.locking import locked
 from uae_lightning.parallel.strategy import ShardedStrategy
-from uae_lightning.ranges import check
 from uae_lightning.run import folder as run_folder
 from uae_lightning.run import tracked
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.curves import StageCurves, settings_of
 from uae_lightning.run.masking import masked
-from uae_lightning.run.moved import check_seeds, of_version_1
+from uae_lightning.run.moved import check_seeds
+from uae_lightning.run.parser_messages import explain
 from uae_lightning.run.settings import check_resumed, leaves
 from uae_lightning.run.spec import included, read_stage_yaml
+from uae_lightning.run.stage_checks import check_fit, check_folder, check_precision, check_training
 from uae_lightning.stages.common import Stage
-from uae_lightning.usage import UsageError, closest
+from uae_lightning.usage import UsageError
 
 set_parsing_settings(omegaconf_absolute_to_relative_paths=True)  # "omegaconf+" with subcommands needs it
 PARSER_MODE = "omegaconf+"  # "omegaconf" resolves ${...} before options are merged and so ignores them
@@ -63,24 +63,6 @@ CHECKPOINT_DEFAULTS = {  # one file, replaced each time; AtomicCheckpointIO make
     "checkpoint.filename": "last",
     "checkpoint.enable_version_counter": False,
     "checkpoint.every_n_train_steps": 20,
-}
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are Lightning's other names
-FOREIGN_RANGES = {  # of numbers that are not of our classes; of all others only NaN is refused
-    "model.init_args.optimizer.init_args.lr": ranges.Positive,
-    "trainer.max_steps": ranges.CountOrEndless,
-    "trainer.max_epochs": ranges.CountOrEndless,
-    "trainer.limit_train_batches": ranges.Positive,
-    "trainer.limit_val_batches": ranges.NonNegative,
-    "trainer.overfit_batches": ranges.NonNegative,
-    "trainer.num_sanity_val_steps": ranges.NaturalOrAll,
-    "trainer.reload_dataloaders_every_n_epochs": ranges.Natural,
-    "trainer.val_check_interval": ranges.Positive,
-    "trainer.check_val_every_n_epoch": ranges.Count,
-    "trainer.log_every_n_steps": ranges.Natural,
-    "trainer.accumulate_grad_batches": ranges.Count,
-    "trainer.num_nodes": ranges.Count,
-    "checkpoint.every_n_train_steps": ranges.Natural,
-    "checkpoint.save_top_k": ranges.NaturalOrAll,
 }
 OF_LEARN = r"(--model(?:\.init_args)?\.learn)\.(\w+)"
 NULLS = ("null", "Null", "NULL", "~")  # YAML's
@@ -253,57 +235,6 @@ class ParsedStage(StageCLI):
     def _run_subcommand(self, subcommand: str) -> None: ...
 
 
-def check_fit(config: Namespace) -> None:
-    """What Lightning, or an optimizer, would only find when all is loaded, or never; raises UsageError."""
-    trainer = config.trainer
-    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and trainer.max_time is None:
-        raise UsageError("training would never end: set trainer.max_steps")
-    if trainer.gradient_clip_val is not None:
-        raise UsageError("trainer.gradient_clip_val would do nothing: set model.init_args.max_grad_norm")
-    try:
-        for key, value in config.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                check(key, FOREIGN_RANGES.get(key, ranges.Number), value)
-        Timer(trainer.max_time)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    except (MisconfigurationException, TypeError) as error:
-        raise UsageError(f"trainer.max_time: {error}") from error
-
-
-def check_training(config: Namespace) -> None:
-    """Raises UsageError where a stage would never be validated, or its options exclude each other.
-
-    Commands that train nothing do not ask.
-    """
-    trainer, (module, _, name) = config.trainer, config.model.class_path.rpartition(".")
-    if trainer.check_val_every_n_epoch is None and not isinstance(trainer.val_check_interval, int | float):
-        raise UsageError(f"trainer.val_check_interval must be a number of steps, got {trainer.val_check_interval!r}")
-    options = config.model.init_args
-    parts = options.autoencoder.init_args  # a stage has the auto-encoder's settings as attributes of its own
-    options = Namespace(vars(options) | {one: parts.get(one) for one in ("captioning", "sampling", "condition_on")})
-    try:
-        getattr(sys.modules[module], name).check_training(options)
-    except ValueError as error:
-        raise UsageError(f"model.init_args: {error}") from error
-
-
-def check_precision(trainer: Namespace) -> None:
-    if str(trainer.precision or PRECISIONS[0]) not in PRECISIONS:
-        raise UsageError(
-            f"trainer.precision {trainer.precision} would hold in that type what is trained as well, where small steps "
-            f"are rounded away, and what must stay float32: choose one of {', '.join(PRECISIONS)}; weights that are "
-            "frozen are halved by `dtype: bfloat16` in the init_args of encoder and decoder"
-        )
-    if trainer.strategy == "fsdp" and str(trainer.precision).startswith("16"):
-        raise UsageError("fsdp has no loss scale for float16: choose trainer.precision bf16-mixed, or strategy ddp")
-
-
-def check_folder(trainer: Namespace) -> None:
-    if not str(trainer.default_root_dir or "").strip():
-        raise UsageError("trainer.default_root_dir is empty: name the folder of the stage, such as runs/fit")
-
-
 def run_stage(args: list[str], *, parsed: Namespace | None = None, lock: bool = True) -> StageCLI:
     """`uae fit ...` or `uae validate ...` in this process.
 
@@ -384,7 +315,7 @@ def errors_explained() -> Iterator[None]:
     try:
         yield
     except argparse.ArgumentError as error:
-        raise UsageError(explain(str(error))) from error
+        raise UsageError(explain(str(error), parser_keys())) from error
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except OmegaConfBaseException as error:
@@ -392,42 +323,7 @@ def errors_explained() -> Iterator[None]:
     except ValueError as error:
         if "Does not validate against any of" not in str(error):
             raise
-        raise ValueError(explain(str(error))) from error  # jsonargparse wraps what a constructor raises
-
-
-def explain(message: str) -> str:
-    """What is wrong in jsonargparse's nested message, with the closest name that would have been right."""
-    if text := ranges.explained(message) or of_version_1(message):
-        return text
-    owners = re.findall(r"Problem with given class_path '([\w.]+)'", message)
-    if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
-        owner = owners[-1] if owners else "it"
-        return f"{owner} has no option {unknown[1]!r}{closest(unknown[1], parameters(owner))}"
-    if unknown := re.search(r"unrecognized arguments: (--)?([\w.-]+)", message, re.IGNORECASE):
-        return f"unknown option {unknown[1] or ''}{unknown[2]}{closest(unknown[2], parser_keys())}"
-    if unknown := re.search(r"does not accept option '([\w.]+)'", message):
-        return f"unknown key {unknown[1]} in the YAML{closest(unknown[1], parser_keys())}"
-    key = ".init_args.".join(re.findall(r'Parser key "([\w.]+)"', message))  # from the outer to the inner
-    if denied := re.search(r"Importing '([\w.]+)' is not allowed", message):
-        return f"{key}: {denied[1]} is never called from a YAML: name a class of the kind that belongs there"
-    noise = (
-        r"Does not validate against any of|Subtypes:|Errors:|<class 'NoneType'>|Given value|Parser key|"
-        r"Problem with given class_path|Subclass types expect|^ *- a (class path \(str\)|dict with)"
-    )
-    lines = [line.strip(" -")[:200] for line in message.splitlines() if line.strip() and not re.search(noise, line)]
-    return f"{key}: ".removeprefix(": ") + re.sub(r"(Got value: .{80}).+", r"\1...", " ".join(lines))
-
-
-def parameters(class_path: str) -> list[str]:
-    """Names of the init args of a class, and of its base classes as far as they are passed on by **kwargs."""
-    module, _, name = class_path.rpartition(".")
-    owner, found = getattr(sys.modules.get(module), name, None), set[str]()
-    for base in inspect.getmro(owner)[:-1] if inspect.isclass(owner) else ():
-        accepted = inspect.signature(base.__init__).parameters
-        found |= accepted.keys()
-        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in accepted.values()):
-            break
-    return sorted(found - {"self"})
+        raise ValueError(explain(str(error), parser_keys())) from error  # jsonargparse wraps what a constructor raises
 
 
 def parser_keys() -> list[str]:

@@ -187,12 +187,6 @@ def _read_objects(clause: str) -> list[ObjectFact]:
     return [ObjectFact(name, color, size, place) for place in places]
 
 
-def scene_facts(scene: Scene) -> Facts:
-    """The facts of a complete caption of `scene`, without relations."""
-    objects = tuple(ObjectFact(item.name, item.color, item.size, item.position) for item in scene.objects)
-    return Facts(scene.background, objects, len(objects), (), 0)
-
-
 def matched_facts(facts: Facts, scene: Scene) -> Counter[str]:
     """How many facts of each kind (class, color, size, position, background) a caption states that are true of `scene`,
     objects matched as `match_objects` does it."""

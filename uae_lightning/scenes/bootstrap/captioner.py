@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from uae_lightning.models.qwen_vl import QwenVLEncoder, Seen
+from uae_lightning.models.qwen_vl import QwenVLEncoder
+from uae_lightning.models.seeing import Seen
 from uae_lightning.scenes.bootstrap.loop import train
 from uae_lightning.scenes.captions import matched_facts, parse_caption, vocabulary, write_caption
 from uae_lightning.scenes.prompts import training_prompt

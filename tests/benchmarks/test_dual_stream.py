@@ -2,8 +2,8 @@
 
 import torch
 
-from uae_lightning.prepare import dual_stream as learned
-from uae_lightning.prepare.dual_stream import DualStream, dual_stream, neighbors
+from benchmarks import dual_stream as learned
+from benchmarks.dual_stream import DualStream, dual_stream, neighbors
 from uae_lightning.prepare.semantic_hash import BITS, itq
 
 PLACES, WIDTH = 4, 30
