@@ -10,6 +10,7 @@ from standins import fit
 
 from callbacks import SampleGallery
 from callbacks.trackers import TrackioLogger
+from uae_lightning.run.tracked import tell_settings
 
 
 def test_wandb_writes_pictures_and_captions(tmp_path):
@@ -30,6 +31,18 @@ def test_mlflow_writes_pictures_and_captions(tmp_path):
     (run,) = (tmp_path / "artifacts").iterdir()
     assert len([*run.glob("artifacts/gallery/captions/step-*.md")]) == 2
     assert len([file for file in run.glob("artifacts/images/*.png")]) == 4
+
+
+def test_mlflow_takes_the_settings_of_a_resumed_stage(tmp_path):
+    # red with `logger.log_hyperparams(settings)`: changing param values is not allowed
+    pytest.importorskip("mlflow")
+    options = {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db", "artifact_location": str(tmp_path / "artifacts")}
+    logger = MLFlowLogger("uae", **options)
+    for steps in (2, 4):
+        tell_settings(logger, {"trainer.max_steps": steps, f"new.{steps}": 1})
+        logger = MLFlowLogger("uae", run_id=logger.run_id, **options)
+    params = logger.experiment.get_run(logger.run_id).data.params
+    assert params == {"trainer.max_steps": "2", "new.2": "1", "new.4": "1"}
 
 
 def test_trackio_writes_pictures_and_captions(tmp_path, monkeypatch):
