@@ -58,7 +58,7 @@ def test_models_rewards_data_and_callbacks_do_not_import_stages():
 ORDER = (
     "cli", "commands", "app", "scenes", "study", "pipeline", "report", "exchange", "planning", "run", "evaluation",
     "prepare", "stages", "policies", "refinement", "autoencoder", "engines", "rewards", "models", "data", "parallel",
-    "interfaces", "types", "algorithms", "terminal", "paths", "files", "ranges", "usage",
+    "remote", "interfaces", "types", "algorithms", "terminal", "paths", "files", "ranges", "usage",
 )  # fmt: skip
 PACKAGE = ROOT / "uae_lightning"
 
@@ -142,3 +142,8 @@ def test_the_house_stays_small():
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = node.end_lineno - body[0].lineno + 1 if body else 0
                 assert lines <= 60, f"{file.relative_to(ROOT)}: {node.name} has {lines} lines"
+
+
+def test_engines_know_no_reward():
+    # red with `from uae_lightning.rewards.openai_chat import chat_url` in an engine
+    assert not offenders("uae_lightning/engines", ("uae_lightning.rewards", "uae_lightning.data"))

@@ -1,7 +1,7 @@
 """What trackers are given, and that a resumed stage goes on in their run.
 
 W&B and MLflow are no packages of this project: stand-ins of Lightning's loggers record the calls that each documents.
-Trackio's module is a stand-in itself.
+Trackio's module is a stand-in itself. test_installed_trackers.py has the packages, where they are installed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from PIL import Image
 
 from uae_lightning.engines.vllm import VllmEngine
 from uae_lightning.parallel.collectives import RaisedTogether
-from uae_lightning.rewards import endpoint
+from uae_lightning.remote import endpoint
 from uae_lightning.types import LoRA
 from uae_lightning.usage import UsageError
 

@@ -13,7 +13,7 @@ from conftest import SCENES_PROMPTS
 from fake_endpoint import Fake, says, text_in, tokens
 
 from uae_lightning.cli import main
-from uae_lightning.rewards import endpoint
+from uae_lightning.remote import endpoint
 from uae_lightning.run import folder as run_folder
 from uae_lightning.scenes.scene import IMAGE_SIZE
 

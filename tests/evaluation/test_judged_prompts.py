@@ -20,8 +20,8 @@ from uae_lightning.evaluation.suite import Evaluation, Subject, described, evalu
 from uae_lightning.evaluation.table import table
 from uae_lightning.evaluation.unigenbench import UniGenBench
 from uae_lightning.evaluation.wise import WISE, WISEVerified
+from uae_lightning.remote import endpoint
 from uae_lightning.report.evaluation import evaluation_section
-from uae_lightning.rewards import endpoint
 from uae_lightning.rewards.openai_chat import OpenAIChat
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.types import Sampling

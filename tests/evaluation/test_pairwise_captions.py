@@ -12,7 +12,7 @@ from fake_endpoint import Fake, picture_in, says, text_in
 from uae_lightning.autoencoder import AutoEncoder, Captioning
 from uae_lightning.evaluation.pairwise_captions import CRITERIA, PairwiseCaptions, verdict
 from uae_lightning.evaluation.suite import Subject
-from uae_lightning.rewards import endpoint
+from uae_lightning.remote import endpoint
 from uae_lightning.rewards.openai_chat import OpenAIChat
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.types import Captions, Sampling

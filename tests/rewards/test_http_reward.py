@@ -13,7 +13,7 @@ from fake_endpoint import Fake, brightness, inputs_of, levels
 from callbacks import RewardCallback
 from callbacks.reward import evaluate
 from uae_lightning.parallel.collectives import RaisedTogether
-from uae_lightning.rewards import endpoint
+from uae_lightning.remote import endpoint
 from uae_lightning.rewards.by_caption import ByCaption
 from uae_lightning.rewards.http_reward import HttpReward
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
@@ -72,7 +72,7 @@ def test_what_was_judged_is_not_asked_again():
         assert torch.equal(reward(twice).total, first.repeat(2)) and len(fake.requests) == 1
         other = RewardInput(torch.zeros(3, 3, 0, 0), levels(3), ["other"] * 3)
         reward(other)
-        assert len(fake.requests) == 2 and len(reward._known) == 3
+        assert len(fake.requests) == 2 and len(reward.answers.memory) == 3
         forgetful = HttpReward(fake.url, cache=0)
         assert torch.equal(forgetful(inputs_of(3)).total, forgetful(inputs_of(3)).total) and len(fake.requests) == 4
 
@@ -113,7 +113,7 @@ def test_a_slow_answer_is_given_up():
         reward = HttpReward(fake.url, timeout=0.05, attempts=2)
         with pytest.warns(UserWarning, match="could not judge 2 pictures: .*2 attempts: no answer within 0.05 s"):
             assert reward(inputs_of(2)).total.isnan().all()
-        assert len(fake.requests) == 2 and not reward._known
+        assert len(fake.requests) == 2 and not reward.answers.memory
 
 
 def scored(reward, count: int = 2, **options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fake_endpoint import Fake, says, text_in, tokens
 
-from uae_lightning.rewards import endpoint
+from uae_lightning.remote import endpoint
 from uae_lightning.rewards.openai_chat import OpenAIChat, Turn
 from uae_lightning.usage import UsageError
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fake_endpoint import Fake, inputs_of, picture_in, says, tokens
 
-from uae_lightning.rewards import endpoint
+from uae_lightning.remote import endpoint
 from uae_lightning.rewards.openai_judge import OpenAIJudge
 from uae_lightning.usage import UsageError
 

@@ -15,10 +15,10 @@ from fake_endpoint import inputs_of, levels
 from uae_lightning.cli import main
 from uae_lightning.commands import serve_reward
 from uae_lightning.interfaces import Reward
+from uae_lightning.remote.pictures import as_png
 from uae_lightning.rewards import serving
 from uae_lightning.rewards.http_reward import HttpReward
 from uae_lightning.rewards.pixel_similarity import PixelSimilarity
-from uae_lightning.rewards.remote import as_png
 from uae_lightning.rewards.serving import RewardServer
 from uae_lightning.types import RewardInput, RewardOutput
 from uae_lightning.usage import UsageError

@@ -18,7 +18,7 @@ import torch
 from callbacks import RewardCallback, StageCheckpoint
 from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.parallel.collectives import RaisedTogether
-from uae_lightning.rewards import endpoint
+from uae_lightning.remote import endpoint
 from uae_lightning.rewards.http_reward import HttpReward
 from uae_lightning.scenes.prompt_data import ScenePromptData
 from uae_lightning.stages.decoder_rl import DecoderRL

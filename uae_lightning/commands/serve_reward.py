@@ -43,7 +43,7 @@ def main(args: list[str]) -> None:
 
 
 def parse(args: list[str]):
-    from uae_lightning.rewards.endpoint import is_loopback
+    from uae_lightning.remote.endpoint import is_loopback
 
     parser = Parser(prog="uae serve-reward", description=DESCRIPTION)
     parser.add_argument("--config", type=Path, metavar="YAML", help="of the reward (needed)")

@@ -33,8 +33,8 @@ from uae_lightning.interfaces import Engine, ServedEncoder
 from uae_lightning.parallel.collectives import RaisedTogether, barrier, gathered, rank
 from uae_lightning.parallel.sharding import whole_on_main
 from uae_lightning.ranges import Count, Positive, checked
-from uae_lightning.rewards.endpoint import Endpoint, NoAnswer, NotAsAsked, Refused, concurrently
-from uae_lightning.rewards.remote import as_png
+from uae_lightning.remote.endpoint import Endpoint, NoAnswer, NotAsAsked, Refused, concurrently
+from uae_lightning.remote.pictures import as_png
 from uae_lightning.types import Captions, CaptionTurn
 from uae_lightning.usage import UsageError
 

@@ -22,8 +22,8 @@ from uae_lightning.evaluation.judge_answers import Marks, ProbabilityOf, TextRea
 from uae_lightning.evaluation.statistics import Figures, Items, Statistic
 from uae_lightning.evaluation.suite import Group, Row, Subject, Suite, sampled_as
 from uae_lightning.refinement import Refinement
+from uae_lightning.remote.pictures import as_png
 from uae_lightning.rewards.openai_chat import OpenAIChat, Turn
-from uae_lightning.rewards.remote import as_png
 from uae_lightning.types import Sampling
 
 UNREAD = "unread"  # share of marks that no answer gave

@@ -21,8 +21,8 @@ from uae_lightning.evaluation.judge_answers import Lists, Marks
 from uae_lightning.evaluation.judged_prompts import UNREAD, ask, check_read
 from uae_lightning.evaluation.statistics import Figures, Items
 from uae_lightning.evaluation.suite import Group, Row, Subject, Suite
+from uae_lightning.remote.pictures import as_png
 from uae_lightning.rewards.openai_chat import OpenAIChat, Turn
-from uae_lightning.rewards.remote import as_png
 from uae_lightning.types import Captions
 from uae_lightning.usage import UsageError
 

@@ -14,7 +14,7 @@ import math
 from typing import Any, Literal
 
 from uae_lightning.ranges import Count, Natural, Positive, checked
-from uae_lightning.rewards.endpoint import Endpoint, NotAsAsked
+from uae_lightning.remote.endpoint import Endpoint, NotAsAsked
 from uae_lightning.rewards.remote import Question, RemoteReward, Values
 
 
@@ -29,7 +29,8 @@ class HttpReward(RemoteReward):
         api_key_env: name of the environment variable that holds the server's token.
         timeout: seconds that an attempt may take.
         attempts: at most, for each request; between them are 0.5, 1, 2, ... s, or what the server asks for.
-        batch_size, concurrency, cache, on_failure: as in RemoteReward.
+        batch_size, concurrency, cache, cache_folder, on_failure: as in RemoteReward. On disk judgments are known by the
+            URL: a server that takes another reward under the same URL needs another folder.
     """
 
     name = "http_reward"
@@ -45,10 +46,14 @@ class HttpReward(RemoteReward):
         batch_size: Count = 16,
         concurrency: Count = 4,
         cache: Natural = 4096,
+        cache_folder: str | None = None,
         on_failure: Literal["stop", "skip_group"] = "stop",
     ) -> None:
         endpoint = Endpoint(type(self).__name__, url, api_key_env, timeout, attempts)
-        super().__init__(endpoint, batch_size, concurrency, cache, on_failure, sends_originals, tuple(parts or ()))
+        named = tuple(parts or ())
+        super().__init__(
+            endpoint, batch_size, concurrency, [url], cache, cache_folder, on_failure, sends_originals, named
+        )
 
     def judge(self, questions: list[Question]) -> list[Values]:
         body: dict[str, Any] = {

@@ -3,10 +3,7 @@ are read, which `OpenAIJudge` does too."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,7 +11,8 @@ from typing import Any
 
 from uae_lightning.interfaces.encoder import after_thoughts
 from uae_lightning.ranges import Count, Natural, Positive, checked
-from uae_lightning.rewards.endpoint import Endpoint, NoAnswer, NotAsAsked, checked_url, concurrently
+from uae_lightning.remote.answers import Answers
+from uae_lightning.remote.endpoint import Endpoint, NoAnswer, NotAsAsked, checked_url, concurrently
 from uae_lightning.usage import UsageError
 
 BLANKS = " \n\t\"'.,!*\u2581\u0120"  # around a word that is a token; the last two are blanks in vocabularies
@@ -37,9 +35,6 @@ class Turn:
     system: str = ""
     images_last: bool = False
 
-    def digest(self, of_words: bool) -> bytes:
-        return hashlib.blake2b(json.dumps([asdict(self), of_words]).encode(), digest_size=16).digest()
-
     def messages(self) -> list[dict[str, Any]]:
         shown = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{one}"}} for one in self.images]
         text = [{"type": "text", "text": self.text}]
@@ -61,7 +56,9 @@ class OpenAIChat:
         timeout: seconds that an attempt may take.
         attempts: at most, for each request.
         concurrency: requests under way at a time.
-        cache: answers that are remembered by the content of pictures and text; 0 remembers none.
+        cache: answers that are remembered in memory by the content of pictures and text; 0 remembers none.
+        cache_folder: answers are kept there as well, by model and content, as soon as they are there: an evaluation
+            that was stopped asks only for what is missing. Several processes may share it. None keeps none.
 
     Raises:
         UsageError: the URL is none, or `more` has a field that is not its own.
@@ -78,13 +75,15 @@ class OpenAIChat:
         attempts: Count = 5,
         concurrency: Count = 16,
         cache: Natural = 65536,
+        cache_folder: str | None = None,
     ) -> None:
         if taken := sorted({*(more or {})} & {*OWN}):
             raise UsageError(f"OpenAIChat: `more` cannot change {', '.join(taken)}: leave it out")
         self.url, self.api_key_env, self.timeout, self.attempts = chat_url(url), api_key_env, timeout, attempts
         self.model, self.max_tokens, self.more = model, max_tokens, more or {}
-        self.concurrency, self.cache = concurrency, cache
-        self._known: OrderedDict[bytes, Any] = OrderedDict()
+        self.concurrency = concurrency
+        judge = [type(self).__name__, model, max_tokens, self.more]
+        self.answers = Answers(judge, cache, cache_folder, lambda answer: isinstance(answer, str | dict))
         checked_url(type(self).__name__, self.url)
 
     @cached_property
@@ -93,8 +92,9 @@ class OpenAIChat:
         return Endpoint(type(self).__name__, self.url, self.api_key_env, self.timeout, self.attempts)
 
     def check(self) -> None:
-        """Raises UsageError where there is no such environment variable; nobody is asked."""
+        """Raises UsageError where there is no such environment variable, or no such folder; nobody is asked."""
         _ = self.endpoint
+        self.answers.check()
 
     def written(self, turns: list[Turn]) -> list[str]:
         """The model's answers, without thoughts.
@@ -122,31 +122,27 @@ class OpenAIChat:
         return found
 
     def _answers(self, turns: list[Turn], of_words: bool, read: Callable[[Any], Any]) -> list[Any]:
-        digests = [turn.digest(of_words) for turn in turns]
-        asked = {digest: one for digest, one in zip(digests, turns, strict=True) if digest not in self._known}
-        found = {digest: self._known[digest] for digest in digests if digest in self._known}
+        keys = [self.answers.key([asdict(turn), of_words]) for turn in turns]
+        found = self.answers.known(keys)
+        asked = {key: turn for key, turn in zip(keys, turns, strict=True) if key not in found}
         endpoint = self.endpoint  # made before threads ask for it
+
+        def answer(key: bytes) -> Any:
+            said = endpoint.post(self._body(asked[key], of_words), read)
+            self.answers.keep({key: said})
+            return said
+
         try:
-            answers = concurrently(
-                lambda turn: endpoint.post(self._body(turn, of_words), read), [*asked.values()], self.concurrency
-            )
+            answers = concurrently(answer, [*asked], self.concurrency)
         except NoAnswer as error:
             raise UsageError(f"OpenAIChat: {error}: start the server, correct `url`, or raise `timeout`") from error
         found |= dict(zip(asked, answers, strict=True))
-        self._remember(found)
-        return [found[digest] for digest in digests]
+        return [found[key] for key in keys]
 
     def _body(self, turn: Turn, of_words: bool) -> dict[str, Any]:
         limit = {"max_tokens": 1, "logprobs": True, "top_logprobs": 20} if of_words else {"max_tokens": self.max_tokens}
         body = {"model": self.model, "temperature": 0, "messages": turn.messages()} | limit | self.more
         return {name: value for name, value in body.items() if value is not None}
-
-    def _remember(self, found: dict[bytes, Any]) -> None:
-        for digest, answer in found.items():
-            self._known[digest] = answer
-            self._known.move_to_end(digest)
-        while len(self._known) > self.cache:
-            self._known.popitem(last=False)
 
 
 def chat_url(url: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from uae_lightning.interfaces.encoder import after_thoughts
 from uae_lightning.ranges import Count, Finite, Natural, Positive, checked
-from uae_lightning.rewards.endpoint import Endpoint
+from uae_lightning.remote.endpoint import Endpoint
 from uae_lightning.rewards.openai_chat import Turn, chat_url, text_of, words_at_start
 from uae_lightning.rewards.remote import Question, RemoteReward, Values
 from uae_lightning.usage import UsageError
@@ -35,7 +35,8 @@ class OpenAIJudge(RemoteReward):
         lowest, highest: numbers of the rubric that are 0 and 1.
         max_tokens: of the answer that a score is read from.
         api_key_env: name of the environment variable that holds the key; None sends none.
-        timeout, attempts, concurrency, cache, on_failure: as in HttpReward; a request is of one picture.
+        timeout, attempts, concurrency, cache, cache_folder, on_failure: as in HttpReward; a request is of one picture.
+            On disk judgments are known by model and rubric, whatever the URL.
 
     Raises:
         UsageError: the question does not name {caption}, the URL is none, or there is no such variable.
@@ -57,6 +58,7 @@ class OpenAIJudge(RemoteReward):
         attempts: Count = 5,
         concurrency: Count = 16,
         cache: Natural = 4096,
+        cache_folder: str | None = None,
         on_failure: Literal["stop", "skip_group"] = "stop",
     ) -> None:
         if MARK not in question:
@@ -64,7 +66,8 @@ class OpenAIJudge(RemoteReward):
         if lowest >= highest:
             raise UsageError(f"OpenAIJudge: lowest ({lowest:g}) must be below highest ({highest:g})")
         endpoint = Endpoint(type(self).__name__, chat_url(url), api_key_env, timeout, attempts)
-        super().__init__(endpoint, 1, concurrency, cache, on_failure)
+        judge = [model, question, answer, lowest, highest, max_tokens]
+        super().__init__(endpoint, 1, concurrency, judge, cache, cache_folder, on_failure)
         self.model, self.question, self.max_tokens = model, question, max_tokens
         self.of_tokens, self.lowest, self.highest = answer == "yes_no", lowest, highest
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import json
 import math
 import warnings
 from abc import abstractmethod
-from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from uae_lightning.data.images import as_picture
 from uae_lightning.interfaces import Reward
 from uae_lightning.paths import weightless
-from uae_lightning.rewards.endpoint import Endpoint, NoAnswer, concurrently
+from uae_lightning.remote.answers import Answers
+from uae_lightning.remote.endpoint import Endpoint, NoAnswer, concurrently
+from uae_lightning.remote.pictures import as_png
 from uae_lightning.types import RewardInput, RewardOutput
 
 Values = tuple[float, ...]  # of one picture: the total, then the parts
@@ -34,11 +30,6 @@ class Question:
     original: str | None = None
     metadata: str | None = None  # JSON
 
-    @property
-    def digest(self) -> bytes:
-        fields = [self.image, self.caption, self.original, self.metadata]
-        return hashlib.blake2b(json.dumps(fields).encode(), digest_size=16).digest()
-
 
 class RemoteReward(Reward):
     """Base: distinct pictures, cut into requests, some of them under way at a time; what was judged once is remembered.
@@ -48,7 +39,10 @@ class RemoteReward(Reward):
         batch_size: pictures in a request.
         concurrency: requests under way at a time. `micro_batch` of callbacks.RewardCallback is how many pictures there
             are to share out: batch_size x concurrency and more.
-        cache: judgments that are remembered by the content of picture and text; 0 remembers none.
+        judge: what decides a judgment beside picture and text, as JSON.
+        cache: judgments that are remembered in memory by the content of picture and text; 0 remembers none.
+        cache_folder: judgments are kept there as well, as soon as they are there: a run that goes on, or another one,
+            asks only for what is missing. Several processes may share it. None keeps none.
         on_failure: where requests get no answer, "stop" ends the run with a checkpoint of the last whole batch;
             "skip_group" passes the groups over, as other rewards that are no number are. Validation always stops.
         sends_originals: originals go along, and the reward needs them.
@@ -62,16 +56,21 @@ class RemoteReward(Reward):
         endpoint: Endpoint,
         batch_size: int,
         concurrency: int,
+        judge: list[Any],
         cache: int,
+        cache_folder: str | None,
         on_failure: Literal["stop", "skip_group"],
         sends_originals: bool = False,
         parts: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        self.endpoint, self.batch_size, self.concurrency, self.cache = endpoint, batch_size, concurrency, cache
+        self.endpoint, self.batch_size, self.concurrency = endpoint, batch_size, concurrency
         self.skips_failures, self.needs_originals, self.parts = on_failure == "skip_group", sends_originals, parts
         self.planned = weightless()  # nobody is asked
-        self._known: OrderedDict[bytes, Values] = OrderedDict()
+        judge = [type(self).__name__, *judge, list(parts)]
+        self.answers = Answers(judge, cache, cache_folder, self.are_values)
+        if not self.planned:
+            self.answers.check()
         self._failure = ""
 
     @abstractmethod
@@ -105,19 +104,17 @@ class RemoteReward(Reward):
 
     def values(self, questions: list[Question]) -> list[Values]:
         """Those of each question, some from memory; NaN where there was no answer."""
-        digests = [question.digest for question in questions]
-        asked = {digest: one for digest, one in zip(digests, questions, strict=True) if digest not in self._known}
+        keys = [self.answers.key(astuple(question)) for question in questions]
+        found = {key: tuple(values) for key, values in self.answers.known(keys).items()}
+        asked = {key: one for key, one in zip(keys, questions, strict=True) if key not in found}
         batches = [list(asked)[first : first + self.batch_size] for first in range(0, len(asked), self.batch_size)]
-        found = {digest: self._known[digest] for digest in digests if digest in self._known}
-        answers = concurrently(
-            lambda batch: self.answer([asked[digest] for digest in batch]), batches, self.concurrency
-        )
-        for batch, values in zip(batches, answers, strict=True):
-            found |= dict(zip(batch, values, strict=True))
-        self.remember(found)
-        if bad := sum(not all(map(math.isfinite, found[digest])) for digest in digests):
+        for answers in concurrently(
+            lambda batch: self.kept(batch, [asked[key] for key in batch]), batches, self.concurrency
+        ):
+            found |= answers
+        if bad := sum(not all(map(math.isfinite, found[key])) for key in keys):
             warnings.warn(f"{type(self).__name__} could not judge {bad} pictures: {self._failure}", stacklevel=2)
-        return [found[digest] for digest in digests]
+        return [found[key] for key in keys]
 
     def answer(self, questions: list[Question]) -> list[Values]:
         nothing = (math.nan,) * (1 + len(self.parts))
@@ -130,18 +127,14 @@ class RemoteReward(Reward):
             self._failure = f"{self.endpoint.url} gives no number for some pictures"
         return found
 
-    def remember(self, found: dict[bytes, Values]) -> None:
-        """Those that are numbers; the oldest are forgotten."""
-        for digest, values in found.items():
-            if all(map(math.isfinite, values)):
-                self._known[digest] = values
-                self._known.move_to_end(digest)
-        while len(self._known) > self.cache:
-            self._known.popitem(last=False)
+    def kept(self, keys: list[bytes], questions: list[Question]) -> dict[bytes, Values]:
+        """The answers of a batch; those that are numbers are remembered."""
+        found = dict(zip(keys, self.answer(questions), strict=True))
+        self.answers.keep({key: values for key, values in found.items() if all(map(math.isfinite, values))})
+        return found
 
-
-def as_png(image: Tensor) -> str:
-    """[3, H, W] in [0, 1] -> PNG in base64."""
-    file = io.BytesIO()
-    as_picture(image).save(file, "PNG", compress_level=1)
-    return base64.b64encode(file.getvalue()).decode()
+    def are_values(self, answer: Any) -> bool:
+        """Whether JSON is what `judge` gives for a picture that it could judge."""
+        if not isinstance(answer, list) or len(answer) != 1 + len(self.parts):
+            return False
+        return all(isinstance(value, float) and math.isfinite(value) for value in answer)

@@ -187,7 +187,7 @@ class StageCLI(LightningCLI):
                 run_folder.clear_stage(folder)
             written = self.write_config(folder / "config.yaml")
             for logger in self.trainer.loggers:
-                logger.log_hyperparams(settings_of(yaml.safe_load(written)))
+                tracked.tell_settings(logger, settings_of(yaml.safe_load(written)))
             tracked.keep_runs(self.trainer.loggers, folder)
 
     def write_config(self, file: Path) -> str:

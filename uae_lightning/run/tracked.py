@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 
 from uae_lightning.files import replacing
 from uae_lightning.run.folder import TRACKERS
@@ -58,6 +59,14 @@ def going_on(trainer: Namespace, stage: Path) -> Iterator[None]:
     finally:
         for options, name in given:
             options[name] = None
+
+
+def tell_settings(logger: Logger, settings: dict[str, Any]) -> None:
+    """MLflow refuses another value for what its run has already: a resumed stage tells it what is new alone."""
+    if isinstance(logger, MLFlowLogger) and logger.run_id is not None:
+        known = logger.experiment.get_run(logger.run_id).data.params
+        settings = {name: value for name, value in settings.items() if name not in known}
+    logger.log_hyperparams(settings)
 
 
 def keep_runs(loggers: Iterable[Logger], stage: Path) -> None:
