@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from stand_ins import write_confs
 
 from tests.distributed.test_two_ranks import start
+from uae_lightning.parallel.strategy import ShardedStrategy
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,15 +42,18 @@ def test_a_late_rank_changes_nothing_but_the_time(tmp_path: Path):
     assert values[0] == values[1] != "0.5"
 
 
-@pytest.mark.parametrize("strategy", ["lightning.pytorch.strategies.DDPStrategy",
-                                      "uae_lightning.parallel.strategy.ShardedStrategy"])  # fmt: skip
-def test_a_rank_that_hangs_ends_all_within_the_timeout(strategy: str, tmp_path: Path):
+def test_a_rank_that_hangs_ends_all_within_the_timeout(tmp_path: Path):
     # red without EndTogether's NO_ANSWER: gloo's own words name neither the cause nor the option
     config = write_confs(tmp_path)
-    timeout = [f"--trainer.strategy={strategy}", "--trainer.strategy.timeout=0:00:04"]
+    timeout = ["--trainer.strategy=lightning.pytorch.strategies.DDPStrategy", "--trainer.strategy.timeout=0:00:04"]
     before = time.monotonic()
     assert start([fit(config, tmp_path / "hangs", 500.0, *timeout)], tmp_path) == [1, 1]
     assert time.monotonic() - before < 200
     for rank in range(2):
         said = (tmp_path / f"rank-{rank}").read_text()
         assert "another rank has not answered" in said and "strategy.init_args.timeout" in said, said[-2000:]
+
+
+def test_fsdp_hands_the_timeout_on():
+    # red with `timeout` left out of the parent's arguments
+    assert ShardedStrategy(timeout=timedelta(seconds=4))._timeout == timedelta(seconds=4)
