@@ -3,8 +3,8 @@
     RAY_ADDRESS=auto WORKERS=16 CARDS=8 python conf/launch/ray_train.py --config conf/real/run.yaml --with sd35_large
 
 Options are those of `uae run`; WORKERS are all cards, CARDS (8) those of a machine; ON_CPUS=1 asks Ray for no cards.
-The folder this is called in, the run's folder, its data and weights lie where all machines see them. After a failure Ray
-starts all workers again, RETRIES times (3), and `--resume` goes on. Needs `pip install "ray[train]"`.
+The folder this is called in, the run's folder, its data and weights lie where all machines see them. After a failure
+Ray starts all workers again, RETRIES times (3), and `--resume` goes on. Needs `pip install "ray[train]"`.
 
 Each worker runs `uae run` as torchrun would, in a process of its own: Ray calls the function below in a thread, where
 Python allows no handler of signals.
