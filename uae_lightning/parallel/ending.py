@@ -8,6 +8,7 @@ The reason goes through the key-value store by which the ranks have found each o
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,11 @@ from uae_lightning.parallel.stopping import Stopped
 KEY = "uae/failure"
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0  # rank 0 is the store: it stays until the others have read why
+WAITED_IN_VAIN = "Timed out waiting|[Cc]ollective operation timeout|wait timeout after"  # of gloo, NCCL and the store
+NO_ANSWER = (
+    "another rank has not answered in time: look at what the others printed last, or where they are only slow give "
+    "more time by trainer.strategy.init_args.timeout (of a strategy named by class_path); --resume goes on"
+)
 
 
 class EndTogether(L.Callback):
@@ -47,12 +53,15 @@ class EndTogether(L.Callback):
         self.over.set()
         if isinstance(exception, RaisedTogether):  # nobody waits, and a checkpoint is still to be written
             return
-        reason = f"rank {trainer.global_rank} failed: {exception or type(exception).__name__}"
+        waited = isinstance(exception, RuntimeError) and bool(re.search(WAITED_IN_VAIN, str(exception)))
+        reason = f"rank {trainer.global_rank} failed: {NO_ANSWER if waited else exception or type(exception).__name__}"
         told = self.store.compare_set(KEY, "", reason).decode()
         if told != reason and not isinstance(exception, Stopped):  # this one fails because another did
             end(told)
         if trainer.is_global_zero:
             time.sleep(GRACE_SECONDS)
+        if waited:
+            end(reason)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._check_data(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready)

@@ -6,10 +6,12 @@ the module. `ModelParallelStrategy` leaves the sharding to `Stage.configure_mode
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch.distributed import default_pg_timeout
 from torch.optim import Optimizer
 
 from uae_lightning.files import replacing_folder
@@ -22,8 +24,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
     lightning_restore_optimizer = True  # from what load_checkpoint returns, as other strategies do
 
-    def __init__(self) -> None:
-        super().__init__(tensor_parallel_size=1)
+    def __init__(self, timeout: timedelta = default_pg_timeout) -> None:
+        """`timeout`: how long a device waits for the others in a collective before the run ends with an error."""
+        super().__init__(tensor_parallel_size=1, timeout=timeout)
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
