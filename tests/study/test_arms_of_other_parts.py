@@ -29,7 +29,7 @@ def test_each_arm_is_evaluated_as_its_parts_are(study, tmp_path):
     codes = dict.fromkeys(("codes_10", "codes_8", "codes_6", "codes_4"), "codebook_pretrain")
     codes |= {"codes_levels": "codebook_pretrain+codebook_pretrain_levels"}
     codes |= {"codes_16": "codebook_pretrain+codebook_pretrain_bsq"}
-    bridges = dict.fromkeys(("bridge", "bridge_regression"), "bridge_pretrain")
+    bridges = {"bridge": "bridge_pretrain", "bridge_regression": "bridge_pretrain+bridge_pretrain_regression"}
     mar = dict.fromkeys(("mar", "mar_rl"), "mar_pretrain")
     same = ("start", "captions", "captions_rl", "captions_more", "codec_base", "codec_flow", "codec_regression")
     assert configs == dict.fromkeys(same, "decoder_rl") | codes | bridges | mar
