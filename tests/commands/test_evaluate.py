@@ -211,6 +211,8 @@ def test_a_runs_weights_change_values_and_not_items(conf, trained, start, tmp_pa
         "draw/weights/decoder"
     )
     assert path(draw, "encoder") == path(start[0], "encoder") and path(draw, "decoder") == path(end, "decoder")
+    assert main([*ask, f"--weights={trained / 'draw'}", f"--output={tmp_path / 'alone.json'}"]) == 0  # as of `uae fit`
+    assert json.loads((tmp_path / "alone.json").read_text())["figures"] == draw["figures"]
     items = json.loads((tmp_path / "end.items.json").read_text())
     assert items["unified_bench"] != start[1]["unified_bench"]  # another decoder
     assert items["language"] == start[1]["language"]  # a copy of the encoder says the same and is as likely

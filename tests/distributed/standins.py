@@ -1,22 +1,15 @@
-"""For runs that must not depend on the number of ranks: captions drawn per picture, and a reward that counts words.
-
-And data for which one rank has to wait.
-"""
+"""For runs that must not depend on the number of ranks: captions drawn per picture, and a reward that counts words."""
 
 from __future__ import annotations
 
-import time
-
 import torch
 import torch.distributed as dist
-from stand_ins import TinyData
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from uae_lightning.interfaces import Reward
 from uae_lightning.models.qwen_vl import QwenVLEncoder
 from uae_lightning.models.seeing import Seen
-from uae_lightning.types import Batch, Captions, RewardInput, RewardOutput
+from uae_lightning.types import Captions, RewardInput, RewardOutput
 
 
 class PicturewiseEncoder(QwenVLEncoder):
@@ -58,18 +51,3 @@ class Words(Reward):
         if self.calls == 2 and self.fails_on_rank >= 0 and dist.get_rank() == self.fails_on_rank:
             total = total * torch.nan
         return RewardOutput(total, {"words": total})
-
-
-class LateData(TinyData):
-    """The pictures of TinyData; one rank waits that many seconds for each of its batches."""
-
-    def __init__(self, rank: int, seconds: float) -> None:
-        super().__init__()
-        self.rank, self.seconds = rank, seconds
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.batch] * 100, collate_fn=self.wait)
-
-    def wait(self, batches: list[Batch]) -> Batch:
-        time.sleep(self.seconds * (dist.get_rank() == self.rank))
-        return batches[0]

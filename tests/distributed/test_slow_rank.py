@@ -22,7 +22,7 @@ def _own_path(monkeypatch: pytest.MonkeyPatch):
 
 
 def fit(config: Path, folder: Path, seconds: float, *more: str) -> list[str]:
-    late = ["--data=tests.distributed.standins.LateData", "--data.rank=1", f"--data.seconds={seconds}"]
+    late = ["--data=tests.distributed.late_data.LateData", "--data.rank=1", f"--data.seconds={seconds}"]
     return [
         "fit",
         f"--config={config.parent / 'stage.yaml'}",

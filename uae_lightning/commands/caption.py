@@ -47,7 +47,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help="or a folder, searched below too")
     add("--to", type=Path, default=Path("captions.jsonl"), metavar="FILE", help="- for a pipe; default: %(default)s")
     add("--config", type=Path, metavar="YAML", help="of a stage; default: the last stage of --weights")
-    add("--weights", type=Path, metavar="FOLDER", help="of a run: the latest weights of the encoder")
+    add("--weights", type=Path, metavar="FOLDER", help="of a run, or of a stage")
     add("--model", metavar="MODEL", help="in their place: hub id or folder of an image-text-to-text model")
     add("--prompt", default=PROMPT, metavar="TEXT", help="what --model is asked; default: %(default)r")
     add("--batch-size", type=Count, default=8, metavar="N", help="pictures at a time; default: %(default)s")

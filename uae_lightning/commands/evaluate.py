@@ -64,7 +64,7 @@ def parse(args: list[str]):
     add_overlays(parser)
     parser.add_argument(
         "--weights", type=Path, nargs="+", default=[], metavar="FOLDER",
-        help="of a run: the latest weights of each part; of several runs the later one counts",
+        help="of a run, or of a stage: the latest weights of each part; of several the later one counts",
     )  # fmt: skip
     parser.add_argument("--stage", metavar="NAME", help="of the (last) run in --weights: as it was after that stage")
     parser.add_argument(
@@ -117,7 +117,7 @@ def read_config(configs: list[Path], overlays: list[str], evaluation: Path | Non
 
 def stages_until(runs: list[Path], last: str | None) -> list[Path]:
     """Folders of the stages of these runs, one run after the other; of the last run those up to the stage `last`."""
-    stages = [run_folder.stages_of(run) for run in runs]
+    stages = [run_folder.trained_stages(run) for run in runs]
     if last is not None:
         names = [stage.name for stage in stages[-1]]
         if last not in names:

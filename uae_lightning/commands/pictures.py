@@ -32,7 +32,7 @@ def add_options(parser: Parser) -> None:
         "--config", type=Path, metavar="YAML",
         help="of a stage; default: the last stage of --weights, or else the shipped scenes",
     )  # fmt: skip
-    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="of a run: the latest weights of each part")
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="of a run, or of a stage")
     parser.add_argument("--steps", type=Count, help="of the sampler; default: the YAML's")
     parser.add_argument("--guidance", type=NonNegative, help="classifier-free guidance, 1 is none; default: the YAML's")
     parser.add_argument("--seed", type=Seed, default=0, help="of the noise to start from; default: %(default)s")

@@ -209,3 +209,9 @@ def stages_of(run: Path) -> list[Path]:
     if not (run / "run.json").exists():
         raise FileNotFoundError(f"{run} is not the folder of a run (no run.json): name one that `uae run` wrote")
     return [run / name for name in read_json(run / "run.json", "stages")["stages"] if has_content(run / name)]
+
+
+def trained_stages(folder: Path) -> list[Path]:
+    """Of a run's folder its stages, as `stages_of`; of a stage's, such as `uae fit` leaves, that one alone."""
+    alone = is_stage(folder) and not (folder / "run.json").exists()
+    return [folder] if alone else stages_of(folder)

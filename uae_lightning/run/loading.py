@@ -40,7 +40,8 @@ def load_autoencoder(config: Path | None, weights: Path | None, settings: dict[s
 
     Args:
         config: YAML of a stage; None is that of the last stage of `weights`.
-        weights: folder of a run, whose latest weights of each part are taken; None takes those the YAML names.
+        weights: folder of a run, whose latest weights of each part are taken, or of one stage; None takes those the
+            YAML names.
         settings: dotted keys below `model.autoencoder` and what they are set to.
 
     Raises:
@@ -52,7 +53,7 @@ def load_autoencoder(config: Path | None, weights: Path | None, settings: dict[s
 
 def described(config: Path | None, weights: Path | None) -> tuple[Path, dict[str, Any]]:
     """The YAML that says what the parts are, and where the weights of each are that do not come from there."""
-    stages = run_folder.stages_of(weights) if weights else []
+    stages = run_folder.trained_stages(weights) if weights else []
     paths = {f"{part}.path": path for part, path in run_folder.latest_weights(stages).items()}
     return config or last_config(weights, stages), paths
 
