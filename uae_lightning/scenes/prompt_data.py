@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import islice
 
 from uae_lightning.data.prompt_files import PromptRow, Prompts
@@ -34,7 +35,8 @@ class ScenePromptData(PromptData):
             validation_batch_size=validation_batch_size, seed=seed,
         )  # fmt: skip
 
-    def _divide(self) -> tuple[Prompts, list[PromptRow]]:
+    @functools.cached_property
+    def split(self) -> tuple[Prompts, list[PromptRow]]:
         different = {prompt.text: prompt for prompt in scene_prompts(len(TASKS) * LISTED)}
         if len(different) < self.validation_pictures:
             raise UsageError(
