@@ -55,7 +55,7 @@ def test_a_live_run_says_where_it_is_and_how_long_it_takes(run):
     assert (see.step, see.steps, see.seconds) == (8, 20, 30.0)  # 6 batches of 5 seconds
     assert see.reward == pytest.approx(0.3) and see.held_out == pytest.approx((0.55, 0.63)) and see.caption == "a see"
     text = "\n".join(lines_of(state, 200))
-    assert "demo: running" in text and "8/20, reward 0.300, held out 0.5500 -> 0.6300, about 30 s left" in text
+    assert "demo: running" in text and "8/20, about 30 s left, reward 0.300, held out 0.5500 -> 0.6300" in text
     assert text.count('"a see"') == 1 and '"a draw"' not in text and "61 s" in text
 
 
@@ -75,7 +75,7 @@ def test_what_is_set_up_is_said_before_the_first_step(again, run, monkeypatch):
     for name, said in (("config.yaml", "first validation for 70 s"), ("validation.jsonl", "first batch for 40 s")):
         (see / name).write_text(kept[name])
         os.utime(see / name, (files[name], files[name]))
-        assert ("8/20, reward 0.300" if again else said) in shown(run)
+        assert ("reward 0.300" if again else said) in shown(run)
 
 
 def test_a_run_that_is_judged_says_so(run, monkeypatch):

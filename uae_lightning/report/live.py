@@ -19,7 +19,7 @@ from uae_lightning.run import folder as run_folder
 HOLDER = re.compile(r"process (\d+) on (\S+)")
 SCALARS = 200  # of a curve, evenly, the last included
 RECENT = 10  # batches by whose time the rest is estimated
-BAR = 24  # characters
+BAR = 12  # characters
 
 
 @dataclass(frozen=True)
@@ -257,16 +257,16 @@ def words(stage: StageState) -> list[str]:
         shown = [f"{stage.setting_up[0]} for {spoken(stage.setting_up[1])} so far"]
     else:
         shown = ["done" if stage.state == "done" else bar(stage.step, stage.steps)]
+    if stage.seconds is not None:
+        took = stage.state == "done"
+        shown.append(f"{spoken(stage.seconds)}" if took else f"about {spoken(stage.seconds)} left")
     if stage.reward is not None and stage.state != "done":
         shown.append(f"reward {stage.reward:.3f}")
     if stage.held_out is not None:
         first, last = stage.held_out
-        shown.append(f"held out {first:.4f} -> {last:.4f}")
+        shown.append(f"held out {first:.4f}" + f" -> {last:.4f}" * (last != first))
     if stage.state == "stopped":
         shown.append("stopped")
-    if stage.seconds is not None:
-        took = stage.state == "done"
-        shown.append(f"{spoken(stage.seconds)}" if took else f"about {spoken(stage.seconds)} left")
     return shown
 
 
