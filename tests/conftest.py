@@ -25,9 +25,6 @@ from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.types import Learning
 
 torch.set_num_threads(1)
-# A fork leaves torch's pool of threads to be made anew by whoever comes first. transformers loads weights in several
-# threads: where two of these come first at once, one of them finds no pool (PyTorch: "Invalid thread pool!").
-os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 SLOW = (  # files, and folders, whose tests train in processes of their own; the slowest first
     "run/test_resume.py", "docs/test_notebooks.py", "run/test_kills.py", "run/test_disk.py", "run/test_stopping.py",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from uae_lightning.data.opening import open_source
@@ -64,6 +65,7 @@ def in_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        torch.set_num_threads(1)  # a fork has no pool of threads: the first of transformers' loaders would race for it
         try:
             code = int(work() or 0)
         finally:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from caption_sets import caption_data, contents, in_child, rows, save_scenes
 
 from uae_lightning.cli import main
@@ -128,6 +129,7 @@ def test_the_command_killed_from_outside_goes_on(scenes: Path, tmp_path: Path, c
     call = command(scenes, tmp_path / "killed")
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # as in caption_sets.in_child
         os._exit(main(call))
     started = time.time()
     while not (tmp_path / "killed" / "records" / "000000.jsonl").exists() and time.time() < started + 120:
