@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported: no test asks the hub
@@ -12,6 +13,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from own_folder import documented, newcomer  # noqa: F401  fixtures
+from tqdm import tqdm
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from uae_lightning.interfaces import Component
@@ -25,6 +27,7 @@ from uae_lightning.scenes.scene import sample_scene
 from uae_lightning.types import Learning
 
 torch.set_num_threads(1)
+tqdm.set_lock(threading.RLock())  # its own is shared with forks: one killed while it draws would keep it for ever
 
 SLOW = (  # files, and folders, whose tests train in processes of their own; the slowest first
     "run/test_resume.py", "docs/test_notebooks.py", "run/test_kills.py", "run/test_disk.py", "run/test_stopping.py",
