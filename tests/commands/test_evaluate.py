@@ -194,15 +194,8 @@ def test_same_seed_same_values_and_another_seed_other_ones(conf):
 
 def test_a_runs_weights_change_values_and_not_items(conf, trained, start, tmp_path):
     # red if --weights is not handed to evaluate_into, or --stage takes the stages after it
-    ask = [
-        "evaluate",
-        f"--config={conf / 'run.yaml'}",
-        "--weights",
-        str(trained),
-        "--suite",
-        "unified_bench",
-        "language",
-    ]
+    suites = ["--suite", "unified_bench", "language"]
+    ask = ["evaluate", f"--config={conf / 'run.yaml'}", "--weights", str(trained), *suites]
     assert main([*ask, f"--output={tmp_path / 'end.json'}"]) == 0
     assert main([*ask, "--stage", "draw", f"--output={tmp_path / 'draw.json'}"]) == 0
     end, draw = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("end", "draw"))
