@@ -55,7 +55,7 @@ def run_stages(run: Run, options: argparse.Namespace, command: str, others: Foll
                 evaluate(run, "end", command)
             summarise(run.folder)
             write_report(run.folder, marker)
-        others.tell(None)
+    others.tell(None)
 
 
 def follow(main: Followers) -> None:

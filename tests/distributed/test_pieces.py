@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from uae_lightning.files import recover, replacing_folder
-from uae_lightning.parallel import checkpoint_io, collectives, ending
+from uae_lightning.parallel import checkpoint_io, collectives, ending, launch
 from uae_lightning.parallel.checkpoint_io import AtomicCheckpointIO
 from uae_lightning.parallel.checksums import checksum
 from uae_lightning.parallel.ending import EndTogether
@@ -279,6 +280,24 @@ def test_rank_0_tells_the_others_which_stages_to_run(monkeypatch):
         assert other.hear() == command
     monkeypatch.delenv("MASTER_ADDR")
     assert Followers().store is None
+
+
+def test_rank_0_stays_until_the_others_know_that_the_run_is_over(monkeypatch):
+    # red without `_stay`: a rank that comes late finds no store, and fails after a run without a failure
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29787"), ("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    main = Followers()
+    leaving = threading.Thread(target=main.tell, args=[None])
+    leaving.start()
+    leaving.join(0.2)
+    assert leaving.is_alive()
+    monkeypatch.setenv("RANK", "1")
+    assert Followers().hear() is None
+    leaving.join(launch.FAREWELL_SECONDS / 2)
+    assert not leaving.is_alive()
+    monkeypatch.setattr(launch, "FAREWELL_SECONDS", 0.1)
+    main.others = 9  # one of them is dead: nobody waits for ever
+    main._stay()
 
 
 def test_fsdp_by_name_is_fsdp2(tmp_path, monkeypatch):

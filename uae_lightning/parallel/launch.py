@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
 LEFT_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")  # by its launcher
+STARTED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # how many torchrun or srun has started
+FAREWELL_SECONDS = 30.0  # rank 0 is the store: it stays until the others have heard that the run is over
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
@@ -43,17 +46,29 @@ class Followers:
             self.store = dist.TCPStore(
                 main_address(), port, is_master=is_main(), timeout=timedelta(days=30), wait_for_workers=False
             )
+            self.others = max(int(os.environ.get(name, 1)) - 1 for name in STARTED)
 
     def tell(self, command: list[str] | None) -> None:
         """Rank 0: the command of the next stage, None after the last one."""
         if self.store is not None:
             self.store.set(f"stage {self.number}", json.dumps(command))
             self.number += 1
+            if command is None:
+                self._stay()
 
     def hear(self) -> list[str] | None:
         """The others: wait for it; fails where rank 0 is gone."""
         self.number += 1
-        return json.loads(self.store.get(f"stage {self.number - 1}"))
+        command = json.loads(self.store.get(f"stage {self.number - 1}"))
+        if command is None:
+            self.store.add("heard", 1)
+        return command
+
+    def _stay(self) -> None:
+        """Some may still be starting: without the store they would end with an error, after a run without one."""
+        until = time.monotonic() + FAREWELL_SECONDS
+        while self.store.add("heard", 0) < self.others and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def main_address() -> str:
