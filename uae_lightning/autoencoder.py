@@ -150,9 +150,17 @@ class AutoEncoder(nn.Module):
         return captions, self.draw(self.read(captions.texts), self.noise(len(images), seed))
 
     @torch.no_grad()
-    def generate(self, texts: list[str], seed: int = 0, reference: Tensor | None = None) -> Tensor:
-        """N texts -> pictures [N, 3, H, W] in [0, 1], the same for the same seed; `reference` as in `read`."""
-        return self.draw(self.read(texts, reference=reference), self.noise(len(texts), seed))
+    def generate(
+        self, texts: list[str], seed: int = 0, reference: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """N texts -> pictures [N, 3, H, W] in [0, 1], the same for the same seed; `reference` as in `read`.
+
+        `size` is (width, height) in pixels, of None the decoder's; the noise levels are always those of its own size.
+
+        Raises:
+            ValueError: the decoder draws none of that size.
+        """
+        return self.draw(self.read(texts, reference=reference), self.noise(len(texts), seed, size))
 
     # ------------------------------------------------------------------------------------------------ what they are of
 
@@ -198,10 +206,12 @@ class AutoEncoder(nn.Module):
         unconditional = self.unconditional(len(noise))
         return self.decoder.redraw(latents, level, conditioning, noise, self.sampling, unconditional)
 
-    def noise(self, size: int, seed: int) -> Tensor:
-        """[size, C, h, w] to draw from, the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(size, *self.decoder.latent_shape, generator=generator).to(self.device)
+    def noise(self, pictures: int, seed: int, size: tuple[int, int] | None = None) -> Tensor:
+        """[pictures, C, h, w] to draw from, the same on every device; `size` as in `generate`."""
+        width, height = size or (self.image_size, self.image_size)
+        self.decoder.check_size(width, height)
+        shape = self.decoder.codec.latent_shape(width, height)
+        return torch.randn(pictures, *shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
 
 class OneBackbone(AutoEncoder):

@@ -53,6 +53,18 @@ def test_the_command_writes_one_row(model, tmp_path, monkeypatch, capsys):
     assert np.array_equal(ball, ball_again) and not np.array_equal(ball, star)
 
 
+def test_a_picture_of_another_shape(model, tmp_path, monkeypatch, capsys):
+    # red with height for width, or without `check_size`
+    monkeypatch.setattr(generate, "load_chosen", lambda options: model)
+    output = tmp_path / "wide.png"
+    call = ["generate", "a red ball", "--config=x.yaml", f"--output={output}"]
+    assert main([*call, f"--size={IMAGE_SIZE}x{IMAGE_SIZE // 2}"]) == 0
+    assert Image.open(output).size == (IMAGE_SIZE, IMAGE_SIZE // 2)
+    capsys.readouterr()
+    assert main([*call, f"--size={IMAGE_SIZE + 1}x{IMAGE_SIZE}"]) == 2
+    assert "--size: sides must be multiples of" in capsys.readouterr().err
+
+
 def test_texts_are_rewritten_one_at_a_time_before_they_are_drawn(model, tmp_path, monkeypatch, capsys):
     # red if the text itself is drawn, texts share a batch, or the seed does not reach the encoder
     monkeypatch.setattr(generate, "load_chosen", lambda options: model)
@@ -122,6 +134,7 @@ def test_the_best_of_several_is_written_and_its_cost_told(model, verifier, tmp_p
         (["a ball", "--config=a.yaml", "--output=a.mp3"], ["--output a.mp3", ".png"]),
         (["a ball", "--config=a.yaml", "--output=none/a.png"], ["none does not exist"]),
         (["a ball", "--config=a.yaml", "--steps=0"], ["--steps"]),
+        (["a ball", "--config=a.yaml", "--size=96"], ["--size", "768x512"]),
         (["a ball", "--weights=empty"], ["empty has no stage"]),
     ],
 )

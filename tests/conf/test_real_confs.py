@@ -89,6 +89,7 @@ PLANNED = [
 ALONE = ["rewrite_sft", "rewrite_rl", "cold_start", "joint_rl", "decoder_matching"]  # in no run of conf/real
 CHOSEN = [
     *PLANNED,
+    ("buckets",),
     ("cached", "no_encoder"),
     ("cispo",),
     ("sapo",),

@@ -104,7 +104,7 @@ def test_ranks_and_workers_share_an_epoch(cache: Path):
     first = []
     for data, read in zip(datas, batches, strict=True):
         deal = data._deal
-        units = [deal.card(stream + turn * deal.streams)[0] for stream, (turn, _) in data._reports]
+        units = [deal.card(stream + turn * deal.streams)[0] for stream, (turn, *_) in data._reports]
         first += [number for number, unit in zip(numbers(read), units, strict=True) if unit < SAMPLES]
     assert sorted(first) == sorted(set(range(SAMPLES)) - set(kept))
 

@@ -153,7 +153,7 @@ def test_bad_rows_are_counted(tmp_path: Path):
 def first_epoch(data: ImageTextData, batches: int) -> list[int]:
     """The pictures of epoch 0 among those of the first batches, which hold one each."""
     read, deal = numbers(take(data, batches)), data._deal
-    units = [deal.card(stream + turn * deal.streams)[0] for stream, (turn, _) in data._reports]
+    units = [deal.card(stream + turn * deal.streams)[0] for stream, (turn, *_) in data._reports]
     return [number for number, unit in zip(read, units, strict=True) if unit < len(data.source) * deal.parts]
 
 
@@ -177,7 +177,7 @@ def test_a_resumed_stream_goes_on_exactly(workers: int, repository: Path):
         next(stream)
     used(stopped, 13)  # two were read ahead
     state = json.loads(json.dumps(stopped.state_dict()))
-    assert any(samples for _, samples in state["deal"]["places"])  # within a shard, and an epoch has 18 batches
+    assert any(samples for _, samples, _ in state["deal"]["places"])  # within a shard, and an epoch has 18 batches
     resumed = data_of(repository, **options)
     resumed.load_state_dict(state)
     used(resumed, 13)

@@ -31,11 +31,11 @@ def dc_ae(tmp_path_factory) -> Path:
 def test_dc_ae_is_scaled_and_not_shifted(dc_ae, images):
     # red with a shift, the scale upside down, or another number of blocks for the downsampling
     codec = codec_of(dc_ae, "float32")
-    assert isinstance(codec, DCCodec) and codec.latent_shape(64) == (8, 16, 16)
+    assert isinstance(codec, DCCodec) and codec.latent_shape(64, 64) == (8, 16, 16)
     assert not any(parameter.requires_grad for parameter in codec.parameters())
     with torch.no_grad():
         latents = codec.encode(images)
-        assert latents.shape == (4, *codec.latent_shape(images.shape[-1]))
+        assert latents.shape == (4, *codec.latent_shape(*images.shape[:1:-1]))
         torch.testing.assert_close(latents, codec.model.encode(2 * images - 1).latent * 0.5)
         wanted = (codec.model.decode(latents / 0.5).sample / 2 + 0.5).clamp(0, 1)
         torch.testing.assert_close(codec.decode(latents), wanted)
@@ -48,7 +48,7 @@ def test_sd3_draws_on_another_codec_and_hands_it_on(parts_folder, dc_ae, images,
     decoder.save(tmp_path)
     again = SD3Decoder(str(tmp_path), resolution=24)
     assert torch.equal(again.encode_images(images), decoder.encode_images(images))
-    with pytest.raises(ValueError, match="resolution must be a multiple of 4, at most 24 px, got 64"):
+    with pytest.raises(ValueError, match="resolution: sides must be multiples of 4, at most 24 px, got 64 x 64"):
         SD3Decoder(str(tmp_path), resolution=64)
 
 

@@ -53,13 +53,14 @@ def conditioning(*lengths: int, seed: int = 1) -> Conditioning:
     return Conditioning(states, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
 
 
-def noise(decoder: DiffusersDecoder, n: int) -> Tensor:
-    return torch.randn(n, *decoder.latent_shape, generator=torch.Generator().manual_seed(2))
+def noise(decoder: DiffusersDecoder, n: int, width: int = SIDE, height: int = SIDE) -> Tensor:
+    return torch.randn(n, *decoder.codec.latent_shape(width, height), generator=torch.Generator().manual_seed(2))
 
 
 def drawn_by_diffusers(decoder: DiffusersDecoder, family: str, x: Tensor, text: Conditioning, without: Conditioning):
     """Pictures [N, 3, H, W] by the family's pipeline, which takes padded texts in ways of its own."""
-    size = {"height": SIDE, "width": SIDE, "num_inference_steps": STEPS, "output_type": "pt"}
+    height, width = (decoder.codec.downsampling * side for side in x.shape[2:])
+    size = {"height": height, "width": width, "num_inference_steps": STEPS, "output_type": "pt"}
     masks = {"prompt_attention_mask": text.mask, "negative_prompt_attention_mask": without.mask}
     lists = [[states[mask] for states, mask in zip(c.states, c.mask, strict=True)] for c in (text, without)]
     packed = torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)
@@ -82,12 +83,13 @@ def drawn_by_diffusers(decoder: DiffusersDecoder, family: str, x: Tensor, text: 
     return pipe(**({"latents": x} | size | own)).images
 
 
-def test_the_whole_sampler_is_that_of_diffusers(decoder, family):
+@pytest.mark.parametrize("shape", [(SIDE, SIDE), (2 * SIDE, SIDE // 2)])  # (width, height), of as many tokens
+def test_the_whole_sampler_is_that_of_diffusers(decoder, family, shape):
     # red with another sign or scale of the time, other noise levels, another layout of tokens or positions, guidance
-    # without what the pipeline does to it, latents scaled otherwise, padding that reaches the picture
+    # without what the pipeline does to it, latents scaled otherwise, padding that reaches the picture, width for height
     lengths = [(5, 5), (5, 5)] if family == "flux2" else [(5, 3), (2, 5)]  # its pipeline has no mask
     text, without = conditioning(*lengths[0]), conditioning(*lengths[1], seed=3)
-    x = noise(decoder, 2)
+    x = noise(decoder, 2, *shape)
     with torch.no_grad():
         latents = decoder.draw(text, x, Sampling(STEPS, GUIDANCE), without)
         pictures = decoder.decode_latents(latents)
@@ -177,7 +179,7 @@ def test_the_solver_that_sana_is_released_with_has_the_levels_of_euler(tmp_path,
 def test_what_the_models_cannot_do_is_said(tmp_path, folder, family, decoder):
     # red without the checks of resolution and channels, or with a backend that SANA ignores
     kind = FAMILIES[family][0]
-    with pytest.raises(ValueError, match="resolution must be a multiple of 8"):
+    with pytest.raises(ValueError, match="resolution: sides must be multiples of 8"):
         kind(str(folder), resolution=SIDE + 4)
     if family == "sana":
         with pytest.raises(ValueError, match="attention: flash cannot be used by SANA"):

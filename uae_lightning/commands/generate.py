@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ Draws a picture from each text, as the decoder learned to draw from captions.
     uae generate "a ball" "two stars" --weights runs/demo --seed 3        several, side by side
     uae generate --prompts prompts.txt --config conf/scenes/decoder_rl.yaml
     uae generate "a ball" --weights runs/rewriting --rewrite              the encoder writes a complete caption first
+    uae generate "a ball" --weights runs/wide --size 768x512              another shape than the decoder's square
     uae generate "a ball" --weights runs/bridge --reference picture.png   beside the text, what a picture shows
     uae generate "a ball" --weights runs/demo --candidates 4 --verifier conf/scenes/verifier.yaml
 
@@ -37,10 +40,11 @@ def main(args: list[str]) -> None:
     picture = open_picture(options.reference) if options.reference else None  # before the models are loaded
     refinement = load_refinement(options, originals=False)
     model = load_chosen(options)
+    check_size(model, options.size)
     reference = None if picture is None else reference_of(model, picture)
     texts = rewritten(model, options.texts, options.seed) if options.rewrite else options.texts
     if refinement is None:
-        drawn = [draw(model, text, options.seed, reference) for text in shown(texts)]
+        drawn = [draw(model, text, options.seed, reference, options.size) for text in shown(texts)]
     else:
         pairs = shown(list(zip(texts, options.texts, strict=True)))
         found = [refined(model, refinement, text, prompt, options.seed) for text, prompt in pairs]
@@ -68,12 +72,18 @@ def parse(args: list[str]):
         help="its visual features are drawn from beside the text: by a decoder that learnt to look at them, as "
         "conf/scenes/bridge_pretrain.yaml trains it",
     )  # fmt: skip
+    parser.add_argument(
+        "--size", type=width_and_height, metavar="WIDTHxHEIGHT",
+        help="in pixels, such as 768x512, of a decoder that has learnt other shapes than its square (data.buckets)",
+    )  # fmt: skip
     options = given(parser, args)
     options.texts = [*options.texts, *(read_lines(options.prompts) if options.prompts else [])]
     if not options.texts:
         parser.error('say what to draw: a text in quotes, such as "a red ball", or a file of them with --prompts')
     if options.reference is not None and options.verifier is not None:
         parser.error("--reference draws a text once: leave --verifier, --candidates and --rounds out")
+    if options.size is not None and options.verifier is not None:
+        parser.error("--verifier judges pictures of the decoder's own size: leave --size out")
     return options
 
 
@@ -87,9 +97,31 @@ def read_lines(path: Path) -> list[str]:
         raise UsageError(f"--prompts {path} is not UTF-8 text: {error}") from error
 
 
-def draw(model: AutoEncoder, prompt: str, seed: int, reference: Tensor | None = None) -> Tensor:
+def draw(
+    model: AutoEncoder,
+    prompt: str,
+    seed: int,
+    reference: Tensor | None = None,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
     """The picture [3, H, W] in [0, 1] of one text."""
-    return model.generate([prompt], seed, reference)[0]
+    return model.generate([prompt], seed, reference, size)[0]
+
+
+def width_and_height(text: str) -> tuple[int, int]:
+    """768x512 -> (768, 512)."""
+    if not re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
+        raise ArgumentTypeError(f"{text!r} is no size, such as 768x512")
+    width, height = map(int, text.split("x"))
+    return width, height
+
+
+def check_size(model: AutoEncoder, size: tuple[int, int] | None) -> None:
+    """Raises UsageError where the decoder cannot draw it."""
+    try:
+        model.decoder.check_size(*size or (model.image_size, model.image_size))
+    except ValueError as error:
+        raise UsageError(f"--size: {error}") from error
 
 
 def reference_of(model: AutoEncoder, picture: Image.Image) -> Tensor:

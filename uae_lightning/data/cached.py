@@ -22,7 +22,7 @@ from uae_lightning.data.images import MAX_PIXELS
 from uae_lightning.data.opening import open_source
 from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source
-from uae_lightning.data.streams import StreamedData
+from uae_lightning.data.streams import Reader, StreamedData
 from uae_lightning.ranges import Count, Natural, Seed, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
@@ -100,7 +100,7 @@ class CachedData(StreamedData):
 
     def check(self, module, precision: str) -> None:
         """Raises UsageError where the stage cannot train from this cache."""
-        if not module.trains_from_cache:
+        if not module.latents_suffice:
             raise UsageError(
                 f"{type(module).__name__} needs pictures: a cache is for DecoderPretrain; set data.class_path to "
                 "uae_lightning.data.image_text.ImageTextData"
@@ -192,7 +192,7 @@ class CacheIndex(Source):
 
 
 @dataclass(frozen=True)
-class CacheReader:
+class CacheReader(Reader):
     """Reads what is trained on."""
 
     held_out: frozenset[bytes]  # digests of pictures

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-Place = tuple[int, int]  # of a stream: turns it has finished, samples it has used of the unit of the next turn
+Place = tuple[int, int, int]  # of a stream: turns it has finished, samples it has used of the unit of the next turn,
+# and where batches are put together by the window, those it has used of the window that begins there
 
 
 class Deal:
@@ -35,7 +36,7 @@ class Deal:
         places: list[Place] | None = None,
     ) -> None:
         self.streams, self.parts, self.pending, self.start = streams, parts, list(pending or []), start
-        self.places = list(places or [(0, 0)] * streams)
+        self.places: list[Place] = [(*place, 0)[:3] for place in places or [(0, 0)] * streams]  # checkpoints had pairs
 
     def card(self, number: int) -> tuple[int, int]:
         """(unit, samples of it that an earlier deal used)."""
@@ -44,7 +45,7 @@ class Deal:
 
     def turns(self, stream: int) -> Iterator[tuple[int, int, int]]:
         """(turn, unit, samples of it to pass over), endless, from the place of the stream on."""
-        turn, used = self.places[stream]
+        turn, used, _ = self.places[stream]
         while True:
             unit, before = self.card(stream + turn * self.streams)
             yield turn, unit, max(used, before)
@@ -54,9 +55,9 @@ class Deal:
         """The same units, less those that were used, for another number of streams: none lost, none repeated."""
         if streams == self.streams:
             return self
-        behind = max(stream + turn * self.streams for stream, (turn, _) in enumerate(self.places)) + 1
+        behind = max(stream + turn * self.streams for stream, (turn, *_) in enumerate(self.places)) + 1
         left = []
-        for stream, (turn, used) in enumerate(self.places):
+        for stream, (turn, used, _) in enumerate(self.places):
             for number in range(stream + turn * self.streams, behind, self.streams):
                 unit, before = self.card(number)
                 left.append((number, (unit, max(used, before))))

@@ -14,17 +14,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from uae_lightning.data import held_out
-from uae_lightning.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, BadFile, read_file, read_picture, square
+from uae_lightning.data.images import MAX_ASPECT, MAX_PIXELS, MIN_SIDE, BadFile, cropped, read_file, read_picture
 from uae_lightning.data.opening import open_source
 from uae_lightning.data.skipped import Tally
 from uae_lightning.data.sources import Columns, Sample, Source
-from uae_lightning.data.streams import StreamedData
+from uae_lightning.data.streams import Reader, StreamedData
 from uae_lightning.data.words import count_words
 from uae_lightning.ranges import Count, Limit, Natural, Seed, Share, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
 
-Read = tuple[str, Tensor, str, str | None, dict[str, Any] | None]  # key, [3, S, S] uint8, caption, prompt, metadata
+Read = tuple[str, Tensor, str, str | None, dict[str, Any] | None]  # key, [3, H, W] uint8, caption, prompt, metadata
 MAX_CAPTION_WORDS = 1000  # some 1,400 tokens; the paper's captions have over 250 words
 
 
@@ -160,17 +160,19 @@ class Preparation:
     min_side: int = MIN_SIDE
     max_aspect: float = MAX_ASPECT
     prompts_needed: bool = False
+    shape: tuple[int, int] | None = None  # (width, height); None: the square of `resolution`
 
     def __call__(self, sample: Sample, data: bytes, across: float = 0.5) -> tuple[Tensor, str, tuple[str, ...]]:
-        """([3, S, S] uint8, caption, what was converted or left out); raises BadFile."""
+        """([3, H, W] uint8, caption, what was converted or left out); raises BadFile."""
         caption, without = self.caption(sample)  # first: it is the cheaper one
         pixels, converted = self.pixels(data, across)
         return pixels, caption, converted + without
 
     def pixels(self, data: bytes, across: float = 0.5) -> tuple[Tensor, tuple[str, ...]]:
         limits = {"max_pixels": self.max_pixels, "min_side": self.min_side, "max_aspect": self.max_aspect}
-        picture = read_picture(data, at_least=self.resolution, **limits)
-        pixels = np.array(square(picture.image, self.resolution, across))
+        width, height = self.shape or (self.resolution, self.resolution)
+        picture = read_picture(data, at_least=max(width, height), **limits)
+        pixels = np.array(cropped(picture.image, width, height, across))
         return torch.from_numpy(pixels).permute(2, 0, 1), picture.converted
 
     def prompt(self, sample: Sample) -> str | None:
@@ -194,7 +196,7 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class PictureReader:
+class PictureReader(Reader):
     """Reads what is trained on; counts what is not."""
 
     source: str
@@ -211,14 +213,19 @@ class PictureReader:
             if digest(data) in self.held_out:
                 tally.held_out += 1
                 return None
-            prompt = self.preparation.prompt(sample)
-            pixels, caption, converted = self.preparation(sample, data, across)
+            one, converted = self.prepared(sample, data, across)
         except BadFile as error:
             tally.skip(self.source, sample.key, error)
             return None
         tally.kept += 1
         tally.converted.update(converted)
-        return sample.key, pixels, caption, prompt, sample.metadata
+        return one
+
+    def prepared(self, sample: Sample, data: bytes, across: float) -> tuple[Any, tuple[str, ...]]:
+        """(one for the batch, what was converted); raises BadFile."""
+        prompt = self.preparation.prompt(sample)
+        pixels, caption, converted = self.preparation(sample, data, across)
+        return (sample.key, pixels, caption, prompt, sample.metadata), converted
 
     def batch(self, read: list[Read]) -> Batch:
         return as_batch(read)

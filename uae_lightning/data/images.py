@@ -125,9 +125,25 @@ def square(image: Image.Image, side: int, across: float = 0.5) -> Image.Image:
     `across` says which part is kept: 0 is left or top, 0.5 the middle. Cropping first is the same picture and, unlike
     scaling first, harmless where one side is a thousand times as long as the other.
     """
-    edge = min(image.size)
-    left, top = across * (image.width - edge), across * (image.height - edge)
-    return image.resize((side, side), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge))
+    return cropped(image, side, side, across)
+
+
+def cropped(image: Image.Image, width: int, height: int, across: float = 0.5) -> Image.Image:
+    """[height, width]: the largest part of that shape, scaled; `across` as in `square`."""
+    wide = min(image.width, image.height * width / height)
+    high = min(image.height, image.width * height / width)
+    left, top = across * (image.width - wide), across * (image.height - high)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + wide, top + high))
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of the picture in a file, which is not decoded; raises BadFile.
+
+    Pillow finds the orientation of a PNG behind its pixels alone: it is taken for upright.
+    """
+    image = _opened(data)
+    turned = image.format != "PNG" and _orientation(image) >= 5
+    return image.size[::-1] if turned else image.size
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from uae_lightning.data import held_out
 from uae_lightning.data.prompt_files import PromptRow, Prompts, open_prompts
 from uae_lightning.data.skipped import Tally
-from uae_lightning.data.streams import StreamedData
+from uae_lightning.data.streams import Reader, StreamedData
 from uae_lightning.ranges import Count, Seed, checked
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
@@ -114,7 +114,7 @@ class PromptData(StreamedData):
         return PromptReader()
 
 
-class PromptReader:
+class PromptReader(Reader):
     """All that is in the source is trained on."""
 
     def __call__(self, prompt: PromptRow, seed: list[int], tally: Tally) -> PromptRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from uae_lightning.data.images import BadFile
@@ -26,6 +26,12 @@ class Tally:
 
     def skip(self, source: str, key: str, error: BadFile) -> None:
         self.skipped.append({"source": source, "key": key, "reason": error.reason, "detail": error.detail[:300]})
+
+    def taken(self) -> Tally:
+        """What was counted so far; counting begins anew."""
+        counted = replace(self)
+        vars(self).update(vars(Tally()))
+        return counted
 
 
 class SkippedFiles:

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import lightning as L
 import torch.distributed as dist
@@ -24,13 +24,21 @@ REPORTED_AT = 100  # skipped samples in a row after which a stream says so altho
 PATIENCE = 20  # epochs without a sample that can be used, after which a stream gives up
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """What a worker does with samples; it is sent there, so it holds no trainer and no models."""
 
+    window: ClassVar[int] = 1  # batches that are put together at a time
+
+    @abstractmethod
     def __call__(self, sample: Any, seed: list[int], tally: Tally) -> Any:
         """One for the batch, or None where the sample is not for training; counted in `tally` either way."""
 
+    @abstractmethod
     def batch(self, read: list[Any]) -> Batch: ...
+
+    def batches(self, read: list[Any]) -> Iterator[Batch]:
+        """`window` batches of what was read for them, the same ones each time."""
+        yield self.batch(read)
 
 
 class StreamedData(L.LightningDataModule, ABC):
@@ -39,7 +47,7 @@ class StreamedData(L.LightningDataModule, ABC):
     Each dataloader worker of each rank takes its turns of the shuffled units of `source` (of the shuffled shards, then
     shuffled in blocks within a shard), so that each is read once per epoch by one of them. Batches are always full. A
     checkpoint holds the place of every worker of every rank: a resumed run goes on with the next sample, exactly; with
-    another number of ranks or workers, what was left is dealt anew.
+    another number of ranks or workers, what was left is dealt anew (of a window of batches, all of it).
 
     Args:
         batch_size: samples per batch and device.
@@ -184,7 +192,7 @@ class _Report:
     """What a worker hands to the training process: a batch, or word that there is none."""
 
     stream: int
-    place: Place = (0, 0)  # of the stream behind this batch
+    place: Place = (0, 0, 0)  # of the stream behind this batch
     batch: Batch | None = None
     tally: Tally = field(default_factory=Tally)  # since the last report
     error: Exception | None = None
@@ -209,24 +217,44 @@ class _Stream(IterableDataset):
             yield _Report(stream, error=error)
 
     def _reports(self, stream: int) -> Iterator[_Report]:
-        read, tally, fruitful = [], Tally(), self.deal.places[stream][0]
+        *at, done = self.deal.places[stream]
+        behind: Place = (*at, 0)
+        tally = Tally()
+        usable = self._usable(stream, tally)
+        while True:
+            start, read = behind, []
+            while len(read) < self.read.window * self.batch_size:
+                behind, one = next(usable)
+                if one is not None:
+                    read.append(one)
+                elif not done:
+                    yield _Report(stream, tally=tally.taken())
+            counted = tally.taken() if not done else Tally()
+            for number, batch in enumerate(self.read.batches(read), 1):
+                if number > done:  # a run that was stopped has used the others
+                    place = behind if number == self.read.window else (*start[:2], number)
+                    yield _Report(stream, place, batch, counted)
+                    counted = Tally()
+            done = 0
+
+    def _usable(self, stream: int, tally: Tally) -> Iterator[tuple[Place, Any]]:
+        """(place behind it, what was read), endless; None where many were skipped."""
+        fruitful = self.deal.places[stream][0]
         fruitless: dict[Any, str] = {}  # sample -> reason, since the last that was of use
         for place, seed, sample in self._samples(stream):
             skips = len(tally.skipped)
             if (one := self.read(sample, seed, tally)) is not None:
-                read.append(one)
                 fruitful = place[0]
                 fruitless.clear()
-            else:
-                reason = tally.skipped[-1]["reason"] if len(tally.skipped) > skips else "held out"
-                fruitless[getattr(sample, "key", sample)] = reason
+                yield place, one
+                continue
+            reason = tally.skipped[-1]["reason"] if len(tally.skipped) > skips else "held out"
+            fruitless[getattr(sample, "key", sample)] = reason
             if place[0] > fruitful + PATIENCE * len(self.source) * self.deal.parts:
                 reasons = ", ".join(f"{why} ({n})" for why, n in Counter(fruitless.values()).most_common())
                 raise UsageError(f"{self.source.name} has no picture to train on: {reasons}")
-            full = len(read) == self.batch_size
-            if full or len(tally.skipped) >= REPORTED_AT:
-                yield _Report(stream, place, self.read.batch(read) if full else None, tally)
-                read, tally = [] if full else read, Tally()
+            if len(tally.skipped) >= REPORTED_AT:
+                yield place, None
 
     def _samples(self, stream: int) -> Iterator[tuple[Place, list[int], Any]]:
         """(place behind the sample, a seed for it, sample)."""
@@ -236,7 +264,7 @@ class _Stream(IterableDataset):
             blocks = shuffled_blocks(self._unit(unit, start), self.shuffle_buffer, [self.seed, unit], block)
             for number, sample in enumerate(blocks, start):
                 if number >= used:
-                    yield (turn, number + 1), [self.seed, unit, number], sample
+                    yield (turn, number + 1, 0), [self.seed, unit, number], sample
 
     def _unit(self, unit: int, start: int) -> Iterator[Any]:
         parts = self.deal.parts

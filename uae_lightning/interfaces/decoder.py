@@ -22,9 +22,9 @@ class Codec(Component):
     channels: int  # C
     downsampling: int  # pixels that a latent stands for, in each direction
 
-    def latent_shape(self, side: int) -> tuple[int, int, int]:
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, h, w) of pictures of that many pixels."""
-        return self.channels, side // self.downsampling, side // self.downsampling
+        return self.channels, height // self.downsampling, width // self.downsampling
 
     def by_learning(self) -> LearningCodec:
         """The codec, for who needs one that learns; a ValueError where it does not."""
@@ -75,7 +75,12 @@ class Decoder(Component):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w)."""
-        return self.codec.latent_shape(self.image_size)
+        return self.codec.latent_shape(self.image_size, self.image_size)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises ValueError where it cannot draw a picture of so many pixels."""
+        if (width, height) != (self.image_size, self.image_size):
+            raise ValueError(f"{type(self).__name__} draws squares of {self.image_size} px alone")
 
     def encode_images(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in [0, 1] -> latents [N, C, h, w]."""

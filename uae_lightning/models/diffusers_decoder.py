@@ -154,10 +154,16 @@ class DiffusersDecoder(AdaptedPart, FlowDecoder):
                 f"channels, the transformer takes {self.latent_channels}; give model.autoencoder.decoder.codec "
                 "another, or model.autoencoder.decoder.path a transformer that was trained on it"
             )
-        unit, most = codec.downsampling * self.patch_size, self.most_patches
-        if self.image_size % unit or (most is not None and self.image_size > unit * most):
+        try:
+            self.check_size(self.image_size, self.image_size)
+        except ValueError as error:
+            raise ValueError(f"resolution: {error}") from error
+
+    def check_size(self, width: int, height: int) -> None:
+        unit, most = self.codec.downsampling * self.patch_size, self.most_patches
+        if any(side % unit or (most is not None and side > unit * most) for side in (width, height)):
             at_most = "" if most is None else f", at most {unit * most} px"
-            raise ValueError(f"resolution must be a multiple of {unit}{at_most}, got {self.image_size}")
+            raise ValueError(f"sides must be multiples of {unit}{at_most}, got {width} x {height}")
 
     def adapt(self, learning: Learning) -> None:
         """All weights of the transformer, or a LoRA on its attention where its `targets` name nothing else."""

@@ -9,6 +9,7 @@ import torch
 from lightning import Trainer
 
 from uae_lightning.autoencoder import AutoEncoder
+from uae_lightning.data.buckets import BucketedData
 from uae_lightning.data.cache_shards import PIXELS, Entry, Header, inspect_all, shards_in
 from uae_lightning.data.cached import check_padding
 from uae_lightning.data.fingerprint import differences, fingerprint
@@ -26,6 +27,11 @@ def check_data(data) -> ImageTextData:
         raise UsageError(
             f"{type(data).__name__} has nothing on disk to cache: a cache is of pictures and captions of one's own, "
             "data.class_path: uae_lightning.data.image_text.ImageTextData"
+        )
+    if isinstance(data, BucketedData):
+        raise UsageError(
+            "pictures in a cache are squares: set data.class_path to uae_lightning.data.image_text.ImageTextData, or "
+            "train without a cache"
         )
     if data.preparation.random_crop:
         raise UsageError(

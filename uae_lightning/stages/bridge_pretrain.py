@@ -37,7 +37,7 @@ class BridgePretrain(DecoderPretrain):
         ValueError: the projector predicts no features, or the decoder reads none.
     """
 
-    trains_from_cache = False
+    latents_suffice = False
 
     def __init__(
         self,

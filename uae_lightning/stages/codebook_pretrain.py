@@ -30,7 +30,7 @@ class CodebookPretrain(DecoderPretrain):
     """
 
     trained = ("encoder", "projector", "decoder")
-    trains_from_cache = False
+    latents_suffice = False
     use: Tensor  # [V] of the codes of late, kept in checkpoints
 
     def __init__(

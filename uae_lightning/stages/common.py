@@ -62,7 +62,7 @@ class Stage(L.LightningModule):
     """
 
     trained: tuple[str, ...] = ()  # components that can learn here, and whose weights this stage hands on
-    trains_from_cache = False  # on `uae_lightning.data.cached.CachedData`
+    latents_suffice = False  # of pictures: `uae_lightning.data.cached` has no others, `.buckets` those of any shape
     trains_from_prompts = False  # on `uae_lightning.data.prompts.PromptData`, where there are no pictures
     learns_from_reward = False  # and so needs callbacks.RewardCallback
     batches_seen: Tensor  # [] of the run so far, kept in checkpoints

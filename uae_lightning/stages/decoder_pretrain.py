@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uae_lightning.algorithms import flow
+from uae_lightning.algorithms.flow_sde import draw_noise
 from uae_lightning.autoencoder import AutoEncoder
 from uae_lightning.parallel.collectives import mean_over_ranks, own_rows, rank, ranks
 from uae_lightning.ranges import Finite, ModeScale, Positive, ShareBelow1, checked
@@ -40,7 +41,7 @@ class DecoderPretrain(Stage):
     """
 
     trained: tuple[str, ...] = ("projector", "decoder")
-    trains_from_cache = True
+    latents_suffice = True
 
     def __init__(
         self,
@@ -124,8 +125,9 @@ def flow_matching(
     size = len(batch.images) * ranks()  # of the global batch
     dropped = own_rows(torch.rand(size, generator=generator)).to(device) < condition_dropout
     conditioning = conditioning.drop(dropped)  # [B, L, D]
-    x0 = latents_of(autoencoder, batch)  # [B, C, h, w]
-    noise = own_rows(torch.randn(size, *x0.shape[1:], generator=generator)).to(device)
+    x0 = latents_of(autoencoder, batch)  # [B, C, h, w]; of other ranks they may have another shape
+    seeds = own_rows(torch.randint(2**63 - 1, (size,), generator=generator))
+    noise = draw_noise(x0.shape, [torch.Generator().manual_seed(seed) for seed in seeds.tolist()], device)
     sigma = own_rows(flow.sample_sigma(size, **levels, generator=generator, device=device))
     error = decoder.loss(x0, conditioning, noise, sigma)  # [B, 1, h, w]
     weight = flow.velocity_weight(sigma, loss_weighting, precondition_outputs=precondition_outputs)
