@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.test_two_ranks import stage_yaml
 from uae_lightning.parallel.stopping import Stopped, resumed, stoppable
 
 
@@ -48,6 +49,63 @@ def test_a_signal_gives_the_code_of_the_shell_and_the_command_that_goes_on(numbe
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.main(["run"]) == 128 + number and capsys.readouterr().err == ""
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.fixture
+def job_of_slurm(tmp_path, monkeypatch) -> Path:
+    """The process is the one task of job 7; what its `scontrol` was called with goes to the file, empty: it fails."""
+    called, command = tmp_path / "called", tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" >> {called}\ntest -z "$DOWN" || {{ echo down >&2; exit 1; }}\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    for name in ("JOB_ID", "NTASKS", "PROCID", "LOCALID", "NODEID", "JOB_NAME"):
+        monkeypatch.setenv(f"SLURM_{name}", {"JOB_ID": "7", "NTASKS": "1", "JOB_NAME": "uae"}.get(name, "0"))
+    return called
+
+
+def test_a_job_whose_time_is_over_goes_back_into_the_queue(job_of_slurm: Path, monkeypatch, capsys):
+    # red without SIGUSR1 among the signals, or where a rank that is not the first asks too
+    from uae_lightning import cli
+
+    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr(cli, "dispatch", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+    assert cli.main(["run", "--config=a.yaml"]) == 128 + signal.SIGUSR1
+    said = (
+        "uae: stopped by SIGUSR1; job 7 is back in the queue, and goes on where its script says --resume; go on with: "
+    )
+    assert capsys.readouterr().err == f"{said}uae run --config=a.yaml --resume\n"
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert cli.main(["run"]) == 128 + signal.SIGUSR1 and capsys.readouterr().err == ""
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setenv("DOWN", "1")
+    assert cli.main(["run"]) == 128 + signal.SIGUSR1
+    assert "job 9_2 could not be put back into the queue (down)" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "")
+    assert cli.main(["run"]) == 128 + signal.SIGUSR1
+    assert "could not be put back into the queue ([Errno 2]" in capsys.readouterr().err
+    assert job_of_slurm.read_text().splitlines() == ["requeue 7", "requeue 9_2"]
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_lightning_does_not_requeue_beside_us(job_of_slurm: Path, parts_folder: Path, tmp_path: Path, monkeypatch):
+    # red without SIGUSR1 among the signals: Lightning writes a checkpoint of its own, asks scontrol, and trains on
+    from uae_lightning import cli
+    from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+
+    step = DecoderPretrain.training_step
+
+    def ended(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DecoderPretrain, "training_step", ended)
+    config, folder = stage_yaml("decoder_pretrain", parts_folder, tmp_path), tmp_path / "fit"
+    args = ["fit", f"--config={config}", f"--trainer.default_root_dir={folder}", "--trainer.devices=1"]
+    assert cli.main(args) == 128 + signal.SIGUSR1
+    assert job_of_slurm.read_text() == "requeue 7\n" and not list(folder.rglob("hpc_ckpt*"))
 
 
 def test_what_is_ignored_stays_ignored_and_a_worker_does_not_speak():

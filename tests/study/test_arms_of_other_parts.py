@@ -1,4 +1,4 @@
-"""The study of what crosses from encoder to decoder: its arms have parts of several kinds."""
+"""The studies of what crosses from encoder to decoder, and of other decoders: their arms have parts of several kinds."""
 
 import itertools
 from pathlib import Path
@@ -18,22 +18,38 @@ def study():
     return read_study(CONF / "relatives_two.yaml")
 
 
-def test_each_arm_is_evaluated_as_its_parts_are(study, tmp_path):
-    # red if all arms are evaluated by the study's own YAML, whose encoder has no codebook, or without what lies over
-    jobs = {job.name: job for job in plan_jobs(study, tmp_path, list(study.arms.values()), [0])}
+def evaluated(study, jobs) -> dict[str, str]:
+    """For the start and each arm the YAMLs that it is evaluated with."""
     configs = {}
     for name in ("start", *(f"seed-0/{arm}" for arm in study.arms)):
         words = jobs[f"{name}/evaluation"].command()
         given = [Path(path).stem for word, path in itertools.pairwise(words) if word == "--config"]
         configs[name.rpartition("/")[2]] = "+".join(given)
+    return configs
+
+
+def jobs_of(study, place: Path):
+    return {job.name: job for job in plan_jobs(study, place, list(study.arms.values()), [0])}
+
+
+def test_each_arm_is_evaluated_as_its_parts_are(study, tmp_path):
+    # red if all arms are evaluated by the study's own YAML, whose encoder has no codebook, or without what lies over
+    jobs = jobs_of(study, tmp_path)
     codes = dict.fromkeys(("codes_10", "codes_8", "codes_6", "codes_4"), "codebook_pretrain")
     codes |= {"codes_levels": "codebook_pretrain+codebook_pretrain_levels"}
     codes |= {"codes_16": "codebook_pretrain+codebook_pretrain_bsq"}
     bridges = {"bridge": "bridge_pretrain", "bridge_regression": "bridge_pretrain+bridge_pretrain_regression"}
-    mar = dict.fromkeys(("mar", "mar_rl"), "mar_pretrain")
-    same = ("start", "captions", "captions_rl", "captions_more", "codec_base", "codec_flow", "codec_regression")
-    assert configs == dict.fromkeys(same, "decoder_rl") | codes | bridges | mar
+    same = ("start", "captions", "captions_rl", "captions_more")
+    assert evaluated(study, jobs) == dict.fromkeys(same, "decoder_rl") | codes | bridges
     assert jobs["seed-0/codes_4/evaluation"].digest != jobs["seed-0/captions/evaluation"].digest
+
+
+def test_a_decoder_from_random_weights_is_evaluated_as_it_is(tmp_path):
+    # red if it is evaluated by the study's own YAML, whose decoder is SD3's
+    study = read_study(CONF / "decoders.yaml")
+    same = ("start", "codec_base", "codec_flow", "codec_regression")
+    mar = dict.fromkeys(("mar", "mar_rl"), "mar_pretrain")
+    assert evaluated(study, jobs_of(study, tmp_path)) == dict.fromkeys(same, "decoder_rl") | mar
 
 
 def test_codes_are_given_fewer_decoder_forwards_than_captions(study):
