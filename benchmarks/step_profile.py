@@ -41,7 +41,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.own_stage import build_stage, without_trainer
 from callbacks import RewardCallback
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
-from uae_lightning.run.memory import keep_freed_memory
+from uae_lightning.run.memory import freed_memory_kept
 from uae_lightning.scenes.data import ScenesData
 from uae_lightning.types import Batch
 from uae_lightning.usage import Parser
@@ -226,10 +226,10 @@ def table(found: Profile) -> str:
 
 def main(args: list[str]) -> None:
     options = parse(args)
-    keep_freed_memory()  # as `uae fit` does
     device, found = start(options), []
     for name in options.stages:
-        found.append(profile_of(name, Step(name, options, device), options))
+        with freed_memory_kept():  # as `uae fit` does
+            found.append(profile_of(name, Step(name, options, device), options))
         print(f"{table(found[-1])}\nthe matmul peak is {found[-1].peak / 1e9:.1f} GFLOP a busy second\n", flush=True)
     command = " ".join(["python -m benchmarks.step_profile", *args])
     write(command, options, profiles=[asdict(one) for one in found])

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from uae_lightning.evaluation.fault_costs import costs_markdown, fault_costs
-from uae_lightning.memory import keep_freed_memory
 from uae_lightning.models.patch_codec import PatchCodec
 from uae_lightning.models.sd3 import SD3Decoder
 from uae_lightning.rewards.perceptual_grid import PerceptualGrid
+from uae_lightning.run.memory import freed_memory_kept
 from uae_lightning.scenes.bootstrap.captioner import build_model, build_tokenizer
 from uae_lightning.scenes.bootstrap.decoder import LATENT_CHANNELS, PATCH, build_parts, web_caption
 from uae_lightning.scenes.fault_costs import scene_cases
@@ -36,10 +36,10 @@ def main() -> None:
     parts = {"rendering": rendering, "codec": codec, "reward": reward, "training": training}
     parser.add_argument("--what", nargs="+", choices=parts, default=list(parts))
     torch.set_num_threads(1)
-    keep_freed_memory()
-    for name in parser.parse_args().what:
-        print(f"{name}:", flush=True)
-        parts[name]()
+    with freed_memory_kept():
+        for name in parser.parse_args().what:
+            print(f"{name}:", flush=True)
+            parts[name]()
 
 
 def rendering(count: int = 1280, batch: int = 64) -> None:

@@ -18,7 +18,6 @@ from uae_lightning.commands import COMMANDS
 from uae_lightning.commands.init import by_name
 from uae_lightning.files import explained
 from uae_lightning.parallel.stopping import Stopped, say_how_to_go_on, stoppable
-from uae_lightning.run.memory import keep_freed_memory
 from uae_lightning.run.output import steady_output
 from uae_lightning.usage import UsageError, closest
 
@@ -89,7 +88,6 @@ def answer(args: list[str]) -> int:
     if args[0] == "--version":
         print(f"uae-lightning {__version__}")
         return 0
-    keep_freed_memory()
     try:
         with stoppable():
             dispatch(args[0], args[1:])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import SCENES_PROMPTS, adapted
 from diffusers import SD3Transformer2DModel
+from diffusers.models import embeddings
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -200,6 +201,21 @@ def test_saving_takes_the_memory_of_a_few_tensors(tmp_path):
     assert size > 30e6 and peak(lambda: {name: tensor.clone() for name, tensor in MergedState(model).items()}) > size
     assert peak(lambda: save_diffusers(model, MergedState(model), tmp_path)) < 0.1 * size
     assert same(load_file(tmp_path / "diffusion_pytorch_model.safetensors"), weights(model))
+
+
+def test_positions_are_those_of_the_file(parts_folder, tmp_path, monkeypatch):
+    # red without `table_of_the_file`
+    made, compute = [], embeddings.get_2d_sincos_pos_embed
+    monkeypatch.setattr(embeddings, "get_2d_sincos_pos_embed", lambda *a, **k: made.append(a) or compute(*a, **k))
+    folder = tmp_path / "decoder"
+    shutil.copytree(parts_folder / "decoder", folder)
+    table = SD3Decoder(str(folder), IMAGE_SIZE).transformer.pos_embed.pos_embed
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    assert not made and table.abs().sum() > 0 and torch.equal(table, tensors.pop("pos_embed.pos_embed"))
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="lack 1 tensors"):
+        SD3Decoder(str(folder), IMAGE_SIZE)
 
 
 def test_loading_takes_no_whole_copy(tmp_path):

@@ -1,4 +1,4 @@
-"""The studies of what crosses from encoder to decoder, and of other decoders: their arms have parts of several kinds."""
+"""Studies of what crosses from encoder to decoder, and of other decoders: their arms have parts of several kinds."""
 
 import itertools
 from pathlib import Path

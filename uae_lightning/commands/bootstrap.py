@@ -6,6 +6,7 @@ from pathlib import Path
 
 from uae_lightning.files import check_writable, naming
 from uae_lightning.ranges import Count, Positive
+from uae_lightning.run.memory import freed_memory_kept
 from uae_lightning.scenes import bootstrap
 from uae_lightning.scenes.bootstrap import PARTS, SHIPPED
 from uae_lightning.usage import Parser
@@ -29,7 +30,7 @@ def main(args: list[str]) -> None:
     from uae_lightning.scenes.bootstrap.parts import run_part
 
     for part in PARTS if options.only is None else (options.only,):
-        with naming(options.work / part):
+        with naming(options.work / part), freed_memory_kept():
             run_part(part, options.work, options.output, scale=options.scale, threads=options.threads)
 
 

@@ -25,6 +25,7 @@ from uae_lightning.run.compiled import (
     build_reward,
 )
 from uae_lightning.run.masking import masked
+from uae_lightning.run.memory import freed_memory_kept
 from uae_lightning.run.provenance import provenance
 from uae_lightning.run.stage_cli import quiet
 
@@ -65,7 +66,8 @@ def evaluate_into(
     def reference() -> Encoder:  # perplexity is that under the encoder before RL
         return build_encoder(stage.config) if "encoder" in weights else model.encoder
 
-    figures, items = evaluate(model, evaluation, chosen, seed=seed, make_reference=reference)
+    with freed_memory_kept():
+        figures, items = evaluate(model, evaluation, chosen, seed=seed, make_reference=reference)
     items = rounded(items)
     record = {"figures": figures, "suites": described(chosen, figures, items)}
     record |= {"reward": reward.title() if reward else None, "kin_of_reward": kin(reward, evaluation.suites.values())}

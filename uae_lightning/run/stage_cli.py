@@ -37,6 +37,7 @@ from uae_lightning.run import tracked
 from uae_lightning.run.class_paths import check_class_paths
 from uae_lightning.run.curves import StageCurves, settings_of
 from uae_lightning.run.masking import masked
+from uae_lightning.run.memory import freed_memory_kept
 from uae_lightning.run.moved import check_seeds
 from uae_lightning.run.parser_messages import explain
 from uae_lightning.run.settings import check_resumed, leaves
@@ -175,7 +176,7 @@ class StageCLI(LightningCLI):
             print(f"{folder} was started with other settings: {', '.join(changed)}", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with naming(Path(self.config[subcommand].trainer.default_root_dir)):
+        with naming(Path(self.config[subcommand].trainer.default_root_dir)), freed_memory_kept():
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
