@@ -49,7 +49,7 @@ def printed(script: str) -> list[float]:
 
 
 def test_freed_blocks_are_kept_inside_alone():
-    # red without M_TRIM_THRESHOLD, or without malloc_trim at the end
+    # red without both thresholds, or without malloc_trim at the end
     outside, inside, after = printed(KEPT)
     assert outside < 20 and inside > 150 and after < 20
 
