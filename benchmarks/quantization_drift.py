@@ -70,7 +70,7 @@ def main(args: list[str] | None = None) -> None:
         print(f"{base} is done", flush=True)
     print("\n".join(table(rows)))
     if options.json:
-        record = {"pictures": len(images), "drift": rows, "provenance": provenance()}
+        record = {"pictures": len(images), "drift": rows, "provenance": provenance("python -m benchmarks.quantization_drift")}
         options.json.write_text(json.dumps(record, indent=1))
 
 

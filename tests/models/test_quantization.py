@@ -13,7 +13,7 @@ import torch
 from conftest import LATENT_SHAPE
 
 from uae_lightning.models.adapters import MergedState
-from uae_lightning.models.quantization import dequantized, is_quantized, quantize_linears
+from uae_lightning.models.quantization import FrozenLinear4bit, dequantized, is_quantized, quantize_linears
 from uae_lightning.prepare.captioner import Captioner
 from uae_lightning.scenes.scene import IMAGE_SIZE
 from uae_lightning.types import Conditioning, LoRA
@@ -144,31 +144,33 @@ def packing(monkeypatch):
         monkeypatch.setattr(module, "has_avx512bf16", lambda: True)
 
 
-@pytest.mark.parametrize("width", [30, 48, 64, 192])
+@pytest.mark.parametrize("width", [30, 48, 64, 160, 192])
 def test_4bit_layer_computes_the_same_in_every_mode(width, packing):
-    # red if `keep_layout` goes: `shape is invalid` at 30 and 48, another number in eval mode at 64 and 192
+    # red with bitsandbytes' own layer: of a width that is no multiple of 64 a CPU has other weights than were quantized
     torch.manual_seed(0)
-    linear = torch.nn.Linear(width, 10)
+    linear = torch.nn.Linear(width, 100)
+    linear.weight.data = torch.randn(100, width) * torch.logspace(-1, 0, 100).unsqueeze(1)  # else all blocks are alike
     holder = torch.nn.Sequential(linear).requires_grad_(False)
     quantize_linears(holder, [holder], "4bit")
     layer, x = holder[0], torch.randn(3, width)
-    assert layer.train().support_avx512bf16_for_cpu is False
-    with_gradient = layer(x.clone().requires_grad_())
+    given = x.clone().requires_grad_()
+    with_gradient = layer.train()(given)
+    with_gradient.sum().backward()
+    torch.testing.assert_close(given.grad, dequantized(layer).sum(0).expand_as(x))
     stored = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     with torch.no_grad():
         training, evaluating = layer(x), layer.eval()(x)
     assert torch.equal(evaluating, training) and torch.equal(evaluating, with_gradient)
     torch.testing.assert_close(evaluating, torch.nn.functional.linear(x, dequantized(layer), linear.bias))
-    assert relative(dequantized(layer), linear.weight) < 0.15
+    assert relative(dequantized(layer), linear.weight) < 0.11
     assert all(torch.equal(tensor, stored[name]) for name, tensor in layer.state_dict().items())
     assert torch.equal(copy.deepcopy(layer)(x), evaluating)
 
 
-def test_a_4bit_captioner_keeps_its_layout(packing):
-    # red if `keep_layout` goes from `captioner.load_model`
+def test_a_4bit_captioner_has_the_same_layers(packing):
+    # red without `freeze_4bit` in `captioner.load_model`
     model = Captioner("shipped:scenes/encoder", "", max_new_tokens=1, temperature=0.0, quantization="4bit").model
-    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
-    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    assert {type(module) for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)} == {FrozenLinear4bit}
 
 
 def test_bitsandbytes_is_imported_without_the_hub(packing, monkeypatch, caplog):

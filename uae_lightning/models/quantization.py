@@ -5,12 +5,15 @@ Layers are swapped here, for both models alike: diffusers refuses bitsandbytes w
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
 from typing import Literal
 
 import bitsandbytes as bnb
 import torch
+import torch.nn.functional as F
+from bitsandbytes.nn.modules import fix_4bit_weight_quant_state_from_module
 from torch import Tensor, nn
 
 from uae_lightning.paths import weightless
@@ -51,7 +54,7 @@ def _quantized(linear: nn.Linear, quantization: Quantization) -> nn.Linear:
         if quantization == "8bit":  # threshold 0: no outlier columns, whose number would differ between batches
             layer = FrozenLinear8bit(*sizes, bias=False, has_fp16_weights=False, threshold=0.0)
         else:
-            layer = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=linear.weight.dtype, quant_type="nf4")
+            layer = FrozenLinear4bit(*sizes, bias=False, compute_dtype=linear.weight.dtype, quant_type="nf4")
     kind, options = (
         (bnb.nn.Int8Params, {"has_fp16_weights": False})
         if quantization == "8bit"
@@ -59,20 +62,54 @@ def _quantized(linear: nn.Linear, quantization: Quantization) -> nn.Linear:
     )
     layer.weight = kind(linear.weight.data, requires_grad=False, **options)
     layer.bias, layer.weight_dtype = linear.bias, linear.weight.dtype
-    keep_layout(layer)
     return layer.to(linear.weight.device).eval()  # moving is what quantises
 
 
-def keep_layout(model: nn.Module) -> None:
-    """Lets the 4-bit layers of `model` keep the layout of their weights, in place.
-
-    On CPUs with AVX512-BF16 bitsandbytes 0.50 packs them for another kernel, once a layer runs in eval mode: it then
-    computes in bfloat16, cannot be differentiated, and raises where the input width is no multiple of the block size
-    (64). A policy would sample other numbers than it replays, and train other ones again.
-    """
+def freeze_4bit(model: nn.Module) -> None:
+    """Makes the 4-bit layers that transformers has put into `model` to ours, in place."""
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+        if type(module) is bnb.nn.Linear4bit:
+            module.__class__ = FrozenLinear4bit
+
+
+class FrozenLinear4bit(bnb.nn.Linear4bit):
+    """`Linear4bit` that on a CPU has the weights that were quantized, whatever its width and mode.
+
+    The kernel of bitsandbytes 0.50.2 for CPUs counts blocks anew in each row, where they were cut from the whole matrix.
+    Of a width that is no multiple of 64, such as 160 or the 3420 in the eye of Qwen2.5-VL, weights come back 26% off in
+    place of 9% (measured on Gaussian ones). With AVX512-BF16 its own layer packs them for another kernel, once it runs
+    in eval mode: that one computes in bfloat16, cannot be differentiated, and raises at such widths. A policy would
+    sample other numbers than it replays, and train other ones again.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        fix_4bit_weight_quant_state_from_module(self)  # which FSDP takes off the weight
+        product = _Nf4Product.apply(x.to(self.compute_dtype), self.weight)
+        return (product if self.bias is None else product + self.bias.to(product.dtype)).to(x.dtype)
+
+
+class _Nf4Product(torch.autograd.Function):
+    """x [.., in] with 4-bit weights [out, in], which are unpacked once more for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: bnb.nn.Params4bit) -> Tensor:
+        ctx.weight = weight
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, unpacked(weight).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ unpacked(ctx.weight).to(grad.dtype), None
+
+
+def unpacked(weight: bnb.nn.Params4bit) -> Tensor:
+    """[out, in], block by block, which no kernel can take for rows."""
+    state = copy.copy(weight.quant_state)
+    size, (blocks, rest) = state.shape, divmod(state.shape.numel(), state.blocksize)
+    state.shape = torch.Size((1, size.numel()) if rest else (blocks, state.blocksize))
+    return bnb.functional.dequantize_4bit(weight.data, state).view(size)
 
 
 class FrozenLinear8bit(bnb.nn.Linear8bitLt):
@@ -115,6 +152,6 @@ def dequantized(module: nn.Module) -> Tensor:
     """The weight [out, in] that a quantised layer stands for, in the dtype it had before; the layer is not changed."""
     weight = module.weight
     if isinstance(module, bnb.nn.Linear4bit):
-        return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(module.weight_dtype)
+        return unpacked(weight).to(module.weight_dtype)
     scales = weight.SCB if module.state.SCB is None else module.state.SCB  # they move at the first forward pass
     return bnb.functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device)).to(module.weight_dtype)

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from uae_lightning.models.adapters import to_dtype
 from uae_lightning.models.control_tokens import ForeignText
 from uae_lightning.models.loading import load
-from uae_lightning.models.quantization import Quantization, keep_layout
+from uae_lightning.models.quantization import Quantization, freeze_4bit
 from uae_lightning.models.token_sampling import end_tokens, is_end
 from uae_lightning.paths import resolve
 from uae_lightning.prepare.filters import Caption
@@ -116,7 +116,7 @@ def load_model(folder: Path, dtype: str, quantization: Quantization) -> PreTrain
         model = load(AutoModelForImageTextToText, folder, to_dtype(kind), **options)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be used as --model: {str(error).splitlines()[0]}") from error
-    keep_layout(model)
+    freeze_4bit(model)
     if gpu and {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
         raise ValueError(f"{folder} does not fit on the GPU: try --quantization 4bit, or a smaller --model")
     return model
