@@ -70,8 +70,8 @@ def main(args: list[str] | None = None) -> None:
         print(f"{base} is done", flush=True)
     print("\n".join(table(rows)))
     if options.json:
-        record = {"pictures": len(images), "drift": rows, "provenance": provenance("python -m benchmarks.quantization_drift")}
-        options.json.write_text(json.dumps(record, indent=1))
+        made = provenance("python -m benchmarks.quantization_drift")
+        options.json.write_text(json.dumps({"pictures": len(images), "drift": rows} | made, indent=1))
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:

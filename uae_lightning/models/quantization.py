@@ -75,11 +75,11 @@ def freeze_4bit(model: nn.Module) -> None:
 class FrozenLinear4bit(bnb.nn.Linear4bit):
     """`Linear4bit` that on a CPU has the weights that were quantized, whatever its width and mode.
 
-    The kernel of bitsandbytes 0.50.2 for CPUs counts blocks anew in each row, where they were cut from the whole matrix.
-    Of a width that is no multiple of 64, such as 160 or the 3420 in the eye of Qwen2.5-VL, weights come back 26% off in
-    place of 9% (measured on Gaussian ones). With AVX512-BF16 its own layer packs them for another kernel, once it runs
-    in eval mode: that one computes in bfloat16, cannot be differentiated, and raises at such widths. A policy would
-    sample other numbers than it replays, and train other ones again.
+    The kernel of bitsandbytes 0.50.2 for CPUs counts blocks anew in each row, where they were cut from the whole
+    matrix: of a width that is no multiple of 64, such as 160 or the 3420 in the eye of Qwen2.5-VL, weights come back
+    26% off in place of 9% (measured on Gaussian ones). With AVX512-BF16 its own layer packs them for another kernel,
+    once it runs in eval mode: that one computes in bfloat16, cannot be differentiated, and raises at such widths. A
+    policy would sample other numbers than it replays, and train other ones again.
     """
 
     def forward(self, x: Tensor) -> Tensor:
