@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 
 from uae_lightning.files import write_json
 
@@ -54,7 +55,7 @@ class Highest:
         return found - IMPORTED
 
 
-def mapped_weights(module: torch.nn.Module) -> int:
+def mapped_weights(module: nn.Module) -> int:
     """Bytes of parameters and buffers that lie in the pages of their file, as safetensors leaves them if it can."""
     files = []
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -140,7 +141,10 @@ class PeakMemory(L.Callback):
         if self.open:
             self.end()
         self.highest.ended.set()
-        mapped = 0 if self.highest.on_card else mapped_weights(pl_module)
+        judges = [
+            part for callback in trainer.callbacks for part in vars(callback).values() if isinstance(part, nn.Module)
+        ]
+        mapped = 0 if self.highest.on_card else mapped_weights(nn.ModuleList([pl_module, *judges]))
         write_json(Path(trainer.default_root_dir) / FILE, {name: peak + mapped for name, peak in self.peaks.items()})
 
 
