@@ -67,7 +67,7 @@ def test_memory_is_measured_by_phase(tmp_path, monkeypatch):
 
 
 def test_memory_is_that_of_the_process_and_of_weights_in_their_file(tmp_path):
-    # red if pages of files are counted, if what is freed again before `reset` is lost, or if mapped weights are not found
+    # red if pages of files are counted, if what is freed before `reset` is lost, or if mapped weights are not found
     highest = peak_memory.Highest()
     highest.reset()
     taken = torch.zeros(64 * 2**20, dtype=torch.uint8)
