@@ -56,7 +56,7 @@ from uae_lightning.data.skipped import Tally
 from uae_lightning.prepare.cache_pass import entries
 from uae_lightning.prepare.cache_writing import Prepared
 from uae_lightning.scenes.data import scene_batch
-from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain, noise_by_row
 from uae_lightning.types import Batch, Conditioning
 from uae_lightning.usage import Parser
 
@@ -170,7 +170,7 @@ def differences(stage: DecoderPretrain, plain: DiffusersLoop, batch: Batch, take
     latents = plain.encode_pictures(batch.images)
     timesteps, generator = plain.draw(latents), stage.generator(0)
     torch.rand(len(latents), generator=generator)  # the stage draws whom to train without a caption
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    noise = noise_by_row(latents, generator).to(latents)
     with gradients_kept(plain.stage) as theirs:
         expected = plain.loss(latents, plain.encode_captions(batch.captions), noise, timesteps)
         expected.backward()

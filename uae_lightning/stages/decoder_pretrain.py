@@ -125,14 +125,19 @@ def flow_matching(
     size = len(batch.images) * ranks()  # of the global batch
     dropped = own_rows(torch.rand(size, generator=generator)).to(device) < condition_dropout
     conditioning = conditioning.drop(dropped)  # [B, L, D]
-    x0 = latents_of(autoencoder, batch)  # [B, C, h, w]; of other ranks they may have another shape
-    seeds = own_rows(torch.randint(2**63 - 1, (size,), generator=generator))
-    noise = draw_noise(x0.shape, [torch.Generator().manual_seed(seed) for seed in seeds.tolist()], device)
+    x0 = latents_of(autoencoder, batch)  # [B, C, h, w]
+    noise = noise_by_row(x0, generator)
     sigma = own_rows(flow.sample_sigma(size, **levels, generator=generator, device=device))
     error = decoder.loss(x0, conditioning, noise, sigma)  # [B, 1, h, w]
     weight = flow.velocity_weight(sigma, loss_weighting, precondition_outputs=precondition_outputs)
     error = error * flow.per_sample(weight, error)
     return error.mean() if batch.weights is None else weighted_mean(error, batch.weights)
+
+
+def noise_by_row(latents: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, C, h, w] for those of this rank, each from a seed of its own: those of other ranks may have another shape."""
+    seeds = own_rows(torch.randint(2**63 - 1, (len(latents) * ranks(),), generator=generator))
+    return draw_noise(latents.shape, [torch.Generator().manual_seed(seed) for seed in seeds.tolist()], latents.device)
 
 
 def condition_of(autoencoder: AutoEncoder, batch: Batch) -> Conditioning:
