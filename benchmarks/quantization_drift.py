@@ -58,10 +58,10 @@ class Seen:
 
 def main(args: list[str] | None = None) -> None:
     options = parse(args)
-    images = pictures_of(options)
+    exact = build(options.config, "float32")
+    images = pictures_of(options, exact.image_size)
     judges: dict[str, Reward] = {"reward": PerceptualGrid(), "pixels": PixelSimilarity()}
     judges |= {} if options.folder else {"facts": SceneFacts()}
-    exact = build(options.config, "float32")
     asked = sampled(exact, images)
     before = seen(exact, images, asked, judges)
     rows = {}
@@ -84,10 +84,9 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
-def pictures_of(options: argparse.Namespace) -> Tensor:
+def pictures_of(options: argparse.Namespace, side: int) -> Tensor:
     if options.folder is None:
         return pictures([sample_scene("test", 0, index) for index in range(options.pictures)])
-    side = build(options.config, "float32").image_size
     return open_pictures(sorted(options.folder.iterdir())[: options.pictures], side)
 
 
@@ -118,8 +117,8 @@ def sampled(model: AutoEncoder, images: Tensor) -> list[Captions]:
 
 @torch.no_grad()
 def seen(model: AutoEncoder, images: Tensor, asked: list[Captions], judges: dict[str, Reward]) -> Seen:
-    greedy = replace(model.captioning, temperature=0.0)
-    temperature, model.captioning = model.captioning.temperature, greedy
+    temperature = model.captioning.temperature
+    model.captioning = replace(model.captioning, temperature=0.0)
     logp, velocities, captions, scores = [], [], [], {name: [] for name in judges}
     for number, (batch, said) in enumerate(zip(images.split(BATCH), asked, strict=True)):
         logits = model.reader.token_logits(batch, said)

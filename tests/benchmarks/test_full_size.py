@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import transformers as hf
@@ -82,6 +83,12 @@ def test_memory_is_that_of_the_process_and_of_weights_in_their_file(tmp_path):
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     model.load_state_dict(load_file(tmp_path / "model.safetensors"), assign=True)
     assert peak_memory.mapped_weights(model) == 4 * 1024**2
+
+    measured = peak_memory.PeakMemory()  # of a judge, which is no part of the stage
+    measured.peaks["update"] = 1
+    trainer = SimpleNamespace(callbacks=[SimpleNamespace(reward=model)], default_root_dir=tmp_path)
+    measured.on_fit_end(trainer, torch.nn.Linear(1, 1))
+    assert read(tmp_path)["update"] == 1 + 4 * 1024**2
 
 
 def test_the_table_compares_what_both_sides_name():

@@ -20,6 +20,7 @@ from PIL import Image
 from uae_lightning.cli import main
 from uae_lightning.commands import cache as command
 from uae_lightning.data import cache_shards as shards
+from uae_lightning.data.buckets import BucketedData
 from uae_lightning.data.image_text import ImageTextData
 from uae_lightning.prepare import cache_pass
 from uae_lightning.prepare.part import Part
@@ -336,6 +337,8 @@ def test_what_cannot_be_cached_is_refused(photos: Path):
         cache_pass.check_data(ScenesData(batch_size=2))
     with pytest.raises(UsageError, match="random_crop is true.*set it to false"):
         cache_pass.check_data(ImageTextData(str(photos), IMAGE_SIZE, random_crop=True))
+    with pytest.raises(UsageError, match="pictures in a cache are squares"):
+        cache_pass.check_data(BucketedData(str(photos), IMAGE_SIZE, step=8))
     with pytest.raises(UsageError, match="no encoder"):
         cache_pass.check_model(SimpleNamespace(encoder=None))
     with pytest.raises(UsageError, match="mask_padding"):

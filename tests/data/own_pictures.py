@@ -45,10 +45,12 @@ def write_shards(folder: Path, target: Path) -> Path:
     return target
 
 
-def data_for(path: Path | str, *, rank: int = 0, world: int = 1, **options) -> ImageTextData:
+def data_for(
+    path: Path | str, *, rank: int = 0, world: int = 1, kind: type[ImageTextData] = ImageTextData, **options
+) -> ImageTextData:
     """On a rank, as the trainer sees it; `used` below is what the trainer has used up."""
     options = {"resolution": 8, "batch_size": 2, "validation_pictures": 4, "num_workers": 0} | options
-    data = ImageTextData(str(path), **options)
+    data = kind(str(path), **options)
     progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
     root = options.get("validation_path") or path
     data.trainer = SimpleNamespace(

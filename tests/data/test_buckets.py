@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import own_pictures
 import pytest
 import torch
-from own_pictures import used
+from own_pictures import take, used
 from PIL import Image
 
 from uae_lightning.data.buckets import BucketedData, bucket_shapes, nearest
-from uae_lightning.data.image_text import ImageTextData
 from uae_lightning.data.images import cropped
 from uae_lightning.models.diffusers_decoder import DiffusersDecoder
-from uae_lightning.stages.decoder_pretrain import DecoderPretrain
+from uae_lightning.stages import decoder_pretrain
+from uae_lightning.stages.decoder_pretrain import DecoderPretrain, noise_by_row
 from uae_lightning.stages.encoder_rl import EncoderRL
 from uae_lightning.types import Batch
 from uae_lightning.usage import UsageError
@@ -41,21 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def data_for(folder: Path, *, world: int = 1, rank: int = 0, **options) -> BucketedData:
-    options = {"batch_size": 2, "validation_pictures": 4, "num_workers": 0, "max_skipped": 1.0} | options
-    data = BucketedData(str(folder), RESOLUTION, STEP, **options)
-    progress = SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=0)))
-    data.trainer = SimpleNamespace(
-        global_rank=rank,
-        world_size=world,
-        default_root_dir=f"{folder}.out",
-        fit_loop=SimpleNamespace(epoch_loop=progress),
-    )
-    return data
-
-
-def take(data: ImageTextData, batches: int) -> list[Batch]:
-    return list(islice(iter(data.train_dataloader()), batches))
+def data_for(folder: Path, **options) -> BucketedData:
+    options = {"resolution": RESOLUTION, "step": STEP, "max_skipped": 1.0} | options
+    return own_pictures.data_for(folder, kind=BucketedData, **options)
 
 
 def keys(batches: list[Batch]) -> list[str]:
@@ -165,20 +155,10 @@ def test_held_out_pictures_stay_squares(folder: Path):
     assert {batch.images.shape[2:] for batch in data_for(folder).val_dataloader()} == {(RESOLUTION, RESOLUTION)}
 
 
-class Wide(DiffusersDecoder):
-    """As far as sizes go."""
-
-    kind, prediction = None, None
-
-    def __init__(self, unit: int, most: int | None) -> None:
-        torch.nn.Module.__init__(self)
-        self.codec, self.unit, self.most, self.image_size = SimpleNamespace(downsampling=unit), unit, most, RESOLUTION
-
-    patch_size = 1
-    most_patches = property(lambda self: self.most)
-
-    def predict(self, *args):
-        raise NotImplementedError
+def drawing(unit: int, most: int | None) -> SimpleNamespace:
+    """A decoder, as far as sizes go."""
+    sizes = SimpleNamespace(codec=SimpleNamespace(downsampling=unit), patch_size=1, most_patches=most)
+    return SimpleNamespace(check_size=partial(DiffusersDecoder.check_size, sizes))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +174,7 @@ def test_stages_and_decoders_that_need_squares_say_so(folder: Path, stage, unit,
     # red without `latents_suffice`, or without `check_size`
     data, module = data_for(folder), object.__new__(stage)
     torch.nn.Module.__init__(module)
-    module.autoencoder = SimpleNamespace(decoder=Wide(unit, most))
+    module.autoencoder = SimpleNamespace(decoder=drawing(unit, most))
     data.trainer.lightning_module = module
     if message is None:
         data.setup("fit")
@@ -205,3 +185,19 @@ def test_stages_and_decoders_that_need_squares_say_so(folder: Path, stage, unit,
         BucketedData(str(folder), RESOLUTION, 24)
     with pytest.raises(UsageError, match="widest must be at least 1"):
         BucketedData(str(folder), RESOLUTION, STEP, widest=0.5)
+
+
+def test_noise_does_not_depend_on_the_shape_that_other_ranks_have(monkeypatch):
+    # red with the noise of the whole batch drawn at once: what is drawn after it, and a rank's rows, would move
+    def drawn(rank: int, ranks: int, *shape: int) -> tuple[torch.Tensor, float]:
+        monkeypatch.setattr(decoder_pretrain, "ranks", lambda: ranks)
+        monkeypatch.setattr(decoder_pretrain, "own_rows", lambda everyone: everyone.chunk(ranks)[rank])
+        generator = torch.Generator().manual_seed(0)
+        return noise_by_row(torch.empty(shape), generator), torch.rand(1, generator=generator).item()
+
+    (alone, then), (first, _), (second, later) = (
+        drawn(0, 1, 4, 3, 2, 6),
+        drawn(0, 2, 2, 3, 2, 6),
+        drawn(1, 2, 2, 3, 2, 6),
+    )
+    assert torch.equal(alone, torch.cat([first, second])) and then == later == drawn(1, 2, 2, 3, 4, 3)[1]

@@ -21,7 +21,7 @@ from uae_lightning.usage import UsageError
 
 STAGES = [
     *(f"conf/scenes/{name}.yaml" for name in ("decoder_pretrain", "encoder_rl", "decoder_rl", "decoder_matching")),
-    "conf/real/decoder_pretrain.yaml",
+    "conf/real/decoder_pretrain.yaml conf/real/buckets.yaml",
     "conf/scenes/decoder_rl.yaml conf/scenes/decoder_rl_prompts.yaml conf/scenes/decoder_rl_http.yaml",
     "conf/real/decoder_rl.yaml conf/real/decoder_rl_prompts.yaml conf/real/decoder_rl_judge.yaml",
 ]  # those laid over the first behind it

@@ -40,7 +40,8 @@ def main(args: list[str]) -> None:
     picture = open_picture(options.reference) if options.reference else None  # before the models are loaded
     refinement = load_refinement(options, originals=False)
     model = load_chosen(options)
-    check_size(model, options.size)
+    if options.size is not None:
+        check_size(model, *options.size)
     reference = None if picture is None else reference_of(model, picture)
     texts = rewritten(model, options.texts, options.seed) if options.rewrite else options.texts
     if refinement is None:
@@ -116,10 +117,10 @@ def width_and_height(text: str) -> tuple[int, int]:
     return width, height
 
 
-def check_size(model: AutoEncoder, size: tuple[int, int] | None) -> None:
+def check_size(model: AutoEncoder, width: int, height: int) -> None:
     """Raises UsageError where the decoder cannot draw it."""
     try:
-        model.decoder.check_size(*size or (model.image_size, model.image_size))
+        model.decoder.check_size(width, height)
     except ValueError as error:
         raise UsageError(f"--size: {error}") from error
 

@@ -19,7 +19,7 @@ def freed_memory_kept() -> Iterator[None]:
 
     Each step frees and asks again for the same large activations; giving them back costs a page fault per 4 KiB.
     Measured on the embedded decoder's training step: 0.82 to 1.09 CPU-seconds before, 0.65 after. Not for loading: what
-    is freed between what stays leaves holes, 5 GB of them where 3B are quantized (measured, docs/hardware.md). What was
+    is freed between what stays leaves holes, 5 GB of them where 3B are quantized (docs/lab-notes.md). What was
     freed before goes back to the system first. No effect outside Linux.
     """
     libc = ctypes.CDLL(None)
